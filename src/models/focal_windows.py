@@ -1,0 +1,111 @@
+"""Static index tables of focal attention, in NumPy: which keys each window sees, and from where.
+
+Everything here depends only on sizes, never on weights or images, so it is computed once when a model is built (or
+when a checkpoint brings its own tables) and the compiled graph sees constants.
+
+Coordinates are (row, column) on the feature map of one stage. A *level* is a granularity of keys: level 0 holds the
+H x W fine tokens, level 1 holds one pooled token per window.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+
+
+def window_grid(map_size: tuple[int, int], window_size: int) -> tuple[int, int]:
+    """Number of windows down and across a map that whole windows tile.
+
+    Raises:
+        ValueError: the map is not a whole number of windows.
+    """
+    height, width = map_size
+    if height % window_size or width % window_size:
+        raise ValueError(f"a {height}x{width} map is not tiled by {window_size}x{window_size} windows")
+    return height // window_size, width // window_size
+
+
+def query_centres(grid: tuple[int, int], window_size: int, level: int) -> np.ndarray:
+    """Centre of every window in the coordinates of `level`: [nW, 2] int64, windows in row-major order.
+
+    Source: get_topk_closest_indice in the original focal_transformer_v2.py, which scales window indices onto the key
+    map only when the two differ in size: with a single window at level 0 the centre is still the window's middle,
+    but windows of one token need no scaling.
+    """
+    rows, columns = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
+    centres = np.stack([rows.ravel(), columns.ravel()], axis=-1)
+    if level == 0 and window_size > 1:
+        centres = centres * window_size + window_size // 2
+    return centres
+
+
+def level_size(map_size: tuple[int, int], window_size: int, level: int) -> tuple[int, int]:
+    """Rows and columns of tokens at a level: the whole map at level 0, one token per window at level 1."""
+    return map_size if level == 0 else window_grid(map_size, window_size)
+
+
+def nearest_keys(map_size: tuple[int, int], window_size: int, level: int, top_k: int) -> np.ndarray:
+    """The `top_k` tokens of a level closest to each window's centre: [nW, min(top_k, tokens)] int32.
+
+    Distance is Euclidean from token to token. Ties, which sit on the boundary of almost every window, are broken by
+    the token's index; the original leaves them to torch.topk, which is why its checkpoints carry their own tables.
+    """
+    grid = window_grid(map_size, window_size)
+    centres = query_centres(grid, window_size, level)
+    rows, columns = level_size(map_size, window_size, level)
+    key_row, key_column = np.divmod(np.arange(rows * columns), columns)
+    count = min(top_k, rows * columns)
+    chosen = np.empty((len(centres), count), dtype=np.int32)
+    # One window at a time: all at once would hold windows x tokens distances, 400 MB at 896 px.
+    for window, (row, column) in enumerate(centres):
+        squared = (row - key_row) ** 2 + (column - key_column) ** 2
+        chosen[window] = np.argsort(squared, kind="stable")[:count]
+    return chosen
+
+
+def displacements(
+    key_index: np.ndarray, map_size: tuple[int, int], window_size: int, level: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Every query-to-key displacement of a level, as distinct values and an index into them.
+
+    The displacement of a query at offset o from its window's centre c and a key at k is (c - k) * unit + o, where the
+    unit is one token at level 0 and one window at level 1 (WindowAttention.__init__ in focal_transformer_v2.py).
+    These are few distinct pairs of integers: 471 for the 401,408 (query, key) pairs of level 0 in stage 1 at 224 px.
+
+    Args:
+        key_index: [nW, K] tokens of this level seen by each window.
+
+    Returns:
+        distinct: [D, 2] float32, row and column displacement in tokens of the fine map.
+        inverse: [nW, window_size^2, K] int32, which distinct displacement each pair has.
+
+    Raises:
+        ValueError: the table has another number of windows, or points outside the level.
+    """
+    key_index = np.ascontiguousarray(key_index, dtype=np.int32)
+    grid = window_grid(map_size, window_size)
+    rows, columns = level_size(map_size, window_size, level)
+    if key_index.ndim != 2 or key_index.shape[0] != grid[0] * grid[1]:
+        raise ValueError(f"key table has shape {key_index.shape}, expected {grid[0] * grid[1]} windows by keys")
+    if key_index.min() < 0 or key_index.max() >= rows * columns:
+        raise ValueError(f"key table points outside the {rows}x{columns} tokens of level {level}")
+    return _displacements(key_index.tobytes(), key_index.shape[1], map_size, window_size, level)
+
+
+@lru_cache(maxsize=64)  # the blocks of a stage usually have equal tables
+def _displacements(key_bytes, keys, map_size, window_size, level):
+    key_index = np.frombuffer(key_bytes, dtype=np.int32).reshape(-1, keys)
+    grid = window_grid(map_size, window_size)
+    columns = level_size(map_size, window_size, level)[1]
+    centres = query_centres(grid, window_size, level)
+    key_position = np.stack(np.divmod(key_index, columns), axis=-1)  # [nW, K, 2]
+    unit = 1 if level == 0 else window_size
+    from_centre = (centres[:, None] - key_position) * unit  # [nW, K, 2]
+    offset = np.arange(window_size) - window_size // 2
+    offsets = np.stack(np.meshgrid(offset, offset, indexing="ij"), axis=-1).reshape(-1, 2)  # [window_size^2, 2]
+    pairs = from_centre[:, None] + offsets[None, :, None]  # [nW, window_size^2, K, 2]
+    lowest = pairs.reshape(-1, 2).min(axis=0)
+    span = pairs.reshape(-1, 2).max(axis=0) - lowest + 1
+    code = (pairs[..., 0] - lowest[0]) * span[1] + (pairs[..., 1] - lowest[1])
+    distinct_code, inverse = np.unique(code, return_inverse=True)
+    distinct = np.stack(np.divmod(distinct_code, span[1]), axis=-1) + lowest
+    return distinct.astype(np.float32), inverse.reshape(code.shape).astype(np.int32)
