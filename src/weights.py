@@ -6,6 +6,7 @@ both load. Shapes are never guessed: what does not fit is listed by name.
 Training checkpoints hold more than weights, told apart by the prefixes below (written by src/training/checkpoint.py).
 """
 
+import json
 import re
 from pathlib import Path
 
@@ -21,6 +22,8 @@ EMA_PREFIX = "ema."  # exponential moving average of the weights
 OPTIMIZER_PREFIX = "optimizer."  # moments
 STATE_PREFIX = "state."  # step counters, loss scale, best metric, configuration, class names
 
+CLASSES = STATE_PREFIX + "classes"  # class names by index, as JSON
+
 # Buffers of the official files that follow from sizes alone and are rebuilt here.
 DERIVED_BUFFERS = re.compile(r"(^|\.)(topk_cloest_coords_\d+|window_coords|attn_mask)$")
 
@@ -32,11 +35,10 @@ class WeightsError(UserError):
 def official_names(model: nn.Cell) -> dict[str, Parameter]:
     """The model's parameters by the names the original PyTorch code gives them."""
     names = {}
-    for path, cell in model.cells_and_names():
-        torch_name = {"gamma": "weight", "beta": "bias"} if isinstance(cell, nn.LayerNorm | nn.GroupNorm) else {}
-        for local, parameter in cell._params.items():
-            local = torch_name.get(local, local)
-            names[f"{path}.{local}" if path else local] = parameter
+    for parameter in model.get_parameters():
+        path, _, local = parameter.name.rpartition(".")
+        local = {"gamma": "weight", "beta": "bias"}.get(local, local)  # MindSpore's norm layers
+        names[f"{path}.{local}" if path else local] = parameter
     return names
 
 
@@ -50,7 +52,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Parameter | int | float | str
     if not path.is_file():
         raise WeightsError(f"checkpoint {path}: no such file")
     try:
-        return ms.load_checkpoint(str(path))
+        return ms.load_checkpoint(str(path), crc_check=True)
     except (ValueError, RuntimeError, OSError) as error:
         raise WeightsError(f"checkpoint {path}: not a readable MindSpore checkpoint (damaged or cut short?)") from error
 
@@ -87,6 +89,17 @@ def read_weights(path: str | Path, ema: bool = False) -> dict[str, np.ndarray]:
     return weights
 
 
+def has_average(path: str | Path) -> bool:
+    """Whether a checkpoint holds averaged (EMA) weights."""
+    return Path(path).suffix == ".ckpt" and any(name.startswith(EMA_PREFIX) for name in read_checkpoint(path))
+
+
+def saved_classes(path: str | Path) -> tuple[str, ...] | None:
+    """Class names by index from a training checkpoint; None where a file has none."""
+    text = read_checkpoint(path).get(CLASSES) if Path(path).suffix == ".ckpt" else None
+    return tuple(json.loads(text)) if text else None
+
+
 def load_weights(
     model: nn.Cell, source: str | Path | dict, strict: bool = True, ema: bool = False
 ) -> tuple[list[str], list[str]]:
@@ -120,7 +133,9 @@ def load_weights(
     shapes = {name: tuple(np.shape(arrays[name])) for name in arrays if name in targets}
     misshapen = [name for name, shape in shapes.items() if shape != tuple(targets[name].shape)]
     if strict and (missing or unexpected or misshapen):
-        raise WeightsError(f"{label}: not of this model; " + _differences(missing, unexpected, misshapen, shapes, targets))
+        raise WeightsError(
+            f"{label}: not of this model; " + _differences(missing, unexpected, misshapen, shapes, targets)
+        )
 
     for name, value in arrays.items():
         if name in shapes and name not in misshapen:

@@ -41,9 +41,10 @@ class QKVProjection(nn.Cell):
     def project(self, rows, third):
         """rows [R, C] times one third of the weight: [R, C]."""
         start = third * self.dim
-        projected = self.matmul(rows, self.weight[start : start + self.dim])
+        # Mixed precision casts parameters, not slices of them: the slices follow the activations.
+        projected = self.matmul(rows, self.weight[start : start + self.dim].astype(rows.dtype))
         if self.has_bias:
-            projected = projected + self.bias[start : start + self.dim]
+            projected = projected + self.bias[start : start + self.dim].astype(rows.dtype)
         return projected
 
     def construct(self, query_tokens, key_tokens):
@@ -91,7 +92,9 @@ class FocalAttention(nn.Cell):
         for level in range(focal_level):
             table = Tensor(nearest_keys(map_size, window_size, level, top_k))
             name = key_table_name(level)
-            self.insert_param_to_cell(name, Parameter(table, name=name, requires_grad=False), check_name_contain_dot=False)
+            self.insert_param_to_cell(
+                name, Parameter(table, name=name, requires_grad=False), check_name_contain_dot=False
+            )
         self.adopt_key_tables()
 
         self.scores = ops.BatchMatMul(transpose_b=True)
@@ -499,9 +502,7 @@ class FocalTransformerV2(nn.Cell):
             downsample = None
             if stage < stages - 1:
                 # Downsampling always normalises, whatever patch_norm says of the stem.
-                downsample = PatchEmbed(
-                    dim, 2 * dim, 2, use_conv_embed, False, True, use_pre_norm, conv_implementation
-                )
+                downsample = PatchEmbed(dim, 2 * dim, 2, use_conv_embed, False, True, use_pre_norm, conv_implementation)
             layers.append(FocalStage(blocks, map_size, downsample))
             map_size = (map_size[0] // 2, map_size[1] // 2)
         self.layers = nn.CellList(layers)

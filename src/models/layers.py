@@ -47,13 +47,12 @@ class Conv2d(nn.Cell):
         self.out_channels = out_channels
         self.fan_in = fan_in
         self.unfold = implementation == "unfold"
-        self.patch_matmul = ops.BatchMatMul(transpose_a=True, transpose_b=False)
         self.conv2d = ops.Conv2D(out_channels, kernel_size, pad_mode="pad", pad=padding, stride=stride)
 
     def construct(self, x):
         if self.unfold:
             patches = ops.unfold(x, self.kernel_size, padding=self.padding, stride=self.stride)  # [B, fan_in, L]
-            weight = self.weight.reshape((self.out_channels, self.fan_in))
+            weight = self.weight.reshape((self.out_channels, self.fan_in)).astype(x.dtype)
             tokens = ops.matmul(patches.transpose((0, 2, 1)), weight.transpose((1, 0)))  # [B, L, out]
         else:
             maps = self.conv2d(x, self.weight)  # [B, out, H', W']

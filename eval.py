@@ -1,0 +1,28 @@
+"""Evaluate a checkpoint on one device: python eval.py --config X [--checkpoint C] (without C, the run's best)."""
+
+import sys
+
+from src.cli import WEIGHTS, configuration, parser, run
+
+
+def main(arguments: list[str]) -> None:
+    options = parser("eval.py", __doc__)
+    options.add_argument(
+        "--checkpoint", "--pretrained", metavar="FILE", help="default: the best of the configuration's run"
+    )
+    options.add_argument(
+        "--weights", choices=WEIGHTS, default="auto", help="auto: the EMA weights if the file has them"
+    )
+    options.add_argument("--json", metavar="FILE", help="also write the result there")
+    options = options.parse_args(arguments)
+
+    from src.distributed import check_device_num, start
+    from src.evaluation import evaluate_checkpoint
+
+    check_device_num(options.device_num, "eval.py", arguments)
+    config = configuration(options)
+    evaluate_checkpoint(config, start(config.runtime), options.checkpoint, options.weights, options.json)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, "eval.py"))

@@ -1,0 +1,39 @@
+"""Export a checkpoint: python export.py --config X --checkpoint C --format MINDIR --output model.mindir"""
+
+import sys
+
+from src.cli import WEIGHTS, configuration, parser, run
+
+
+def main(arguments: list[str]) -> None:
+    options = parser("export.py", __doc__)
+    options.add_argument(
+        "--checkpoint", "--pretrained", metavar="FILE", help="default: the best of the configuration's run"
+    )
+    options.add_argument(
+        "--weights", choices=WEIGHTS, default="auto", help="auto: the EMA weights if the file has them"
+    )
+    options.add_argument("--format", default="MINDIR", type=str.upper, choices=("MINDIR", "AIR", "ONNX"))
+    options.add_argument(
+        "--output", metavar="FILE", help="default: beside the run's checkpoints, by the name of the configuration"
+    )
+    options.add_argument("--batch_size", type=int, default=1, help="images per call of the exported model")
+    options = options.parse_args(arguments)
+
+    from src.distributed import start
+    from src.exporting import export_checkpoint
+
+    config = configuration(options)
+    export_checkpoint(
+        config,
+        start(config.runtime),
+        options.checkpoint,
+        options.weights,
+        options.format,
+        options.output,
+        options.batch_size,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, "export.py"))

@@ -1,0 +1,87 @@
+"""The command line that train.py, eval.py and export.py share.
+
+Besides `--config` and `section.key=value`, the flags of the 2022 reports keep working: --arch, --pretrained,
+--device_target, --device_id, --device_num, --data_url, --train_url, --run_openi. They are other spellings of configuration
+keys, or handled here.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+
+from src.errors import UserError
+
+WEIGHTS = ("auto", "raw", "ema")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def boolean(text: str) -> bool:
+    """true or false, in the spellings of the old ports."""
+    if text.lower() in ("true", "1", "yes"):
+        return True
+    if text.lower() in ("false", "0", "no"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+def parser(script: str, description: str) -> argparse.ArgumentParser:
+    """The flags that all entry points have."""
+    result = _Parser(prog=script, description=description, allow_abbrev=False)
+    result.add_argument("overrides", nargs="*", metavar="section.key=value", help="configuration values to replace")
+    result.add_argument("--config", help="YAML file, or the name of one under configs/")
+    result.add_argument("--arch", metavar="NAME", help="the same, by name")
+    result.add_argument("--data_url", metavar="PATH", help="folder that holds train/ and val/ (data.path)")
+    result.add_argument("--device_target", help="auto, CPU or Ascend (runtime.device_target)")
+    result.add_argument("--device_id", type=int, help="device of this process (runtime.device_id)")
+    result.add_argument("--device_num", type=int, help="number of processes expected to have been launched")
+    result.add_argument("--debug", action="store_true", help="show tracebacks and MindSpore's own messages")
+    return result
+
+
+def configuration(options, **extra: object):
+    """The configuration that parsed options ask for. `extra` maps "section__key" to a value or None (not given).
+
+    Raises:
+        UserError: neither --config nor --arch, or both; and what load_config raises.
+    """
+    from src.config import load_config
+
+    if (options.config is None) == (options.arch is None):
+        raise UserError("give one of --config FILE and --arch NAME")
+    flags = {
+        "data.path": options.data_url,
+        "runtime.device_target": options.device_target,
+        "runtime.device_id": options.device_id,
+        **{key.replace("__", "."): value for key, value in extra.items()},
+    }
+    from_flags = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    return load_config(options.config or options.arch, from_flags + options.overrides)
+
+
+def run(main, script: str) -> int:
+    """Call an entry point with the command line; returns its exit code.
+
+    A UserError becomes one line on stderr and code 1, without a traceback unless --debug. Other exceptions are
+    defects and keep theirs.
+    """
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    # Before MindSpore is imported, which is why entry points import inside their functions. It logs, over many
+    # lines, errors that it also raises.
+    os.environ.setdefault("GLOG_v", "3" if debug else "4")
+    try:
+        main(arguments)
+        return 0
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"{script}: error: {error}", file=sys.stderr, flush=True)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{script}: interrupted", file=sys.stderr, flush=True)
+        return 130

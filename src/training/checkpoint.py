@@ -1,0 +1,164 @@
+"""The state of a training run, and its way to disk and back.
+
+A checkpoint is one MindSpore .ckpt file: the weights under their own names (so `mindspore.load_checkpoint` and
+src/weights.py read it as weights), and by prefix the moving average, the optimizer's moments and the rest of the state.
+Files are written beside their final name, synced, and renamed: at every moment each name holds a whole checkpoint.
+"""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import mindspore as ms
+import yaml
+from mindspore import Parameter, Tensor, nn
+
+from src.config import Config
+from src.errors import UserError
+from src.weights import CLASSES, EMA_PREFIX, STATE_PREFIX, load_weights, read_checkpoint
+
+PROGRESS, CONFIG = STATE_PREFIX + "progress", STATE_PREFIX + "config"
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be written, or one that this run cannot go on from."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands. Random streams are keyed by seed, epoch and update, so this is their whole state."""
+
+    epoch: int = 0  # whole epochs done
+    update: int = 0  # updates done, skipped ones included
+    best_top1: float = -1.0  # per cent
+    best_epoch: int = 0
+
+
+@dataclass
+class TrainState:
+    """Everything that training changes, in one object that saves and restores."""
+
+    model: nn.Cell
+    optimizer: nn.Cell
+    loss_scale: nn.Cell
+    ema: nn.Cell | None
+    config: Config
+    classes: tuple[str, ...]
+    progress: Progress = field(default_factory=Progress)
+
+    def parameters(self) -> list[Parameter]:
+        """Every tensor of the state, the model's first."""
+        parts = [self.optimizer, self.loss_scale] + ([self.ema] if self.ema is not None else [])
+        return [*self.model.get_parameters(), *(p for part in parts for p in part.state())]
+
+    def save(self, path: Path) -> None:
+        """Write the state to a file, atomically.
+
+        Raises:
+            CheckpointError: no room, no permission; what was there before is untouched.
+        """
+        texts = {
+            PROGRESS: json.dumps(self.progress.__dict__),
+            CONFIG: self.config.to_yaml(),
+            CLASSES: json.dumps(self.classes),
+        }
+        tensors = [{"name": p.name, "data": Tensor(p.asnumpy())} for p in self.parameters()]
+        # MindSpore insists on the suffix.
+        temporary = path.with_name(f".{path.stem}.writing.ckpt")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            ms.save_checkpoint(tensors, str(temporary), append_dict=texts, crc_check=True)
+            replace_synced(temporary, path)
+        except (OSError, RuntimeError, ValueError) as error:
+            temporary.unlink(missing_ok=True)
+            raise CheckpointError(
+                f"checkpoint {path}: cannot be written ({error}); earlier checkpoints are intact"
+            ) from error
+
+    def restore(self, path: Path) -> None:
+        """Take everything from a checkpoint that `save` wrote.
+
+        Raises:
+            WeightsError: damaged, or of another model (the first differing parameters are named).
+            CheckpointError: weights without a training state, or a state of another kind.
+        """
+        content = read_checkpoint(path)
+        if PROGRESS not in content:
+            raise CheckpointError(
+                f"checkpoint {path}: holds weights but no training state to resume; start from it with train.pretrained={path}"
+            )
+        classes = tuple(json.loads(content[CLASSES]))
+        if classes != self.classes:
+            raise CheckpointError(
+                f"checkpoint {path}: was trained on other classes ({len(classes)}: {classes[0]}, ...)"
+            )
+        load_weights(self.model, path)
+        model = {p.name for p in self.model.get_parameters()}
+        for parameter in self.parameters():
+            if parameter.name in model:
+                continue
+            value = content.get(parameter.name)
+            if value is None and parameter.name.startswith(EMA_PREFIX):
+                # The run had no average until now: it starts at the weights.
+                value = content[parameter.name.removeprefix(EMA_PREFIX)]
+            if value is None or tuple(value.shape) != tuple(parameter.shape):
+                raise CheckpointError(f"checkpoint {path}: holds no {parameter.name} of shape {tuple(parameter.shape)}")
+            parameter.set_data(Tensor(value.asnumpy(), parameter.dtype))
+        self.progress = Progress(**json.loads(content[PROGRESS]))
+
+
+def replace_synced(temporary: Path, path: Path) -> None:
+    """Rename a finished file over another, after its bytes are on the disk."""
+    _sync(temporary)
+    os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class CheckpointFolder:
+    """The checkpoints of a run: epoch_0007.ckpt and so on, and the names last.ckpt and best.ckpt."""
+
+    def __init__(self, path: Path, keep: int):
+        self.path = path
+        self.keep = keep
+        self.last = path / "last.ckpt"
+        self.best = path / "best.ckpt"
+
+    def save(self, state: TrainState, is_best: bool) -> Path:
+        """Write the state after an epoch, point last (and best) at it, and drop the oldest beyond `keep`."""
+        path = self.path / f"epoch_{state.progress.epoch:04d}.ckpt"
+        state.save(path)
+        self._point(self.last, path)
+        if is_best:
+            self._point(self.best, path)
+        for old in self.epochs()[: -self.keep]:
+            old.unlink()
+        return path
+
+    def epochs(self) -> list[Path]:
+        """Per-epoch files, oldest first."""
+        return sorted(self.path.glob("epoch_*.ckpt"), key=lambda path: int(path.stem.split("_")[1]))
+
+    @staticmethod
+    def _point(name: Path, path: Path) -> None:
+        """Make `name` the same file as `path`: a second hard link costs no space, and outlives the first."""
+        temporary = name.with_name(f".{name.name}.link")
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(path, temporary)
+        except OSError:  # file systems without hard links
+            temporary.write_bytes(path.read_bytes())
+        replace_synced(temporary, name)
+
+
+def saved_config(path: Path) -> dict:
+    """The resolved configuration in a training checkpoint, as nested dictionaries."""
+    return yaml.safe_load(read_checkpoint(path)[CONFIG])

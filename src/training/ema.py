@@ -1,0 +1,60 @@
+"""Exponential moving average of the weights."""
+
+from contextlib import contextmanager
+
+import mindspore as ms
+from mindspore import ParameterTuple, nn, ops
+
+from src.weights import EMA_PREFIX
+
+
+class ExponentialMovingAverage(nn.Cell):
+    """average = decay * average + (1 - decay) * weight after every update, starting at the initial weights.
+
+    Only trained parameters are averaged. The models here have no BatchNorm, so there are no running statistics that
+    would need averaging or copying; a model with them would.
+
+    Args:
+        warmup: limit the decay of update t (from 1) to (1 + t) / (10 + t), so that a short run's average is not mostly
+            its random start.
+    """
+
+    def __init__(self, parameters, decay: float, warmup: bool = False):
+        super().__init__(auto_prefix=False)
+        self.decay = decay
+        self.warmup = warmup
+        self.parameters = ParameterTuple(parameters)
+        self.averages = ParameterTuple([self._clone(parameter) for parameter in parameters])
+
+    @staticmethod
+    def _clone(parameter):
+        average = parameter.clone()
+        average.name = EMA_PREFIX + parameter.name
+        average.requires_grad = False
+        return average
+
+    def state(self):
+        """Everything that a checkpoint must hold."""
+        return list(self.averages)
+
+    def construct(self, step):
+        """Take in the current weights. `step` is the float number of updates made, this one included."""
+        weight = 1.0 - self.decay
+        if self.warmup:
+            weight = ops.maximum(weight, 1.0 - (1.0 + step) / (10.0 + step))
+        for i in range(len(self.parameters)):
+            average = self.averages[i]
+            ops.assign(average, average + (self.parameters[i] - average) * weight)
+        return step
+
+    @contextmanager
+    def applied(self):
+        """Within the context the model has the averaged weights; afterwards its own again."""
+        own = [ms.Tensor(parameter.asnumpy()) for parameter in self.parameters]
+        for parameter, average in zip(self.parameters, self.averages, strict=True):
+            parameter.set_data(ms.Tensor(average.asnumpy()))
+        try:
+            yield
+        finally:
+            for parameter, value in zip(self.parameters, own, strict=True):
+                parameter.set_data(value)

@@ -1,0 +1,325 @@
+"""The training loop."""
+
+import json
+import time
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+
+from src.config import Config
+from src.data.image_folder import (
+    ImageFolder,
+    UnreadableImages,
+    check_classes,
+    eval_dataset,
+    resolve_workers,
+    rows,
+    train_dataset,
+)
+from src.data.transforms import EvalTransform, TrainTransform
+from src.distributed import Dist
+from src.errors import UserError
+from src.evaluation import Metrics, evaluate
+from src.precision import apply_precision, missing_kernel
+from src.training.checkpoint import CheckpointError, CheckpointFolder, TrainState, saved_config
+from src.training.ema import ExponentialMovingAverage
+from src.training.loss import SoftTargetCrossEntropy, soft_targets
+from src.training.optimizer import create_optimizer
+from src.training.progress import ProgressLog, duration
+from src.training.schedule import learning_rate
+from src.training.train_step import LossScale, TrainStep
+from src.weights import load_weights
+
+NOISE_STREAM = 2  # tells the generators of stochastic depth and dropout from others of the same seed
+
+# Keys that may differ between a run and its continuation without changing what is trained.
+INCIDENTAL = (
+    "name",
+    "data.path",
+    "data.workers",
+    "data.prefetch",
+    "train.resume",
+    "train.stop_after_epoch",
+    "train.log_interval",
+    "train.keep_checkpoints",
+    "runtime.output",
+    "runtime.device_id",
+)
+
+
+def refuse_missing_features(config: Config) -> None:
+    """Raises UserError for recipe options whose training side does not exist yet."""
+    augment = config.augment
+    neutral = {"mixup": 0.0, "cutmix": 0.0, "auto_augment": None, "erasing": 0.0}
+    wanted = [key for key, off in neutral.items() if getattr(augment, key) != off]
+    if wanted:
+        off = " ".join(f"augment.{key}={'null' if neutral[key] is None else 0}" for key in wanted)
+        raise UserError(f"training with {', '.join(wanted)} is not there yet (evaluation is); to train without: {off}")
+
+
+class Trainer:
+    """One training run: built from a configuration, then `run`.
+
+    Raises:
+        UserError: data, checkpoints or options that do not fit; nothing has been written by then.
+    """
+
+    def __init__(self, config: Config, dist: Dist):
+        refuse_missing_features(config)
+        self.config, self.dist = config, dist
+        self.output = config.output
+        self.checkpoints = CheckpointFolder(self.output / "checkpoints", config.train.keep_checkpoints)
+        resume_from = self._resume_from()
+
+        arguments = config.model.resolved()
+        train_folder = ImageFolder.open(Path(config.data.path) / config.data.train)
+        val_folder = ImageFolder.open(Path(config.data.path) / config.data.val)
+        check_classes(train_folder, val_folder, arguments["num_classes"])
+        self.num_classes = arguments["num_classes"]
+
+        self.model = config.build_model(dist.device_target)
+        if config.train.pretrained and resume_from is None:
+            load_weights(self.model, config.train.pretrained)
+        self.state = TrainState(
+            model=self.model,
+            optimizer=create_optimizer(
+                self.model, config.optimizer.weight_decay, config.optimizer.betas, config.optimizer.eps
+            ),
+            loss_scale=LossScale(
+                1.0 if config.amp.loss_scale == "none" else config.amp.init_scale,
+                config.amp.loss_scale == "dynamic",
+                config.amp.growth_interval,
+            ),
+            ema=ExponentialMovingAverage(self.model.trainable_params(), config.ema.decay, config.ema.warmup)
+            if config.ema.enabled
+            else None,
+            config=config,
+            classes=train_folder.classes,
+        )
+        if resume_from is not None:
+            self.state.restore(resume_from)
+        self.resume_from = resume_from
+        self._build_data(train_folder, val_folder)
+
+        self.network = apply_precision(self.model, config.amp.level)
+        parameters = self.model.trainable_params()
+        self.step = TrainStep(
+            self.network,
+            SoftTargetCrossEntropy(),
+            parameters,
+            self.state.optimizer,
+            self.state.loss_scale,
+            ema=self.state.ema,
+            clip_norm=config.optimizer.clip_norm,
+            accumulation_steps=config.train.accumulation_steps,
+            reducer=dist.gradient_reducer(parameters),
+            float_status=dist.device_target == "Ascend",
+        )
+        self.step.set_train()
+
+    def _resume_from(self) -> Path | None:
+        """The checkpoint to go on from, or None to begin."""
+        resume = self.config.train.resume
+        if isinstance(resume, str) and resume != "auto":
+            return Path(resume)
+        if not self.checkpoints.last.exists():
+            return None
+        if resume:
+            return self.checkpoints.last
+        raise UserError(
+            f"{self.output} holds a run already; go on with train.resume=auto, or name another folder with runtime.output="
+        )
+
+    def _build_data(self, train_folder: ImageFolder, val_folder: ImageFolder) -> None:
+        config, dist = self.config, self.dist
+        train = config.train
+        size = tuple(self.model.img_size)
+        workers = resolve_workers(config.data.workers, dist.size)
+        self.unreadable = UnreadableImages(self.output / f"unreadable_images_{dist.rank}.txt")
+        self.global_batch = train.batch_size * train.accumulation_steps * dist.size
+        self.updates_per_epoch = train_folder.size // self.global_batch
+        ms.dataset.config.set_prefetch_size(config.data.prefetch)
+        remaining = max(train.epochs - self.state.progress.epoch, 1)
+        self.train_batches = rows(
+            train_dataset(
+                train_folder,
+                TrainTransform(size, config.augment, config.runtime.seed),
+                config.data,
+                batch_size=train.batch_size,
+                batches_per_update=train.accumulation_steps,
+                unreadable=self.unreadable,
+                first_epoch=self.state.progress.epoch,
+                rank=dist.rank,
+                ranks=dist.size,
+                workers=workers,
+            ),
+            remaining,
+        )
+        passes = 2 if config.ema.enabled else 1
+        self.eval_batches = rows(
+            eval_dataset(
+                val_folder,
+                EvalTransform(size, config.eval.crop_ratio, config.augment.interpolation),
+                config.data,
+                batch_size=config.eval.batch_size,
+                unreadable=self.unreadable,
+                rank=dist.rank,
+                ranks=dist.size,
+                workers=workers,
+            ),
+            remaining * passes,
+        )
+
+    def run(self) -> dict:
+        """Train to the end; returns the run's summary, which is also in summary.json, or {} if there was nothing to do."""
+        config, progress = self.config, self.state.progress
+        last_epoch = min(config.train.epochs, config.train.stop_after_epoch or config.train.epochs)
+        self.log = ProgressLog(
+            config.train.epochs,
+            self.updates_per_epoch,
+            progress.update,
+            config.train.log_interval,
+            self.dist.is_main,
+        )
+        self._announce()
+        if progress.epoch >= last_epoch:
+            self.log.line(f"already trained to epoch {progress.epoch}: {self.checkpoints.best}")
+            return {}
+        start = time.perf_counter()
+        skipped = 0
+        for epoch in range(progress.epoch, last_epoch):
+            skipped += self._train_epoch(epoch)
+            progress.epoch = epoch + 1
+            evaluates = progress.epoch % config.eval.interval == 0 or progress.epoch == last_epoch
+            is_best = self._evaluate() if evaluates else False
+            if self.dist.is_main:
+                self.checkpoints.save(self.state, is_best)
+        return self._finish(time.perf_counter() - start, skipped)
+
+    def _announce(self) -> None:
+        config, progress = self.config, self.state.progress
+        parameters = sum(parameter.size for parameter in self.model.trainable_params())
+        self.log.line(
+            f"{config.model.name}: {parameters:,} parameters, {self.num_classes} classes, {self.dist.device_target} x "
+            f"{self.dist.size}, {self.updates_per_epoch} updates of {self.global_batch} images an epoch, amp {config.amp.level}"
+        )
+        if self.resume_from is not None:
+            self.log.line(f"resuming {self.resume_from} after epoch {progress.epoch}")
+            for key, before, now in changed_keys(self.resume_from, config):
+                self.log.line(f"changed since: {key} {before} -> {now}")
+        if self.dist.is_main:
+            try:
+                self.output.mkdir(parents=True, exist_ok=True)
+                (self.output / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+            except OSError as error:
+                raise CheckpointError(f"output folder {self.output}: cannot be written ({error.strerror})") from error
+
+    def _train_epoch(self, epoch: int) -> int:
+        """One epoch; returns the number of updates skipped because of overflow."""
+        config, progress = self.config, self.state.progress
+        accumulation = config.train.accumulation_steps
+        self.network.set_train()
+        self.log.start_epoch(epoch + 1)
+        finite_flags = []
+        for index, (images, labels) in enumerate(self.train_batches):
+            rate = learning_rate(
+                config.schedule,
+                config.optimizer,
+                config.train.epochs,
+                progress.update,
+                self.updates_per_epoch,
+                self.global_batch,
+            )
+            completes = (index + 1) % accumulation == 0
+            loss, _, finite = self._step(images, labels, rate, index % accumulation, completes)
+            if completes:
+                progress.update += 1
+                finite_flags.append(finite)
+                self.log.update(progress.update, self.global_batch, lambda value=loss: float(value.asnumpy()), rate)
+        self.log.end_epoch()
+        skipped = sum(not bool(flag.asnumpy()) for flag in finite_flags)
+        if skipped:
+            scale = float(self.state.loss_scale.value.asnumpy())
+            self.log.line(f"epoch {epoch + 1}: {skipped} updates skipped for overflow, loss scale now {scale:g}")
+        return skipped
+
+    def _step(self, images: np.ndarray, labels: np.ndarray, rate: float, part: int, completes: bool):
+        config, progress = self.config, self.state.progress
+        targets = soft_targets(labels, self.num_classes, config.augment.label_smoothing)
+        noise = np.random.default_rng([config.runtime.seed, NOISE_STREAM, progress.update, part, self.dist.rank])
+        try:
+            return self.step(
+                Tensor(images),
+                Tensor(targets),
+                Tensor(rate, ms.float32),
+                self.model.draw_drop_path(noise, len(labels)),
+                Tensor(noise.integers(2**31), ms.int32),
+                completes,
+            )
+        except (RuntimeError, TypeError) as error:
+            raise missing_kernel(error, config.amp.level, self.dist.device_target) from error
+
+    def _evaluate(self) -> bool:
+        """Evaluate raw and averaged weights; returns whether this is the best epoch so far."""
+        progress = self.state.progress
+        batch_size = self.config.eval.batch_size
+        metrics = evaluate(self.network, self.eval_batches, batch_size, self.dist)
+        self.log.line(f"epoch {progress.epoch}/{self.config.train.epochs}  raw {metrics}")
+        if self.state.ema is not None:
+            with self.state.ema.applied():
+                metrics = evaluate(self.network, self.eval_batches, batch_size, self.dist)
+            self.log.line(f"epoch {progress.epoch}/{self.config.train.epochs}  ema {metrics}")
+        return self._is_best(metrics)
+
+    def _is_best(self, metrics: Metrics) -> bool:
+        progress = self.state.progress
+        if metrics.top1 <= progress.best_top1:
+            return False
+        progress.best_top1, progress.best_epoch = metrics.top1, progress.epoch
+        return True
+
+    def _finish(self, seconds: float, skipped: int) -> dict:
+        progress = self.state.progress
+        unreadable = self.unreadable.read()
+        for image, reason in unreadable.items():
+            self.log.line(
+                f"unreadable image {image} ({reason}); replaced by its neighbour in training, not counted in evaluation"
+            )
+        weights = "EMA" if self.state.ema is not None else "raw"
+        self.log.line(
+            f"trained {progress.epoch} epochs in {duration(seconds)}; best {weights} top-1 {progress.best_top1:.2f}% "
+            f"(epoch {progress.best_epoch}): {self.checkpoints.best}"
+        )
+        summary = {
+            "epochs": progress.epoch,
+            "updates": progress.update,
+            "best_top1": progress.best_top1,
+            "best_epoch": progress.best_epoch,
+            "weights": weights,
+            "seconds": round(seconds, 1),
+            "skipped_updates": skipped,
+            "unreadable_images": sorted(unreadable),
+            "checkpoint": str(self.checkpoints.best),
+        }
+        if self.dist.is_main:
+            (self.output / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+        return summary
+
+
+def changed_keys(checkpoint: Path, config: Config) -> list[tuple[str, object, object]]:
+    """(key, value then, value now) of what the checkpoint's configuration has otherwise, where it matters."""
+    then, now = flatten(saved_config(checkpoint)), flatten(config.to_dict())
+    keys = [key for key in {**then, **now} if key not in INCIDENTAL]
+    return [(key, then.get(key), now.get(key)) for key in keys if then.get(key) != now.get(key)]
+
+
+def flatten(sections: dict) -> dict[str, object]:
+    """{"section": {"key": value}} as {"section.key": value}."""
+    flat = {}
+    for section, value in sections.items():
+        flat.update(
+            {f"{section}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {section: value}
+        )
+    return flat
