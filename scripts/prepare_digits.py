@@ -1,8 +1,8 @@
 """Write scikit-learn's handwritten digits as an image folder: python scripts/prepare_digits.py [--output data/digits]
 
-1,797 real 8x8 scans of 10 digits come with scikit-learn (UCI ML "Optical Recognition of Handwritten Digits"), so nothing
-is downloaded. They become PNG files <output>/{train,val}/<digit>/<number>.png, 80% and 20% of every digit. A folder
-that is already whole is left alone.
+1,797 real 8x8 scans of 10 digits come with scikit-learn (UCI, "Optical Recognition of Handwritten Digits"),
+so nothing is downloaded. They become PNG files <output>/{train,val}/<digit>/<number>.png, 80% and 20% of every digit.
+A folder that is already whole is left alone.
 """
 
 import argparse

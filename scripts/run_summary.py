@@ -14,9 +14,8 @@ def main() -> None:
     print(f"\n{run.name}: {summary['epochs']} epochs in {summary['seconds']:.0f} s, compilation included")
     for weights in ("raw", "ema"):
         result = json.loads((run / f"eval_{weights}.json").read_text())
-        print(
-            f"  {weights} weights   top-1 {result['top1']:.2f}%   top-5 {result['top5']:.2f}%   of {result['count']} images"
-        )
+        accuracy = f"top-1 {result['top1']:.2f}%  top-5 {result['top5']:.2f}%"
+        print(f"  {weights} weights    {accuracy}  ({result['count']} images, {result['checkpoint']})")
     for label, path in (
         ("checkpoint", run / "checkpoints" / "best.ckpt"),
         ("MINDIR", run / f"{run.name}.mindir"),

@@ -1,8 +1,8 @@
 """The command line that train.py, eval.py and export.py share.
 
 Besides `--config` and `section.key=value`, the flags of the 2022 reports keep working: --arch, --pretrained,
---device_target, --device_id, --device_num, --data_url, --train_url, --run_openi. They are other spellings of configuration
-keys, or handled here.
+--device_target, --device_id, --device_num, --data_url, --train_url, --run_openi. They are other spellings of
+configuration keys, or handled here.
 """
 
 import argparse

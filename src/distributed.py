@@ -116,8 +116,8 @@ def start(runtime) -> Dist:
     if size > 1:
         if device_target == "CPU" and launcher != "msrun":
             raise UserError(
-                f"{size} CPU processes need MindSpore's own launcher: msrun --worker_num={size} --local_worker_num={size} "
-                "--join=True train.py ..."
+                f"{size} CPU processes need MindSpore's own launcher: "
+                f"msrun --worker_num={size} --local_worker_num={size} --join=True train.py ..."
             )
         ms.communication.init("hccl" if device_target == "Ascend" else "mccl")
         ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True)

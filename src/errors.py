@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-    """Bad input. Its message is one line that names the thing and the remedy; entry points print it without a traceback."""
+    """Bad input. Its message is one line naming the thing and the remedy; entry points print it without a traceback."""

@@ -74,7 +74,7 @@ def evaluate(network: nn.Cell, epoch, batch_size: int, dist) -> Metrics:
 
     Args:
         network: images [B, C, H, W] to logits [B, classes]; put into evaluation mode and back.
-        epoch: iterable of (images, labels, weights); a short last batch is filled up, so that the graph keeps one shape.
+        epoch: iterable of (images, labels, weights); a short last batch is filled up, for the graph to keep its shape.
     """
     was_training = network.training
     network.set_train(False)
@@ -87,7 +87,7 @@ def evaluate(network: nn.Cell, epoch, batch_size: int, dist) -> Metrics:
         counts += batch_counts(logits, labels, weights)
     network.set_train(was_training)
     total = dist.sum(counts)
-    return Metrics(*(int(round(float(value))) for value in total[:3]), float(total[3]))
+    return Metrics(*(round(float(value)) for value in total[:3]), float(total[3]))
 
 
 def run_checkpoint(config: Config, checkpoint: str | None) -> Path:

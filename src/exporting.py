@@ -79,7 +79,7 @@ def sample_images(config: Config, model: nn.Cell, count: int) -> tuple[np.ndarra
 
 
 def verify_mindir(path: Path, model: nn.Cell, images: np.ndarray, tolerance: float = 1e-4) -> float:
-    """Largest difference between the logits of a MINDIR file and of the model it came from, relative to the largest logit.
+    """Largest difference between the logits of a MINDIR file and its model's, relative to the largest logit.
 
     Raises:
         UserError: beyond `tolerance`.

@@ -125,7 +125,7 @@ class FocalAttention(nn.Cell):
         self.key_index = Tensor(np.concatenate(key_index, axis=1).reshape(-1).astype(np.int32))
 
     def position_bias(self):
-        """Bias of every query-key pair, [nW, heads, N, K]: an MLP of the displacement, evaluated once per distinct one."""
+        """Bias of every query-key pair, [nW, heads, N, K]: an MLP of displacements, run once per distinct one."""
         biases = ()
         for level in range(self.focal_level):
             values = self.coord2rpb_all[level](self.distinct[level])  # [D, heads]
@@ -184,7 +184,7 @@ class WindowPool(nn.Cell):
         if self.pool == "mean":
             return windows.mean(2)
         if self.pool == "max":
-            return windows.max(2)
+            return ops.amax(windows, 2)
         if self.pool == "fc":
             weight = self.weight.reshape((self.window_area, 1))
         else:
@@ -526,7 +526,7 @@ class FocalTransformerV2(nn.Cell):
         return self.norm(x).mean(1)
 
     def construct(self, images, drop_path=None, dropout_seed=None):
-        """Logits of a batch. In training, `drop_path` are the scales of draw_drop_path and `dropout_seed` an int32 scalar."""
+        """Logits of a batch. Training passes the scales of draw_drop_path, and an int32 scalar to key dropout."""
         return self.head(self.forward_features(images, drop_path, dropout_seed))
 
     def adopt_key_tables(self):
@@ -538,15 +538,15 @@ class FocalTransformerV2(nn.Cell):
 
 # --- sizes: the YAML files of the official configs/ folder ---------------------------------------------------------
 
-_V2 = dict(
-    use_conv_embed=True,
-    window_size=7,
-    focal_pool="fc",
-    focal_levels=[2, 2, 2, 2],
-    focal_windows=[7, 5, 3, 1],
-    expand_sizes=[3, 3, 3, 3],
-    focal_topK=128,
-)
+_V2 = {
+    "use_conv_embed": True,
+    "window_size": 7,
+    "focal_pool": "fc",
+    "focal_levels": [2, 2, 2, 2],
+    "focal_windows": [7, 5, 3, 1],
+    "expand_sizes": [3, 3, 3, 3],
+    "focal_topK": 128,
+}
 
 for _size, _embed_dim, _depths, _num_heads, _drop_path_rate in (
     ("tiny", 96, [2, 2, 6, 2], [3, 6, 12, 24], 0.2),

@@ -116,7 +116,7 @@ class Dropout(nn.Cell):
 
 
 def mix_bits(word):
-    """Integer hash of int32 values (the "lowbias32" construction: xor-shift and multiply, twice), in int32 arithmetic."""
+    """Hash of int32 values: xor-shift and multiply, twice (the "lowbias32" constants), in int32 arithmetic."""
     word = (word ^ logical_shift(word, 16)) * 0x7FEB352D
     word = (word ^ logical_shift(word, 15)) * -2073254261  # 0x846CA68B as int32
     return word ^ logical_shift(word, 16)

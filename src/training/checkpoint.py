@@ -86,7 +86,7 @@ class TrainState:
         content = read_checkpoint(path)
         if PROGRESS not in content:
             raise CheckpointError(
-                f"checkpoint {path}: holds weights but no training state to resume; start from it with train.pretrained={path}"
+                f"checkpoint {path}: holds no training state to resume; its weights can start a run by train.pretrained"
             )
         classes = tuple(json.loads(content[CLASSES]))
         if classes != self.classes:

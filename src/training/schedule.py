@@ -44,7 +44,7 @@ def official_cosine(
     cooldown_epochs: float,
     cooldown_lr: float,
 ) -> float:
-    """The original's schedule (lr_scheduler.py): linear warm-up that covers the start of one cosine from base_lr to min_lr.
+    """The original's schedule (lr_scheduler.py): a linear warm-up over the start of a cosine from base_lr to min_lr.
 
     The cosine runs over the epochs before the cool-down and is timed from the first update, not from the end of
     warm-up, where the rate therefore drops a little.

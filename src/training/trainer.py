@@ -129,7 +129,7 @@ class Trainer:
         if resume:
             return self.checkpoints.last
         raise UserError(
-            f"{self.output} holds a run already; go on with train.resume=auto, or name another folder with runtime.output="
+            f"{self.output} holds a run; go on with it by train.resume=auto, or name another folder by runtime.output="
         )
 
     def _build_data(self, train_folder: ImageFolder, val_folder: ImageFolder) -> None:
@@ -173,7 +173,7 @@ class Trainer:
         )
 
     def run(self) -> dict:
-        """Train to the end; returns the run's summary, which is also in summary.json, or {} if there was nothing to do."""
+        """Train to the end; returns the run's summary, also in summary.json, or {} if there was nothing to do."""
         config, progress = self.config, self.state.progress
         last_epoch = min(config.train.epochs, config.train.stop_after_epoch or config.train.epochs)
         self.log = ProgressLog(
@@ -202,8 +202,9 @@ class Trainer:
         config, progress = self.config, self.state.progress
         parameters = sum(parameter.size for parameter in self.model.trainable_params())
         self.log.line(
-            f"{config.model.name}: {parameters:,} parameters, {self.num_classes} classes, {self.dist.device_target} x "
-            f"{self.dist.size}, {self.updates_per_epoch} updates of {self.global_batch} images an epoch, amp {config.amp.level}"
+            f"{config.model.name}: {parameters:,} parameters, {self.num_classes} classes, "
+            f"{self.dist.device_target} x {self.dist.size}, {self.updates_per_epoch} updates of {self.global_batch} "
+            f"images an epoch, amp {config.amp.level}"
         )
         if self.resume_from is not None:
             self.log.line(f"resuming {self.resume_from} after epoch {progress.epoch}")

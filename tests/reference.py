@@ -1,0 +1,44 @@
+"""The originals' figures, and the weights and inputs that they were measured with."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+FOLDER = Path(__file__).parent / "reference"
+
+
+def figures(name: str) -> dict:
+    """One of the JSON files."""
+    return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+def formula_value(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The value of a trainable parameter by its official name."""
+    values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
+    if len(shape) >= 2:
+        table = "relative_position" in name or "pos_embed" in name
+        return (values * (0.5 if table else 0.5 / np.sqrt(np.prod(shape[1:])))).astype(np.float32)
+    value = (values * 0.1).astype(np.float32)
+    gain = ("norm" in name and name.endswith(".weight")) or name.endswith(("gamma_1", "gamma_2"))
+    return value + np.float32(1) if gain else value
+
+
+def formula_weights(model, key_tables: str | None = None) -> dict[str, np.ndarray]:
+    """Values for all of a model's parameters; key tables (Focal v2) come from the named npz file."""
+    from src.weights import official_names
+
+    tables = np.load(FOLDER / f"{key_tables}.npz") if key_tables else {}
+    weights = {}
+    for name, parameter in official_names(model).items():
+        if parameter.requires_grad:
+            weights[name] = formula_value(name, parameter.shape)
+        else:  # layers.<stage>.blocks.<block>.attn.topk_cloest_indice_<level>
+            weights[name] = tables[f"stage{name.split('.')[1]}_level{name[-1]}"].astype(np.int64)
+    return weights
+
+
+def images(shape: tuple[int, ...]) -> np.ndarray:
+    """The input of all reference figures."""
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
