@@ -1,0 +1,208 @@
+"""Each stage of the train cell against its formula, on a linear model that NumPy can follow."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn
+
+from src.training.ema import ExponentialMovingAverage
+from src.training.loss import SoftTargetCrossEntropy, soft_targets
+from src.training.optimizer import AdamW, create_optimizer, decays
+from src.training.train_step import LossScale, TrainStep
+
+
+class Linear(nn.Cell):
+    """Logits [B, 3] of inputs [B, 4]; ignores the regularisation inputs that models take."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Dense(4, 3)
+
+    def construct(self, x, drop_path=None, dropout_seed=None):
+        return self.head(x)
+
+
+def build(clip_norm=None, ema_decay=None, accumulation_steps=1, init_scale=1024.0, growth_interval=2000, dynamic=True):
+    ms.set_seed(1)
+    model = Linear()
+    ema = ExponentialMovingAverage(model.trainable_params(), ema_decay) if ema_decay is not None else None
+    scale = LossScale(init_scale, dynamic, growth_interval)
+    optimizer = create_optimizer(model, 0.05, [0.9, 0.999], 1e-8)
+    step = TrainStep(
+        model,
+        SoftTargetCrossEntropy(),
+        model.trainable_params(),
+        optimizer,
+        scale,
+        ema=ema,
+        clip_norm=clip_norm,
+        accumulation_steps=accumulation_steps,
+    ).set_train()
+    return model, step, scale, ema
+
+
+def batch(seed, size=8):
+    generator = np.random.default_rng(seed)
+    x = generator.standard_normal((size, 4)).astype(np.float32)
+    return x, soft_targets(generator.integers(0, 3, size), 3, 0.1)
+
+
+def values(model):
+    return [parameter.asnumpy().copy() for parameter in model.trainable_params()]
+
+
+def numpy_gradients(weight, bias, x, targets):
+    logits = x.astype(np.float64) @ weight.T + bias
+    probabilities = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities /= probabilities.sum(1, keepdims=True)
+    delta = (probabilities * targets.sum(1, keepdims=True) - targets) / len(x)
+    return delta.T @ x, delta.sum(0)
+
+
+class NumpyAdamW:
+    def __init__(self, decay_flags, decay=0.05, betas=(0.9, 0.999), eps=1e-8):
+        self.decays = [decay if flag else 0.0 for flag in decay_flags]
+        self.betas, self.eps, self.t = betas, eps, 0
+        self.m = self.v = None
+
+    def step(self, weights, gradients, rate):
+        if self.m is None:
+            self.m, self.v = [np.zeros(w.shape) for w in weights], [np.zeros(w.shape) for w in weights]
+        self.t += 1
+        b1, b2 = self.betas
+        new = []
+        for i, (w, g) in enumerate(zip(weights, gradients, strict=True)):
+            self.m[i] = b1 * self.m[i] + (1 - b1) * g
+            self.v[i] = b2 * self.v[i] + (1 - b2) * g**2
+            m_hat, v_hat = self.m[i] / (1 - b1**self.t), self.v[i] / (1 - b2**self.t)
+            new.append(w * (1 - rate * self.decays[i]) - rate * m_hat / (np.sqrt(v_hat) + self.eps))
+        return new
+
+
+def test_adamw_equals_numpy_for_ten_steps():
+    generator = np.random.default_rng(0)
+    start = [generator.standard_normal((5, 4)), generator.standard_normal(5)]
+    parameters = [ms.Parameter(Tensor(w, ms.float32), name=f"p{i}") for i, w in enumerate(start)]
+    optimizer = AdamW(parameters, [0.05, 0.0])
+    numpy_optimizer, weights = NumpyAdamW([True, False]), start
+    for t in range(10):
+        # Small enough for epsilon to matter.
+        gradients = [generator.standard_normal(w.shape) * 1e-7 for w in start]
+        rate = 1e-2 * (t + 1)
+        optimizer(tuple(Tensor(g, ms.float32) for g in gradients), Tensor(rate, ms.float32))
+        weights = numpy_optimizer.step(weights, gradients, rate)
+        for parameter, expected in zip(parameters, weights, strict=True):
+            np.testing.assert_allclose(parameter.asnumpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_decay_is_for_matrices_only():
+    p = ms.Parameter(Tensor(np.zeros((2, 2)), ms.float32), name="x")
+    v = ms.Parameter(Tensor(np.zeros(2), ms.float32), name="y")
+    assert decays("blocks.0.mlp.fc1.weight", p)
+    assert not decays("norm.gamma", v)
+    assert not decays("pool.bias", p)
+    assert not decays("absolute_pos_embed", p, ("absolute_pos_embed",))
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.05])
+def test_step_equals_numpy(clip_norm):
+    """Loss scale, clipping by global norm, AdamW and EMA together, five steps."""
+    model, step, _, ema = build(clip_norm=clip_norm, ema_decay=0.9)
+    weights = [w.astype(np.float64) for w in values(model)]
+    average, optimizer = list(weights), NumpyAdamW([True, False])
+    for t in range(5):
+        x, targets = batch(t)
+        _, norm, finite = step(Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32))
+        gradients = numpy_gradients(*weights, x, targets)
+        expected_norm = np.sqrt(sum((g**2).sum() for g in gradients))
+        assert bool(finite.asnumpy())
+        assert abs(float(norm.asnumpy()) / expected_norm - 1) < 1e-5
+        if clip_norm:
+            assert expected_norm > clip_norm
+            gradients = [g * min(1, clip_norm / (expected_norm + 1e-6)) for g in gradients]
+        weights = optimizer.step(weights, gradients, 1e-2)
+        average = [0.9 * a + 0.1 * w for a, w in zip(average, weights, strict=True)]
+        for actual, expected in zip(values(model), weights, strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+        for parameter, expected in zip(ema.averages, average, strict=True):
+            np.testing.assert_allclose(parameter.asnumpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_overflow_skips_the_step_and_halves_the_scale():
+    model, step, scale, ema = build(ema_decay=0.5)
+    x, targets = batch(0)
+    step(Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32))
+    state = [*values(model), *(p.asnumpy().copy() for p in [*step.optimizer.state(), *ema.state()])]
+    _, _, finite = step(Tensor(np.full_like(x, np.inf)), Tensor(targets), Tensor(1e-2, ms.float32))
+    assert not bool(finite.asnumpy())
+    assert float(scale.value.asnumpy()) == 512.0
+    after = [*values(model), *(p.asnumpy() for p in [*step.optimizer.state(), *ema.state()])]
+    for before, now in zip(state, after, strict=True):
+        np.testing.assert_array_equal(before, now)
+    _, _, finite = step(Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32))
+    assert bool(finite.asnumpy())
+    assert not np.array_equal(values(model)[0], state[0])
+
+
+def test_scale_grows_after_the_interval_and_never_falls_below_one():
+    _, step, scale, _ = build(init_scale=2.0, growth_interval=3)
+    x, targets = batch(0)
+    seen = []
+    for good in (True, True, True, True, False, False, False, False):
+        step(Tensor(x if good else np.full_like(x, np.nan)), Tensor(targets), Tensor(1e-3, ms.float32))
+        seen.append(float(scale.value.asnumpy()))
+    assert seen == [2, 2, 4, 4, 2, 1, 1, 1]
+
+
+def test_fixed_scale_stays_and_still_skips():
+    model, step, scale, _ = build(dynamic=False, init_scale=8.0)
+    x, targets = batch(0)
+    before = values(model)
+    _, _, finite = step(Tensor(np.full_like(x, np.inf)), Tensor(targets), Tensor(1e-2, ms.float32))
+    assert not bool(finite.asnumpy())
+    assert float(scale.value.asnumpy()) == 8.0
+    np.testing.assert_array_equal(values(model)[0], before[0])
+
+
+def test_accumulation_equals_the_large_batch():
+    model, step, _, _ = build(clip_norm=0.1)
+    accumulated, accumulated_step, _, _ = build(clip_norm=0.1, accumulation_steps=2)
+    for t in range(3):
+        x, targets = batch(t, 16)
+        loss, norm, _ = step(Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32))
+        for part in range(2):
+            rows = slice(8 * part, 8 * part + 8)
+            half_loss, half_norm, _ = accumulated_step(
+                Tensor(x[rows]), Tensor(targets[rows]), Tensor(1e-2, ms.float32), None, None, part == 1
+            )
+        np.testing.assert_allclose(half_loss.asnumpy(), loss.asnumpy(), rtol=1e-6)
+        np.testing.assert_allclose(half_norm.asnumpy(), norm.asnumpy(), rtol=1e-5)
+        for a, b in zip(values(accumulated), values(model), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_overflow_in_any_accumulated_part_skips_the_update():
+    model, step, scale, _ = build(accumulation_steps=2)
+    x, targets = batch(0)
+    before = values(model)
+    for part, inputs in enumerate((np.full_like(x, np.inf), x)):
+        _, _, finite = step(Tensor(inputs), Tensor(targets), Tensor(1e-2, ms.float32), None, None, part == 1)
+    assert not bool(finite.asnumpy())
+    assert float(scale.value.asnumpy()) == 512.0
+    np.testing.assert_array_equal(values(model)[0], before[0])
+    for part in range(2):
+        _, _, finite = step(Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32), None, None, part == 1)
+    assert bool(finite.asnumpy())
+    assert np.isfinite(values(model)[0]).all()
+
+
+def test_ema_warmup_limits_the_early_decay():
+    parameter = ms.Parameter(Tensor([0.0], ms.float32), name="w")
+    ema = ExponentialMovingAverage([parameter], 0.99, warmup=True)
+    parameter.set_data(Tensor([1.0], ms.float32))
+    expected = 0.0
+    for t in range(1, 6):
+        ema(Tensor(t, ms.float32))
+        decay = min(0.99, (1 + t) / (10 + t))
+        expected = decay * expected + (1 - decay)
+        np.testing.assert_allclose(ema.averages[0].asnumpy(), [expected], rtol=1e-6)

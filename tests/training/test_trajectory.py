@@ -1,0 +1,63 @@
+"""Twenty steps of the train cell against the official PyTorch code: losses, gradient norms, weights and their average."""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+
+from src.models import create_model
+from src.training.ema import ExponentialMovingAverage
+from src.training.loss import SoftTargetCrossEntropy, soft_targets
+from src.training.optimizer import create_optimizer
+from src.training.train_step import LossScale, TrainStep
+from src.weights import load_weights
+from tests.reference import figures, formula_weights, images
+
+NANO = {
+    "img_size": 112,
+    "num_classes": 10,
+    "embed_dim": 32,
+    "depths": [1, 1, 2],
+    "num_heads": [1, 2, 4],
+    "focal_stages": [0, 1, 2],
+    "focal_levels": [2, 2, 2],
+    "focal_topK": 128,
+    "use_conv_embed": True,
+    "drop_path_rate": 0.0,
+}
+
+
+def test_twenty_steps_equal_the_original():
+    reference = figures("trajectory")["focalv2_nano_112"]
+    model = create_model("focalv2", **NANO)
+    load_weights(model, formula_weights(model, "focalv2_neighbours_112_window7_top128_3stage"))
+    x = Tensor(images((2, 3, 112, 112)))
+    np.testing.assert_allclose(model.set_train(False)(x).asnumpy(), reference["initial_logits"], atol=1e-5)
+
+    optimizer = create_optimizer(model, weight_decay=0.05, betas=[0.9, 0.999], eps=1e-8)
+    assert sum(decay > 0 for decay in optimizer.weight_decays) == reference["weight_decay_tensors"]
+    assert sum(decay == 0 for decay in optimizer.weight_decays) == reference["no_decay_tensors"]
+    ema = ExponentialMovingAverage(model.trainable_params(), 0.9)
+    step = TrainStep(
+        model,
+        SoftTargetCrossEntropy(),
+        model.trainable_params(),
+        optimizer,
+        LossScale(1024.0, True, 2000),
+        ema=ema,
+        clip_norm=5.0,
+    ).set_train()
+    losses, norms = [], []
+    for t in range(20):
+        generator = np.random.default_rng(1000 + t)
+        batch = generator.standard_normal((8, 3, 112, 112)).astype(np.float32)
+        labels = generator.integers(0, 10, 8)
+        loss, norm, finite = step(Tensor(batch), Tensor(soft_targets(labels, 10, 0.1)), Tensor(1e-3, ms.float32))
+        assert bool(finite.asnumpy())
+        losses.append(float(loss.asnumpy()))
+        norms.append(float(norm.asnumpy()))
+    np.testing.assert_allclose(losses, reference["loss"], rtol=2e-4)
+    np.testing.assert_allclose(norms, reference["grad_norm_before_clip"], rtol=2e-4)
+    np.testing.assert_allclose(model.set_train(False)(x).asnumpy(), reference["final_logits"], atol=1e-3)
+    with ema.applied():
+        np.testing.assert_allclose(model(x).asnumpy(), reference["ema_logits"], atol=1e-3)
+    np.testing.assert_allclose(model(x).asnumpy(), reference["final_logits"], atol=1e-3)
