@@ -1,6 +1,7 @@
 """This process among the others: rank, device, collectives. The only reader of launcher variables."""
 
 import os
+import shlex
 from dataclasses import dataclass
 
 import mindspore as ms
@@ -91,7 +92,7 @@ def check_device_num(device_num: int | None, script: str, arguments: list[str]) 
     if device_num is None or device_num == size:
         return
     if size == 1:
-        command = " ".join(["mpirun", "-n", str(device_num), "python", script, *arguments])
+        command = shlex.join(["mpirun", "-n", str(device_num), "python", script, *arguments])
         raise UserError(f"--device_num {device_num} needs {device_num} processes; start them with: {command}")
     raise UserError(f"--device_num {device_num} differs from the {size} processes that were launched")
 

@@ -43,7 +43,7 @@ def stage_in(data_url: str, local: Path | None = None) -> Path:
     with open(local.with_name(local.name + ".staging.lock"), "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
-        if done.get("source") != data_url or (done.get("failure") and done["time"] < STARTED):
+        if not local.is_dir() or done.get("source") != data_url or (done.get("failure") and done["time"] < STARTED):
             done = _copy_in(data_url, local)
             record.write_text(json.dumps(done), encoding="utf-8")
     if done["failure"]:

@@ -14,7 +14,8 @@ DIGITS_CONFIG = ROOT / "configs" / "quickstart" / "focalv2_digits.yaml"
 
 # A network that compiles in seconds: two stages, both with two levels and, in the first, several windows.
 SMALL_MODEL = [
-    "model.img_size=16",
+    "model.img_size=32",
+    "model.window_size=2",
     "model.embed_dim=16",
     "model.depths=[1,1]",
     "model.num_heads=[1,2]",

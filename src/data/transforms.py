@@ -8,7 +8,7 @@ import io
 import math
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 INTERPOLATION = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 AUGMENTATION_STREAM = 1  # tells these generators from others of the same seed
@@ -26,6 +26,8 @@ def decode(data: np.ndarray, channels: int) -> Image.Image:
     """
     try:
         return Image.open(io.BytesIO(data.tobytes())).convert("RGB" if channels == 3 else "L")
+    except UnidentifiedImageError as error:
+        raise UnreadableImage("not an image") from error
     except Exception as error:  # Pillow's plugins raise nearly every type on damaged files
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error
 

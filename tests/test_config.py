@@ -1,0 +1,154 @@
+"""Configuration: every shipped file builds, and what cannot work is refused by name."""
+
+import numpy as np
+import pytest
+import yaml
+from mindspore import Tensor
+
+from src.config import CONFIG_ROOT, RENAMED_KEYS, SECTIONS, ConfigError, find_config, load_config
+from src.models import list_models
+
+TINY = "focalv2_tiny_useconv_patch4_window7_224"
+SHIPPED = [path for path in sorted(CONFIG_ROOT.rglob("*.yaml")) if path.parent.name != "base"]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a YAML file and return its path."""
+
+    def to(text, name="x.yaml"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    return to
+
+
+def refusal(path, *overrides) -> str:
+    with pytest.raises(ConfigError) as error:
+        load_config(path, overrides)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_configuration_builds(path):
+    config = load_config(path)
+    model = config.build_model("CPU").set_train(False)
+    arguments = config.model.resolved()
+    size = arguments["img_size"]
+    logits = model(Tensor(np.zeros((1, arguments["in_chans"], size, size), np.float32)))
+    assert logits.shape == (1, arguments["num_classes"])
+
+
+def test_every_published_model_has_a_configuration():
+    assert {path.stem for path in SHIPPED} >= set(list_models())
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_resolved_configuration_loads_to_itself(path, write):
+    config = load_config(path)
+    again = load_config(write(config.to_yaml()))
+    assert again.to_dict() == config.to_dict()
+
+
+def test_small_carries_the_recipe_of_the_reports():
+    config = load_config("focalv2_small_useconv_patch4_window7_224").to_dict()
+    expected = {
+        "optimizer": {"name": "adamw", "base_lr": 5e-4, "lr_batch_size": 512, "weight_decay": 0.05, "clip_norm": 5.0},
+        "schedule": {"name": "cosine", "min_lr": 5e-6, "warmup_epochs": 20, "warmup_lr": 1e-5, "cooldown_epochs": 20,
+                     "cooldown_lr": 5e-6},
+        "train": {"epochs": 320, "batch_size": 64},
+        "augment": {"label_smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0, "switch_prob": 0.5, "erasing": 0.25,
+                    "erasing_mode": "pixel", "auto_augment": "rand-m9-mstd0.5-inc1", "interpolation": "bicubic"},
+        "eval": {"crop_ratio": 0.875},
+        "ema": {"enabled": True, "decay": 0.99992},
+        "amp": {"level": "O1", "loss_scale": "dynamic", "init_scale": 1024},
+        "model": {"drop_path_rate": 0.3, "depths": [2, 2, 18, 2], "num_classes": 1000},
+    }  # fmt: skip
+    for section, values in expected.items():
+        assert {key: config[section][key] for key in values} == values
+
+
+def test_files_inherit_and_the_last_word_is_the_command_line(write):
+    write("train: {epochs: 50, batch_size: 8}\nschedule: {warmup_epochs: 1}\n", "base/a.yaml")
+    path = write(f"base: base/a.yaml\nmodel: {{name: {TINY}}}\ntrain: {{batch_size: 16}}\n")
+    config = load_config(path, ["model.depths=[1, 1, 1, 1]", "optimizer.base_lr=1e-4"])
+    assert (config.train.epochs, config.train.batch_size, config.optimizer.base_lr) == (50, 16, 1e-4)
+    assert config.model.resolved()["depths"] == [1, 1, 1, 1]
+
+
+def test_errors_name_the_file_that_set_the_key(write):
+    write("train: {epochs: many}\n", "base/a.yaml")
+    path = write(f"base: base/a.yaml\nmodel: {{name: {TINY}}}\n")
+    message = refusal(path)
+    assert message.split(": ")[0].endswith("base/a.yaml")
+    assert "train.epochs: Input should be a valid integer, got 'many'" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("model.embed_dm=3", "command line: model.embed_dm: unknown key; did you mean embed_dim?"),
+        ("train.epoch=3", "command line: train.epoch: unknown key; did you mean epochs?"),
+        ("trian.epochs=3", "command line: trian.epochs: unknown section; did you mean train?"),
+        ("train.epochs=3.5", "train.epochs: Input should be a valid integer, got 3.5"),
+        ("train.epochs=true", "train.epochs: Input should be a valid integer, got True"),
+        ("train.epochs=0", "train.epochs: Input should be greater than or equal to 1, got 0"),
+        ("data.workers=none", "data.workers: Input should be 'auto' or Input should be a valid integer"),
+        ("model.embed_dim=100", "model.num_heads: stage 0 has 100 channels, which 3 heads do not divide"),
+        ("model.img_size=225", "model.img_size: 225 does not give maps that 7x7 windows tile in every stage; "
+                               "the nearest that does is 224"),
+        ("model.img_size=384", "the nearest that does is 448"),
+        ("model.focal_levels=[3,2,2,2]", "model.focal_levels: stage 0 asks for 3"),
+        ("model.name=focalv2_tny", "did you mean focalv2"),
+        ("augment.scale=[0.9,0.1]", "augment: scale: [0.9, 0.1] must be in ascending order"),
+        ("data.mean=[0.5]", "data.mean: has 1 values for 3 channels"),
+        ("train.epochs=10", "do not fit into train.epochs 10"),
+        ("mix_up=0.8", "mix_up: is now augment.mixup"),
+        ("train.epochs", "'train.epochs' is not of the form section.key=value"),
+        ("model.conv_implementation=conv2d", "model.conv_implementation: unknown key"),
+    ],
+)  # fmt: skip
+def test_impossible_values_are_refused(override, expected):
+    assert expected in refusal(TINY, override)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("mix_up: 0.8\n", "mix_up: is now augment.mixup"),
+        ("warmup_length: 20\n", "warmup_length: is now schedule.warmup_epochs"),
+        ("train: 3\n", "train: is a section"),
+        ("model: {}\n", "model.name: must be the name of a model"),
+        ("- 1\n", "must hold sections"),
+        ("train: {epochs: 1, epochs: 2}\n", "key 'epochs' appears twice"),
+        ("train: [1\n", "not valid YAML"),
+        ("base: nowhere.yaml\n", "base: nowhere.yaml does not exist"),
+        ("base: x.yaml\n", "base: inherits from itself"),
+    ],
+)
+def test_broken_files_are_refused(write, text, expected):
+    assert expected in refusal(write(text))
+
+
+def test_numbers_in_scientific_notation_are_numbers(write):
+    config = load_config(write(f"model: {{name: {TINY}}}\noptimizer: {{base_lr: 1e-3, eps: 1.5E-8}}\n"))
+    assert (config.optimizer.base_lr, config.optimizer.eps) == (1e-3, 1.5e-8)
+
+
+def test_old_names_all_lead_somewhere():
+    for old, new in RENAMED_KEYS.items():
+        section, key = new.split(".")
+        assert section == "model" or key in SECTIONS[section].model_fields, old
+
+
+def test_configurations_are_found_by_name():
+    path = find_config(TINY)
+    assert path == find_config(f"src/configs/{TINY}.yaml") == find_config(f"{TINY}.yaml")
+    assert yaml.safe_load(path.read_text())["model"]["name"] == TINY
+    with pytest.raises(ConfigError, match=f"did you mean .*{TINY}.yaml"):
+        find_config(TINY.replace("tiny", "tny"))
+    with pytest.raises(ConfigError, match="no such file"):
+        find_config(f"elsewhere/{TINY}.yaml")
