@@ -11,12 +11,12 @@ from mindspore import Tensor, nn
 from src.config import Config
 from src.data.image_folder import (
     DataError,
+    Epochs,
     ImageFolder,
     UnreadableImages,
     check_num_classes,
     eval_dataset,
     resolve_workers,
-    rows,
 )
 from src.data.transforms import EvalTransform
 from src.distributed import Dist
@@ -147,7 +147,7 @@ def evaluate_checkpoint(
             workers=resolve_workers(config.data.workers, dist.size),
         )
         try:
-            metrics = evaluate(network, rows(batches), config.eval.batch_size, dist)
+            metrics = evaluate(network, Epochs(batches), config.eval.batch_size, dist)
         except (RuntimeError, TypeError) as error:
             raise missing_kernel(error, config.amp.level, dist.device_target) from error
         skipped = unreadable.read()

@@ -9,6 +9,10 @@ import pytest
 
 os.environ.setdefault("GLOG_v", "4")  # before MindSpore is imported
 
+import mindspore as ms
+
+ms.set_device("CPU")  # can be set only before the first operator runs
+
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS_CONFIG = ROOT / "configs" / "quickstart" / "focalv2_digits.yaml"
 

@@ -212,10 +212,12 @@ class EvalSample:
 
 
 def resolve_workers(workers: int | str, local_ranks: int) -> int:
-    """Reader processes per device: "auto" divides the machine's cores among its devices."""
-    if workers != "auto":
-        return workers
-    return max(1, len(os.sched_getaffinity(0)) // local_ranks)
+    """Reader processes per device: "auto" divides the machine's cores among its devices.
+
+    MindSpore takes no more than there are cores, so a number from a larger machine's configuration is cut to that.
+    """
+    cores = os.cpu_count()
+    return max(1, cores // local_ranks) if workers == "auto" else min(workers, cores)
 
 
 def normalise(dataset, mean: list[float], std: list[float]):
@@ -295,22 +297,24 @@ def eval_dataset(
     return normalise(dataset, data.mean, data.std).batch(batch_size, drop_remainder=False)
 
 
-def rows(dataset, epochs: int = 1):
-    """An iterator whose every pass is one epoch of NumPy batches, with pipeline failures as one line.
+class Epochs:
+    """NumPy batches of a dataset, one epoch per pass: build once, iterate over once per epoch.
 
-    Yields nothing itself: call it once and iterate over the result once per epoch.
+    Raises, while iterating:
+        DataError: a file that cannot be opened, or what a worker refused.
     """
-    return _Epochs(dataset.create_tuple_iterator(num_epochs=epochs, output_numpy=True))
 
-
-class _Epochs:
-    def __init__(self, iterator):
-        self.iterator = iterator
+    def __init__(self, dataset, epochs: int = 1):
+        self.iterator = dataset.create_tuple_iterator(num_epochs=epochs, output_numpy=True)
 
     def __iter__(self):
         try:
             yield from self.iterator
         except RuntimeError as error:
-            # MindSpore wraps what a worker raises into a report of many lines.
-            found = re.search(r"DataError: (.*)", str(error)) or re.search(r"file \[?([^\]\n]*)\]? .*(?:open|read)", str(error))
-            raise DataError(found.group(1) if found else str(error)) from error
+            # MindSpore wraps what went wrong into a report of many lines.
+            found = re.search(r"image_folder\.DataError: (.*)", str(error)) or re.search(
+                r"\[ERROR\] (.*open file.*)", str(error)
+            )
+            if found is None:
+                raise
+            raise DataError(found[1]) from error

@@ -6,7 +6,9 @@ Files are written beside their final name, synced, and renamed: at every moment 
 """
 
 import json
+import logging
 import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,17 +66,22 @@ class TrainState:
             CLASSES: json.dumps(self.classes),
         }
         tensors = [{"name": p.name, "data": Tensor(p.asnumpy())} for p in self.parameters()]
-        # MindSpore insists on the suffix.
-        temporary = path.with_name(f".{path.stem}.writing.ckpt")
+        # MindSpore writes through a file of its own choosing beside the one it is asked for: a folder holds both.
+        scratch = path.parent / ".writing"
+        # It also logs over several lines what it then raises.
+        logging.disable(logging.CRITICAL)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            ms.save_checkpoint(tensors, str(temporary), append_dict=texts, crc_check=True)
-            replace_synced(temporary, path)
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir(parents=True)
+            ms.save_checkpoint(tensors, str(scratch / path.name), append_dict=texts, crc_check=True)
+            replace_synced(scratch / path.name, path)
         except (OSError, RuntimeError, ValueError) as error:
-            temporary.unlink(missing_ok=True)
             raise CheckpointError(
                 f"checkpoint {path}: cannot be written ({error}); earlier checkpoints are intact"
             ) from error
+        finally:
+            logging.disable(logging.NOTSET)
+            shutil.rmtree(scratch, ignore_errors=True)
 
     def restore(self, path: Path) -> None:
         """Take everything from a checkpoint that `save` wrote.

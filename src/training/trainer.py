@@ -10,12 +10,12 @@ from mindspore import Tensor
 
 from src.config import Config
 from src.data.image_folder import (
+    Epochs,
     ImageFolder,
     UnreadableImages,
     check_classes,
     eval_dataset,
     resolve_workers,
-    rows,
     train_dataset,
 )
 from src.data.transforms import EvalTransform, TrainTransform
@@ -142,7 +142,7 @@ class Trainer:
         self.updates_per_epoch = train_folder.size // self.global_batch
         ms.dataset.config.set_prefetch_size(config.data.prefetch)
         remaining = max(train.epochs - self.state.progress.epoch, 1)
-        self.train_batches = rows(
+        self.train_batches = Epochs(
             train_dataset(
                 train_folder,
                 TrainTransform(size, config.augment, config.runtime.seed),
@@ -158,7 +158,7 @@ class Trainer:
             remaining,
         )
         passes = 2 if config.ema.enabled else 1
-        self.eval_batches = rows(
+        self.eval_batches = Epochs(
             eval_dataset(
                 val_folder,
                 EvalTransform(size, config.eval.crop_ratio, config.augment.interpolation),

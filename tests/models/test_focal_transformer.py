@@ -54,7 +54,9 @@ def test_loss_and_gradients_equal_the_original():
     value, gradients = step(Tensor(images(reference["input"])), Tensor([3, 7], ms.int32))
     assert abs(float(value.asnumpy()) / reference["loss_targets_3_7"] - 1) < 1e-4
     names = {id(parameter): name for name, parameter in official_names(model).items()}
-    norms = {names[id(p)]: np.linalg.norm(g.asnumpy().astype(np.float64)) for p, g in zip(parameters, gradients, strict=True)}
+    norms = {
+        names[id(p)]: np.linalg.norm(g.asnumpy().astype(np.float64)) for p, g in zip(parameters, gradients, strict=True)
+    }
     assert norms.keys() == reference["grad_l2"].keys()
     for name, norm in norms.items():
         assert abs(norm / reference["grad_l2"][name] - 1) < 1e-3, name

@@ -1,4 +1,4 @@
-"""Twenty steps of the train cell against the official PyTorch code: losses, gradient norms, weights and their average."""
+"""Twenty steps of the train cell against the official PyTorch code: losses, gradient norms, weights, their average."""
 
 import mindspore as ms
 import numpy as np
