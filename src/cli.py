@@ -59,8 +59,8 @@ def configuration(options, **extra: object):
         "runtime.device_id": options.device_id,
         **{key.replace("__", "."): value for key, value in extra.items()},
     }
-    from_flags = [f"{key}={value}" for key, value in flags.items() if value is not None]
-    return load_config(options.config or options.arch, from_flags + options.overrides)
+    given = {key: value for key, value in flags.items() if value is not None}
+    return load_config(options.config or options.arch, options.overrides, given)
 
 
 def run(main, script: str) -> int:

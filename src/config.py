@@ -334,20 +334,20 @@ def _shown(path: Path) -> str:
         return str(path)
 
 
-def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: list[str] = (), flags: dict[str, Any] | None = None) -> Config:
     """Read a configuration file with what it inherits, apply overrides, validate.
 
     Args:
         path: a file, or a name that find_config knows.
         overrides: "section.key=value" strings; values are YAML, so `model.depths=[1,2]` and `train.resume=auto` work.
+        flags: "section.key" to a value that is no text to be parsed (a folder may be called "no"); overrides win.
 
     Raises:
         ConfigError: one line that names the file, the key, and the nearest valid name or value.
     """
     path = find_config(str(path))
     values, sources = _read(path, ())
-    for override in overrides:
-        key, value = _parse_override(override)
+    for key, value in [*(flags or {}).items(), *map(_parse_override, overrides)]:
         values[key], sources[key] = value, COMMAND_LINE
     return _validate(path, values, sources)
 

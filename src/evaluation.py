@@ -62,7 +62,7 @@ def batch_counts(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) ->
     logits = logits.astype(np.float64)
     own = logits[np.arange(len(labels)), labels]
     valid = np.isfinite(logits).all(axis=1)
-    rank = np.where(valid, (logits > own[:, None]).sum(axis=1), logits.shape[1])
+    rank = np.where(valid, (logits > own[:, None]).sum(axis=1), np.inf)
     highest = logits.max(axis=1)
     losses = np.log(np.exp(logits - highest[:, None]).sum(axis=1)) + highest - own
     kept = weights > 0

@@ -1,6 +1,7 @@
 """Models as files that run without this code."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import mindspore as ms
@@ -47,13 +48,12 @@ def export_checkpoint(
         target = target.with_name(target.name + SUFFIXES[file_format])
 
     images, source = sample_images(config, model, batch_size)
-    temporary = target.with_name(f".{target.stem}.writing{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        ms.export(model, Tensor(images), file_name=str(temporary), file_format=file_format)
-        os.replace(temporary, target)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            ms.export(model, Tensor(images), file_name=f"{scratch}/{target.name}", file_format=file_format)
+            os.replace(f"{scratch}/{target.name}", target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"export {target}: cannot be written ({error})") from error
     print(f"exported {path} ({used} weights) to {target}: input {list(images.shape)} float32")
     if file_format == "MINDIR":

@@ -43,7 +43,8 @@ def stage_in(data_url: str, local: Path | None = None) -> Path:
     with open(local.with_name(local.name + ".staging.lock"), "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
-        if not local.is_dir() or done.get("source") != data_url or (done.get("failure") and done["time"] < STARTED):
+        same_launch = done.get("time", 0) >= STARTED
+        if done.get("source") != data_url or not (same_launch if done["failure"] else local.is_dir()):
             done = _copy_in(data_url, local)
             record.write_text(json.dumps(done), encoding="utf-8")
     if done["failure"]:

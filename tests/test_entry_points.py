@@ -1,0 +1,137 @@
+"""train.py, eval.py and export.py as a user calls them, in good and in bad weather."""
+
+import json
+import os
+import subprocess
+import sys
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn
+
+from src.config import load_config
+from src.errors import UserError
+from src.exporting import sample_images, verify_mindir
+from tests.conftest import DIGITS_CONFIG, ROOT, SMALL_MODEL
+
+TINY = "focalv2_tiny_useconv_patch4_window7_224"
+
+
+@pytest.fixture(scope="module")
+def run(digits, tmp_path_factory):
+    """A run of one epoch, made by train.py in a process of its own: its folder and the options that made it."""
+    output = tmp_path_factory.mktemp("runs") / "digits"
+    options = ["--config", str(DIGITS_CONFIG), f"--data_url={digits}", *SMALL_MODEL, "train.epochs=1",
+               "schedule.warmup_epochs=0", "data.workers=1", "eval.batch_size=100"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "train.py", *options, f"--train_url={output}", "--device_target", "CPU"],
+        cwd=ROOT, capture_output=True, text=True, env=os.environ | {"GLOG_v": "4"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "\r" not in done.stdout  # plain lines where there is no terminal
+    return output, [*options, f"runtime.output={output}"]
+
+
+def test_train_writes_what_it_says(run):
+    output, _ = run
+    summary = json.loads((output / "summary.json").read_text())
+    assert (summary["epochs"], summary["updates"]) == (1, 44)
+    assert (output / "checkpoints" / "best.ckpt").exists()
+
+
+def test_eval_takes_the_best_and_either_weights(run, run_script, tmp_path):
+    output, options = run
+    seen = {}
+    for weights in ("raw", "ema"):
+        result = tmp_path / f"{weights}.json"
+        code, out, err = run_script("eval.py", *options, "--weights", weights, "--json", result)
+        assert (code, err) == (0, "")
+        assert f"best.ckpt ({weights} weights): top-1" in out
+        seen[weights] = json.loads(result.read_text())
+        assert seen[weights]["count"] == 360
+    assert seen["raw"]["loss_sum"] != seen["ema"]["loss_sum"]
+    # The best top-1 of the run was measured with the averaged weights.
+    assert seen["ema"]["top1"] == json.loads((output / "summary.json").read_text())["best_top1"]
+    code, out, _ = run_script(
+        "eval.py", *options, "--pretrained", output / "checkpoints" / "last.ckpt", "--device_id=0"
+    )
+    assert code == 0
+    assert "(ema weights)" in out
+
+
+def test_export_is_verified_against_the_checkpoint(run, run_script, tmp_path):
+    _, options = run
+    target = tmp_path / "model.mindir"
+    code, out, err = run_script("export.py", *options, "--format", "MINDIR", "--output", target, "--batch_size", "3")
+    assert (code, err) == (0, "")
+    assert "verified on validation images" in out
+    config = load_config(DIGITS_CONFIG, options[3:])
+    model = config.build_model("CPU").set_train(False)
+    images, _ = sample_images(config, model, 3)
+    assert nn.GraphCell(ms.load(str(target)))(Tensor(images)).shape == (3, 10)
+    with pytest.raises(UserError, match="differ from the checkpoint's"):
+        verify_mindir(target, model, images)  # other, random weights
+    assert np.abs(images).max() < 3
+
+
+REFUSALS = {
+    "no configuration": (["train.py"], "give one of --config FILE and --arch NAME"),
+    "misspelt file": (["train.py", "--config", "configs/no.yaml"], "configuration configs/no.yaml: no such file"),
+    "misspelt name": (["train.py", "--arch", TINY[:-1]], f"did you mean configs/focalv2/{TINY}.yaml?"),
+    "misspelt key": (["train.py", "--arch", TINY, "train.epoch=1"], "did you mean epochs?"),
+    "unknown flag": (["train.py", "--arch", TINY, "--epochs=1"], "unrecognized arguments: --epochs=1"),
+    "missing features": (
+        ["train.py", "--arch", TINY],
+        "training with mixup, cutmix, auto_augment, erasing is not there",
+    ),
+    "missing data": (["eval.py", "--arch", TINY, "--checkpoint", __file__, "--data_url=no"], "no/val: no such folder"),
+    "missing checkpoint": (["eval.py", "--arch", TINY, "--checkpoint", "no.ckpt"], "checkpoint no.ckpt: no such file"),
+    "no run": (["eval.py", "--arch", TINY], "train first, or name one with --checkpoint"),
+    "no Ascend": (["eval.py", "--arch", TINY, "--device_target=Ascend"], "MindSpore finds no Ascend device"),
+    "AIR": (["export.py", "--arch", TINY, "--format", "AIR"], "MindSpore writes AIR on Ascend only"),
+    "ONNX": (["export.py", "--arch", TINY, "--format", "ONNX"], "not there yet"),
+    "not launched": (
+        ["train.py", "--arch", TINY, "--device_num=8"],
+        f"start them with: mpirun -n 8 python train.py --arch {TINY} --device_num=8",
+    ),
+    "bad boolean": (["train.py", "--arch", TINY, "--run_openi=maybe"], "'maybe' is neither true nor false"),
+}
+
+
+@pytest.mark.parametrize(("command", "expected"), REFUSALS.values(), ids=REFUSALS.keys())
+def test_bad_input_is_one_line(run_script, command, expected):
+    code, _, err = run_script(*command)
+    assert code == 1
+    assert expected in err
+    assert err.startswith(f"{command[0]}: error: ")
+    assert err.count("\n") == 1
+
+
+def test_checkpoint_of_another_model_names_the_parameters(run, run_script, digits):
+    output, _ = run
+    command = ["eval.py", "--config", f"src/configs/{TINY}.yaml", "--data_url", digits, "--pretrained"]
+    code, _, err = run_script(*command, output / "checkpoints" / "best.ckpt", "model.num_classes=10")
+    assert code == 1
+    assert "patch_embed.proj.weight (16, 1, 7, 7), here (96, 3, 7, 7)" in err
+    code, _, err = run_script("train.py", *run[1])
+    assert code == 1
+    assert "holds a run" in err
+
+
+def test_debug_shows_the_traceback(run_script):
+    code, _, err = run_script("train.py", "--debug")
+    assert code == 1
+    assert "Traceback" in err
+
+
+def test_unwritable_output_is_one_line(run_script, run, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    code, _, err = run_script("train.py", *run[1], f"runtime.output={blocked}/run")
+    assert code == 1
+    assert f"output folder {blocked}/run: cannot be written (Not a directory)" in err
+    code, _, err = run_script("export.py", *run[1], "--output", blocked / "x.mindir")
+    assert code == 1
+    assert "cannot be written" in err
+    assert err.count("\n") == 1
