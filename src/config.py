@@ -137,8 +137,10 @@ class RuntimeConfig(Section):
     device_target: Literal["auto", "CPU", "Ascend"] = "auto"
     device_id: Annotated[int, Field(ge=0)] | None = None  # null: by local rank
     mode: Literal["graph", "pynative"] = "graph"
-    jit_level: Literal["auto", "O0", "O1", "O2"] = "auto"
-    precision_mode: str = "must_keep_origin_dtype"  # Ascend only
+    jit_level: Literal["auto", "O0", "O1", "O2"] = "auto"  # O2 is Ascend's graph engine
+    precision_mode: Literal[  # of Ascend's operators
+        "must_keep_origin_dtype", "allow_fp32_to_fp16", "allow_mix_precision", "force_fp16"
+    ] = "must_keep_origin_dtype"
     conv_implementation: Literal["auto", "unfold", "conv2d"] = "auto"  # auto: unfold on CPU, conv2d on Ascend
     seed: Annotated[int, Field(ge=0)] = 0
     output: str = "auto"  # folder of the run; auto: runs/<name of the configuration>

@@ -13,7 +13,7 @@ from src.errors import UserError
 # (ranks, rank, local rank) by launcher: Open MPI; msrun; a rank table (Ascend).
 LAUNCHERS = (
     ("mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    ("msrun", "MS_WORKER_NUM", "MS_NODE_ID", "MS_NODE_ID"),
+    ("msrun", "MS_WORKER_NUM", "RANK_ID", "DEVICE_ID"),
     ("rank table", "RANK_SIZE", "RANK_ID", "DEVICE_ID"),
 )
 
@@ -57,10 +57,17 @@ def launched() -> tuple[str | None, int, int, int]:
     """(launcher, size, rank, local rank) from the environment; (None, 1, 0, 0) when started by hand."""
     for launcher, size, rank, local_rank in LAUNCHERS:
         if int(os.environ.get(size, 1)) > 1:
+            if is_scheduler():
+                return launcher, int(os.environ[size]), 0, 0
             if rank not in os.environ:
                 raise UserError(f"{size} is set but {rank} is not: the {launcher} launch is incomplete")
             return launcher, int(os.environ[size]), int(os.environ[rank]), int(os.environ.get(local_rank, 0))
     return None, 1, 0, 0
+
+
+def is_scheduler() -> bool:
+    """Whether this is msrun's scheduler process, which runs the script too but only to keep the workers together."""
+    return os.environ.get("MS_ROLE") == "MS_SCHED"
 
 
 def resolve_device(device_target: str) -> str:
@@ -104,6 +111,10 @@ def start(runtime) -> Dist:
         UserError: the device is not here, or the launch cannot work.
     """
     launcher, size, rank, local_rank = launched()
+    if is_scheduler():
+        ms.set_device("CPU")
+        ms.communication.init("mccl")  # returns when the workers are done
+        raise SystemExit(0)
     device_target = resolve_device(runtime.device_target)
     ms.set_context(mode=ms.GRAPH_MODE if runtime.mode == "graph" else ms.PYNATIVE_MODE)
     device_id = runtime.device_id if runtime.device_id is not None else local_rank
@@ -112,6 +123,8 @@ def start(runtime) -> Dist:
         ms.device_context.ascend.op_precision.precision_mode(runtime.precision_mode)
     else:
         ms.set_device("CPU")
+    if runtime.jit_level == "O2" and device_target != "Ascend":
+        raise UserError("runtime.jit_level: O2 is the graph engine of Ascend; CPU has O0 and O1")
     if runtime.jit_level != "auto":
         ms.set_context(jit_config={"jit_level": runtime.jit_level})
     if size > 1:
