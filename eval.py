@@ -2,7 +2,7 @@
 
 import sys
 
-from src.cli import WEIGHTS, configuration, parser, run
+from src.cli import WEIGHTS, configuration, parse, parser, run, with_local_data
 
 
 def main(arguments: list[str]) -> None:
@@ -14,14 +14,15 @@ def main(arguments: list[str]) -> None:
         "--weights", choices=WEIGHTS, default="auto", help="auto: the EMA weights if the file has them"
     )
     options.add_argument("--json", metavar="FILE", help="also write the result there")
-    options = options.parse_args(arguments)
+    options = parse(options, arguments)
 
     from src.distributed import check_device_num, start
     from src.evaluation import evaluate_checkpoint
 
     check_device_num(options.device_num, "eval.py", arguments)
     config = configuration(options)
-    evaluate_checkpoint(config, start(config.runtime), options.checkpoint, options.weights, options.json)
+    dist = start(config.runtime)
+    evaluate_checkpoint(with_local_data(config, options), dist, options.checkpoint, options.weights, options.json)
 
 
 if __name__ == "__main__":

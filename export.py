@@ -2,7 +2,7 @@
 
 import sys
 
-from src.cli import WEIGHTS, configuration, parser, run
+from src.cli import WEIGHTS, configuration, parse, parser, run
 
 
 def main(arguments: list[str]) -> None:
@@ -18,11 +18,12 @@ def main(arguments: list[str]) -> None:
         "--output", metavar="FILE", help="default: beside the run's checkpoints, by the name of the configuration"
     )
     options.add_argument("--batch_size", type=int, default=1, help="images per call of the exported model")
-    options = options.parse_args(arguments)
+    options = parse(options, arguments)
 
-    from src.distributed import start
+    from src.distributed import check_device_num, start
     from src.exporting import export_checkpoint
 
+    check_device_num(options.device_num, "export.py", arguments)
     config = configuration(options)
     export_checkpoint(
         config,

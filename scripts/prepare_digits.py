@@ -29,6 +29,8 @@ def main() -> None:
     if sum(1 for _ in output.glob("*/*/*.png")) == len(indices):
         print(f"{output}: {len(train)} training and {len(val)} validation images are there already")
         return
+    if output.exists() and not {path.name for path in output.iterdir()} <= {"train", "val"}:
+        parser.error(f"{output} holds something else; name another folder with --output")
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     for split, members in (("train", train), ("val", val)):

@@ -3,7 +3,7 @@
 # Needs Python 3.10 to 3.12. A second run skips what is there; an interrupted one goes on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source scripts/setup_env.sh
+source scripts/setup_env.sh requirements.txt
 
 config=configs/quickstart/focalv2_digits.yaml
 run=runs/focalv2_digits

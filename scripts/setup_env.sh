@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes .venv with the packages of a requirements file; does nothing when they are there already.
-# Use: source scripts/setup_env.sh [requirements.txt]   (afterwards $PYTHON is the environment's interpreter)
+# Use: source scripts/setup_env.sh requirements.txt   (afterwards $PYTHON is the environment's interpreter)
 
-requirements=${1:-requirements.txt}
+requirements=$1
 PYTHON=.venv/bin/python
 stamp=.venv/.installed-${requirements##*/}
 wanted=$(cat requirements.txt "$requirements" | sha256sum | cut -d' ' -f1)
@@ -21,7 +21,11 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
             exit 1
         fi
         echo "setup: making .venv with $("$base" --version)"
-        "$base" -m venv .venv || exit 1
+        if ! "$base" -m venv .venv; then
+            rm -rf .venv
+            echo "setup: error: $base cannot make virtual environments (on Debian: apt-get install python3-venv)" >&2
+            exit 1
+        fi
     fi
     echo "setup: installing $requirements (MindSpore alone is 800 MB; a few minutes)"
     "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$requirements" || exit 1

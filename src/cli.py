@@ -13,6 +13,7 @@ import traceback
 from src.errors import UserError
 
 WEIGHTS = ("auto", "raw", "ema")
+BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -22,10 +23,8 @@ class _Parser(argparse.ArgumentParser):
 
 def boolean(text: str) -> bool:
     """true or false, in the spellings of the old ports."""
-    if text.lower() in ("true", "1", "yes"):
-        return True
-    if text.lower() in ("false", "0", "no"):
-        return False
+    if text.lower() in BOOLEANS:
+        return BOOLEANS[text.lower()]
     raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
 
 
@@ -36,11 +35,29 @@ def parser(script: str, description: str) -> argparse.ArgumentParser:
     result.add_argument("--config", help="YAML file, or the name of one under configs/")
     result.add_argument("--arch", metavar="NAME", help="the same, by name")
     result.add_argument("--data_url", metavar="PATH", help="folder that holds train/ and val/ (data.path)")
+    result.add_argument("--train_url", metavar="PATH", help="folder of the run (runtime.output)")
+    result.add_argument(
+        "--run_openi",
+        type=boolean,
+        default=False,
+        metavar="true|false",
+        help="copy the data from --data_url to local disk first, and (train.py) the run to --train_url afterwards",
+    )
     result.add_argument("--device_target", help="auto, CPU or Ascend (runtime.device_target)")
     result.add_argument("--device_id", type=int, help="device of this process (runtime.device_id)")
     result.add_argument("--device_num", type=int, help="number of processes expected to have been launched")
     result.add_argument("--debug", action="store_true", help="show tracebacks and MindSpore's own messages")
     return result
+
+
+def parse(options_parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """Parsed options. Values to replace may stand between flags, and --run_openi may stand alone for true."""
+    following = [*arguments[1:], ""]
+    arguments = [
+        "--run_openi=true" if flag == "--run_openi" and value.lower() not in BOOLEANS else flag
+        for flag, value in zip(arguments, following, strict=False)
+    ]
+    return options_parser.parse_intermixed_args(arguments)
 
 
 def configuration(options, **extra: object):
@@ -55,12 +72,24 @@ def configuration(options, **extra: object):
         raise UserError("give one of --config FILE and --arch NAME")
     flags = {
         "data.path": options.data_url,
+        "runtime.output": None if options.run_openi else options.train_url,
         "runtime.device_target": options.device_target,
         "runtime.device_id": options.device_id,
         **{key.replace("__", "."): value for key, value in extra.items()},
     }
     given = {key: value for key, value in flags.items() if value is not None}
     return load_config(options.config or options.arch, options.overrides, given)
+
+
+def with_local_data(config, options):
+    """The configuration itself or, with --run_openi, with its data brought to local disk.
+
+    Raises:
+        UserError: what stage_in raises.
+    """
+    from src.staging import stage_in
+
+    return config.with_data_path(stage_in(config.data.path)) if options.run_openi else config
 
 
 def run(main, script: str) -> int:

@@ -31,7 +31,7 @@ class ConfigError(UserError):
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -142,7 +142,7 @@ class RuntimeConfig(Section):
         "must_keep_origin_dtype", "allow_fp32_to_fp16", "allow_mix_precision", "force_fp16"
     ] = "must_keep_origin_dtype"
     conv_implementation: Literal["auto", "unfold", "conv2d"] = "auto"  # auto: unfold on CPU, conv2d on Ascend
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     output: str = "auto"  # folder of the run; auto: runs/<name of the configuration>
 
 
@@ -175,7 +175,7 @@ SECTIONS: dict[str, type[Section]] = {
     "runtime": RuntimeConfig,
 }
 
-# Flat keys of the 2022 MindSpore ports and where each went. None: gone, with the reason given by the key's own note.
+# Flat keys of the 2022 MindSpore ports, and where each went.
 RENAMED_KEYS = {
     "arch": "model.name",
     "num_classes": "model.num_classes",
@@ -369,7 +369,10 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str,
         raise ConfigError(f"{_shown(path)}: must hold sections (model, data, ...), not a {type(content).__name__}")
     values, sources = {}, {}
     bases = content.pop("base", [])
-    for base in [bases] if isinstance(bases, str) else bases:
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{_shown(path)}: base: must be a file or a list of files, got {bases!r}")
+    for base in bases:
         base_path = path.parent / base
         if not base_path.is_file():
             raise ConfigError(f"{_shown(path)}: base: {base} does not exist")
@@ -377,7 +380,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str,
         values |= inherited
         sources |= inherited_sources
     for section, keys in content.items():
-        if section == "name":
+        if section == "name" and isinstance(keys, str) and keys:
             values["name"], sources["name"] = keys, _shown(path)
             continue
         if section not in (*SECTIONS, "model") or not isinstance(keys, dict):
@@ -390,6 +393,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str,
 def _refuse_top_level(key, value, source):
     if key in RENAMED_KEYS and not isinstance(value, dict):
         raise ConfigError(f"{source}: {key}: is now {RENAMED_KEYS[key]} (keys live in sections)")
+    if key == "name":
+        raise ConfigError(f"{source}: name: must be a text, got {value!r}")
     if key in (*SECTIONS, "model"):
         raise ConfigError(f"{source}: {key}: is a section and needs keys below it, got {value!r}")
     raise ConfigError(f"{source}: {key}: unknown section{_nearest(str(key), [*SECTIONS, 'model', 'base', 'name'])}")
@@ -482,6 +487,8 @@ def _validate_model(given: dict, sources: dict, shown: str) -> ModelConfig:
 
 def _check_across_sections(config: Config) -> None:
     channels = config.model.resolved()["in_chans"]
+    if channels not in (1, 3):
+        raise config.error("model.in_chans", f"images are read as grey (1) or RGB (3), not with {channels} channels")
     for key in ("mean", "std"):
         if len(getattr(config.data, key)) != channels:
             raise config.error(f"data.{key}", f"has {len(getattr(config.data, key))} values for {channels} channels")

@@ -3,6 +3,7 @@
 import os
 import shlex
 from dataclasses import dataclass
+from functools import cached_property
 
 import mindspore as ms
 import numpy as np
@@ -10,34 +11,59 @@ from mindspore import Tensor, nn, ops
 
 from src.errors import UserError
 
-# (ranks, rank, local rank) by launcher: Open MPI; msrun; a rank table (Ascend).
-LAUNCHERS = (
-    ("mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    ("msrun", "MS_WORKER_NUM", "RANK_ID", "DEVICE_ID"),
-    ("rank table", "RANK_SIZE", "RANK_ID", "DEVICE_ID"),
-)
+# Names of (ranks, rank, local rank, local ranks) by launcher: Open MPI; msrun; a rank table (Ascend).
+LAUNCHERS = {
+    "mpirun": (
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
+    "msrun": ("MS_WORKER_NUM", "RANK_ID", "DEVICE_ID", None),
+    "rank table": ("RANK_SIZE", "RANK_ID", "DEVICE_ID", None),
+}
+DEVICES_PER_MACHINE = 8  # of an Atlas 800; assumed where a launcher does not tell
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher says of this process; the defaults are those of one started by hand."""
+
+    launcher: str | None = None
+    size: int = 1
+    rank: int = 0
+    local_rank: int = 0
+    local_size: int = 1
 
 
 @dataclass(frozen=True)
 class Dist:
-    """The place of this process: its rank among `size`, its rank on this machine, and the device it uses."""
+    """The place of this process: its rank among `size`, how many share its machine, and the kind of device it uses."""
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0
+    local_size: int = 1
     device_target: str = "CPU"
-    launcher: str | None = None
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes logs and files."""
         return self.rank == 0
 
+    @cached_property
+    def _all_reduce(self) -> "_AllReduceSum":
+        return _AllReduceSum()
+
     def sum(self, values: np.ndarray) -> np.ndarray:
         """Elementwise sum over all ranks (as float32, the type every backend reduces)."""
         if self.size == 1:
-            return values
-        return _AllReduceSum()(Tensor(np.asarray(values, np.float32))).asnumpy()
+            return np.asarray(values)
+        return self._all_reduce(Tensor(np.asarray(values, np.float32))).asnumpy()
+
+    def agree(self, value: int) -> bool:
+        """Whether all ranks call this with the same small integer."""
+        total, squares = (float(x) for x in self.sum(np.array([value, value**2])))
+        return total == self.size * value and squares == self.size * value**2
 
     def gradient_reducer(self, parameters):
         """A cell that averages gradients over the ranks, or None on one."""
@@ -53,16 +79,28 @@ class _AllReduceSum(nn.Cell):
         return self.all_reduce(x)
 
 
-def launched() -> tuple[str | None, int, int, int]:
-    """(launcher, size, rank, local rank) from the environment; (None, 1, 0, 0) when started by hand."""
-    for launcher, size, rank, local_rank in LAUNCHERS:
-        if int(os.environ.get(size, 1)) > 1:
-            if is_scheduler():
-                return launcher, int(os.environ[size]), 0, 0
-            if rank not in os.environ:
-                raise UserError(f"{size} is set but {rank} is not: the {launcher} launch is incomplete")
-            return launcher, int(os.environ[size]), int(os.environ[rank]), int(os.environ.get(local_rank, 0))
-    return None, 1, 0, 0
+def launched() -> Launch:
+    """What the environment says of this process.
+
+    Raises:
+        UserError: a launcher that left out the rank.
+    """
+    for launcher, (size, rank, local_rank, local_size) in LAUNCHERS.items():
+        ranks = int(os.environ.get(size, 1))
+        if ranks == 1:
+            continue
+        if is_scheduler():
+            return Launch(launcher, ranks)
+        if rank not in os.environ:
+            raise UserError(f"{size} is set but {rank} is not: the {launcher} launch is incomplete")
+        return Launch(
+            launcher,
+            ranks,
+            int(os.environ[rank]),
+            int(os.environ.get(local_rank, 0)),
+            int(os.environ.get(local_size or "", min(ranks, DEVICES_PER_MACHINE))),
+        )
+    return Launch()
 
 
 def is_scheduler() -> bool:
@@ -95,7 +133,7 @@ def check_device_num(device_num: int | None, script: str, arguments: list[str]) 
     Raises:
         UserError: they differ; when nothing was launched, the message is the command that would.
     """
-    _, size, _, _ = launched()
+    size = launched().size
     if device_num is None or device_num == size:
         return
     if size == 1:
@@ -110,14 +148,14 @@ def start(runtime) -> Dist:
     Raises:
         UserError: the device is not here, or the launch cannot work.
     """
-    launcher, size, rank, local_rank = launched()
+    launch = launched()
     if is_scheduler():
         ms.set_device("CPU")
         ms.communication.init("mccl")  # returns when the workers are done
         raise SystemExit(0)
     device_target = resolve_device(runtime.device_target)
     ms.set_context(mode=ms.GRAPH_MODE if runtime.mode == "graph" else ms.PYNATIVE_MODE)
-    device_id = runtime.device_id if runtime.device_id is not None else local_rank
+    device_id = runtime.device_id if runtime.device_id is not None else launch.local_rank
     if device_target == "Ascend":
         ms.set_device("Ascend", device_id)
         ms.device_context.ascend.op_precision.precision_mode(runtime.precision_mode)
@@ -127,14 +165,14 @@ def start(runtime) -> Dist:
         raise UserError("runtime.jit_level: O2 is the graph engine of Ascend; CPU has O0 and O1")
     if runtime.jit_level != "auto":
         ms.set_context(jit_config={"jit_level": runtime.jit_level})
-    if size > 1:
-        if device_target == "CPU" and launcher != "msrun":
+    if launch.size > 1:
+        if device_target == "CPU" and launch.launcher != "msrun":
             raise UserError(
-                f"{size} CPU processes need MindSpore's own launcher: "
-                f"msrun --worker_num={size} --local_worker_num={size} --join=True train.py ..."
+                f"{launch.size} CPU processes need MindSpore's own launcher: "
+                f"msrun --worker_num={launch.size} --local_worker_num={launch.size} --join=True train.py ..."
             )
         ms.communication.init("hccl" if device_target == "Ascend" else "mccl")
         ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True)
     # One seed everywhere: every rank starts from the same weights. What must differ between ranks is keyed by rank.
     ms.set_seed(runtime.seed)
-    return Dist(rank, size, local_rank, device_target, launcher)
+    return Dist(launch.rank, launch.size, launch.local_size, device_target)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from mindspore import Tensor, nn
 
+from src.atomic import write_text
 from src.config import Config
 from src.data.image_folder import (
     DataError,
@@ -21,8 +22,8 @@ from src.data.image_folder import (
 from src.data.transforms import EvalTransform
 from src.distributed import Dist
 from src.errors import UserError
-from src.precision import apply_precision, missing_kernel
-from src.weights import has_average, load_weights, saved_classes
+from src.precision import apply_precision, missing_kernels_named
+from src.weights import class_names, has_average, load_weights, read_checkpoint, select_weights
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,13 @@ class Metrics:
 def batch_counts(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """[count, top-1 correct, top-5 correct, loss sum] of a batch, float64; images of weight 0 do not count.
 
-    An image's rank is the number of classes with a larger logit, so a tie does not depend on the order of classes,
-    and logits that are not finite are never right.
+    An image's rank is the number of other classes with at least its logit: a tie is a miss, whatever the order of
+    classes (a network that answers alike for all is never right), and so are logits that are not finite.
     """
     logits = logits.astype(np.float64)
     own = logits[np.arange(len(labels)), labels]
     valid = np.isfinite(logits).all(axis=1)
-    rank = np.where(valid, (logits > own[:, None]).sum(axis=1), np.inf)
+    rank = np.where(valid, (logits >= own[:, None]).sum(axis=1) - 1, np.inf)
     highest = logits.max(axis=1)
     losses = np.log(np.exp(logits - highest[:, None]).sum(axis=1)) + highest - own
     kept = weights > 0
@@ -103,17 +104,25 @@ def run_checkpoint(config: Config, checkpoint: str | None) -> Path:
     return path
 
 
-def load_for_inference(config: Config, checkpoint: Path, weights: str, device_target: str) -> tuple[nn.Cell, str]:
-    """A model in evaluation mode with a checkpoint's weights, and which weights these are.
+def load_for_inference(
+    config: Config, checkpoint: Path, weights: str, device_target: str
+) -> tuple[nn.Cell, str, tuple[str, ...] | None]:
+    """A model in evaluation mode with a checkpoint's weights, which weights these are, and its class names if known.
 
     Args:
         weights: "raw", "ema", or "auto": the averaged weights where the file has them.
+
+    Raises:
+        UserError: an unreadable file, weights of another model, or averaged weights that are not there.
     """
-    ema = weights == "ema" or (weights == "auto" and has_average(checkpoint))
+    content = read_checkpoint(checkpoint)
+    if weights == "ema" and not has_average(content):
+        raise UserError(f"checkpoint {checkpoint}: holds no averaged (EMA) weights; use --weights raw")
+    ema = weights != "raw" and has_average(content)
     model = config.build_model(device_target)
-    load_weights(model, checkpoint, ema=ema)
+    load_weights(model, select_weights(content, ema), label=f"checkpoint {checkpoint}")
     model.set_train(False)
-    return model, "ema" if ema else "raw"
+    return model, "ema" if ema else "raw", class_names(content)
 
 
 def evaluate_checkpoint(
@@ -126,9 +135,8 @@ def evaluate_checkpoint(
     """
     path = run_checkpoint(config, checkpoint)
     folder = ImageFolder.open(Path(config.data.path) / config.data.val)
-    model, used = load_for_inference(config, path, weights, dist.device_target)
+    model, used, classes = load_for_inference(config, path, weights, dist.device_target)
     check_num_classes(folder, model.num_classes)
-    classes = saved_classes(path)
     if classes is not None and classes != folder.classes:
         raise DataError(
             f"data folder {folder.path}: its classes are not those of checkpoint {path} ({', '.join(classes[:3])}, ...)"
@@ -144,19 +152,19 @@ def evaluate_checkpoint(
             unreadable=unreadable,
             rank=dist.rank,
             ranks=dist.size,
-            workers=resolve_workers(config.data.workers, dist.size),
+            workers=resolve_workers(config.data.workers, dist.local_size),
         )
-        try:
+        with missing_kernels_named(config.amp.level, dist.device_target):
             metrics = evaluate(network, Epochs(batches), config.eval.batch_size, dist)
-        except (RuntimeError, TypeError) as error:
-            raise missing_kernel(error, config.amp.level, dist.device_target) from error
         skipped = unreadable.read()
     if dist.is_main:
         for image, reason in skipped.items():
             print(f"unreadable image {image} ({reason}); not counted")
+        if skipped:
+            print(f"{len(skipped)} unreadable images")
         print(f"{path} ({used} weights): {metrics}", flush=True)
         if json_path:
             result = asdict(metrics) | {"top1": metrics.top1, "top5": metrics.top5, "loss": metrics.loss}
             result |= {"checkpoint": str(path), "weights": used, "unreadable_images": sorted(skipped)}
-            Path(json_path).write_text(json.dumps(result, indent=2), encoding="utf-8")
+            write_text(Path(json_path), json.dumps(result, indent=2))
     return metrics

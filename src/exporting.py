@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 
 import mindspore as ms
@@ -9,8 +10,8 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from src.config import Config
-from src.data.image_folder import ImageFolder
-from src.data.transforms import EvalTransform, decode
+from src.data.image_folder import DataError, ImageFolder
+from src.data.transforms import EvalTransform, UnreadableImage, decode
 from src.distributed import Dist
 from src.errors import UserError
 from src.evaluation import load_for_inference, run_checkpoint
@@ -42,7 +43,7 @@ def export_checkpoint(
     if batch_size < 1:
         raise UserError(f"--batch_size: must be at least 1, got {batch_size}")
     path = run_checkpoint(config, checkpoint)
-    model, used = load_for_inference(config, path, weights, dist.device_target)
+    model, used, _ = load_for_inference(config, path, weights, dist.device_target)
     target = Path(output) if output else config.output / f"{config.name}{SUFFIXES[file_format]}"
     if target.suffix != SUFFIXES[file_format]:
         target = target.with_name(target.name + SUFFIXES[file_format])
@@ -51,31 +52,45 @@ def export_checkpoint(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            ms.export(model, Tensor(images), file_name=f"{scratch}/{target.name}", file_format=file_format)
-            os.replace(f"{scratch}/{target.name}", target)
+            written = Path(scratch) / target.name
+            ms.export(model, Tensor(images), file_name=str(written), file_format=file_format)
+            difference = verify_mindir(written, model, images) if file_format == "MINDIR" else None
+            os.replace(written, target)
     except OSError as error:
         raise UserError(f"export {target}: cannot be written ({error})") from error
     print(f"exported {path} ({used} weights) to {target}: input {list(images.shape)} float32")
-    if file_format == "MINDIR":
-        difference = verify_mindir(target, model, images)
+    if difference is not None:
         print(f"verified on {source}: largest logit difference {difference:.1e} of the largest logit", flush=True)
     return target
 
 
 def sample_images(config: Config, model: nn.Cell, count: int) -> tuple[np.ndarray, str]:
-    """Preprocessed images [count, C, H, W] and what they are: the first of the validation set, else noise."""
-    path = Path(config.data.path) / config.data.val
-    if not path.is_dir():
+    """Preprocessed images [count, C, H, W] and what they are: the first readable of the validation set, else noise."""
+    try:
+        folder = ImageFolder.open(Path(config.data.path) / config.data.val)
+    except DataError:
+        folder = None
+    channels = len(config.data.mean)
+    images = list(islice(_readable(folder, channels), count)) if folder is not None else []
+    if not images:
         shape = (count, model.in_chans, *model.img_size)
-        return np.random.default_rng(0).standard_normal(
-            shape, dtype=np.float32
-        ), "random input (no validation images here)"
-    folder = ImageFolder.open(path)
+        noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+        return noise, "random input (no validation images here)"
     transform = EvalTransform(model.img_size, config.eval.crop_ratio, config.augment.interpolation)
+    pixels = np.stack([transform(images[index % len(images)]) for index in range(count)])
     mean, std = (np.asarray(values, np.float32) * 255 for values in (config.data.mean, config.data.std))
-    files = [folder.files(index % len(folder.classes))[0] for index in range(count)]
-    pixels = np.stack([transform(decode(np.fromfile(file, np.uint8), len(mean))) for file in files])
     return ((pixels - mean) / std).transpose(0, 3, 1, 2).astype(np.float32), "validation images"
+
+
+def _readable(folder: ImageFolder, channels: int):
+    """The images of a folder that can be read: the first of every class, then the second of every class, and so on."""
+    by_class = [folder.files(label) for label in range(len(folder.classes))]
+    for file in chain.from_iterable(zip_longest(*by_class)):
+        try:
+            if file is not None:
+                yield decode(np.fromfile(file, np.uint8), channels)
+        except UnreadableImage:
+            continue
 
 
 def verify_mindir(path: Path, model: nn.Cell, images: np.ndarray, tolerance: float = 1e-4) -> float:

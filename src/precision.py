@@ -1,6 +1,7 @@
 """Mixed precision levels."""
 
 import re
+from contextlib import contextmanager
 
 import mindspore as ms
 from mindspore import amp, nn
@@ -20,11 +21,15 @@ def apply_precision(model: nn.Cell, level: str) -> nn.Cell:
     return amp.auto_mixed_precision(model, "auto" if level == "O1" else level, ms.float16)
 
 
-def missing_kernel(error: Exception, level: str, device_target: str) -> Exception:
-    """The error as a UserError naming the operator, if it is that the device lacks a kernel for a type; else itself."""
-    found = re.search(r"(?:Unsupported op|operator) ?\[(\w+)\]", str(error))
-    if found is None:
-        return error
-    return UserError(
-        f"amp.level: {level} needs the operator {found[1]} in a type that {device_target} has no kernel for; use O0"
-    )
+@contextmanager
+def missing_kernels_named(level: str, device_target: str):
+    """Within the context, mixed precision that meets a type without a kernel is a UserError naming the operator."""
+    try:
+        yield
+    except (RuntimeError, TypeError) as error:
+        found = re.search(r"(?:Unsupported op|operator) ?\[(\w+)\]", str(error))
+        if level == "O0" or found is None:
+            raise
+        raise UserError(
+            f"amp.level: {level} needs the operator {found[1]} in a type that {device_target} has no kernel for; use O0"
+        ) from error

@@ -12,6 +12,7 @@ import time
 import zipfile
 from pathlib import Path
 
+from src.atomic import write_text
 from src.errors import UserError
 
 PLATFORM_DISK = Path("/cache")  # the fast local disk of OpenI and ModelArts machines
@@ -37,30 +38,47 @@ def stage_in(data_url: str, local: Path | None = None) -> Path:
         StagingError: the copy failed, here or in the process that made it; or the data has no train folder.
     """
     local = local or (PLATFORM_DISK if PLATFORM_DISK.is_dir() else Path("cache")) / "data"
-    local.parent.mkdir(parents=True, exist_ok=True)
     record = local.with_name(local.name + ".staging.json")
-    # The lock is the waiting: it is released when its holder is done, or dead.
-    with open(local.with_name(local.name + ".staging.lock"), "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        done = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
-        same_launch = done.get("time", 0) >= STARTED
-        if done.get("source") != data_url or not (same_launch if done["failure"] else local.is_dir()):
-            done = _copy_in(data_url, local)
-            record.write_text(json.dumps(done), encoding="utf-8")
+    try:
+        local.parent.mkdir(parents=True, exist_ok=True)
+        # The lock is the waiting: it is released when its holder is done, or dead.
+        with open(local.with_name(local.name + ".staging.lock"), "w", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            done = _read_record(record)
+            same_launch = done["time"] >= STARTED
+            if done["source"] != data_url or not (same_launch if done["failure"] else local.is_dir()):
+                done = _copy_in(data_url, local)
+                write_text(record, json.dumps(done))
+    except OSError as error:
+        raise StagingError(f"local folder {local}: cannot be written ({error.strerror})") from error
     if done["failure"]:
         raise StagingError(f"data_url {data_url}: {done['failure']}")
     return _dataset_root(local, data_url)
 
 
+def _read_record(record: Path) -> dict:
+    try:
+        return json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none yet
+        return {"source": None, "failure": None, "time": 0}
+
+
 def _copy_in(data_url: str, local: Path) -> dict:
-    """The outcome of a copy, as the record that the waiting processes read."""
+    """The outcome of a copy, as the record that the waiting processes read.
+
+    The copy grows beside its final name, so that no other data set and no half copy gets mixed in.
+    """
+    partial = local.with_name(local.name + ".partial")
     failure = None
     try:
-        copy(data_url, local)
-        for archive in [path for path in local.iterdir() if path.name.endswith(ARCHIVES)]:
+        shutil.rmtree(partial, ignore_errors=True)
+        copy(data_url, partial)
+        for archive in [path for path in partial.iterdir() if path.name.endswith(ARCHIVES)]:
             unpack(archive)
-    except (OSError, RuntimeError, tarfile.TarError, zipfile.BadZipFile) as error:
-        failure = f"cannot be copied to {local} ({error})"
+        shutil.rmtree(local, ignore_errors=True)
+        partial.rename(local)
+    except Exception as error:  # whatever it is, the processes that wait must hear of it
+        failure = f"cannot be copied to {local} ({type(error).__name__}: {error})"
     return {"source": data_url, "failure": failure, "time": time.time()}
 
 
@@ -71,13 +89,13 @@ def stage_out(output: Path, train_url: str) -> None:
         StagingError: the copy failed; the run itself stays where it is.
     """
     try:
-        copy(str(output), Path(train_url))
+        copy(str(output), train_url)
     except (OSError, RuntimeError) as error:
         raise StagingError(f"train_url {train_url}: cannot be written ({error}); the run is in {output}") from error
 
 
 def copy(source: str, destination: str | Path) -> None:
-    """Copy a folder's content, or one file, into a folder."""
+    """Copy a folder's content, or one file, into a folder. Either may be an address that only moxing understands."""
     try:
         import moxing
     except ImportError:
@@ -98,6 +116,8 @@ def unpack(archive: Path) -> None:
             file.extractall(archive.parent)  # drops absolute paths and ".."
     else:
         with tarfile.open(archive) as file:
+            if not hasattr(tarfile, "data_filter"):
+                raise StagingError("unpacking archives safely needs Python 3.10.12, 3.11.4 or later")
             file.extractall(archive.parent, filter="data")
     archive.unlink()
 

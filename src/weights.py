@@ -42,66 +42,56 @@ def official_names(model: nn.Cell) -> dict[str, Parameter]:
     return names
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Parameter | int | float | str]:
-    """Everything in a .ckpt file, by name.
+def read_checkpoint(path: str | Path) -> dict[str, Tensor | str]:
+    """Everything in a .ckpt or .safetensors file by name: tensors, and texts of a training state.
 
     Raises:
-        WeightsError: the file is missing or damaged.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"checkpoint {path}: no such file")
-    try:
-        return ms.load_checkpoint(str(path), crc_check=True)
-    except (ValueError, RuntimeError, OSError) as error:
-        raise WeightsError(f"checkpoint {path}: not a readable MindSpore checkpoint (damaged or cut short?)") from error
-
-
-def read_weights(path: str | Path, ema: bool = False) -> dict[str, np.ndarray]:
-    """Arrays of a .ckpt or .safetensors file by name.
-
-    Args:
-        ema: take the averaged weights of a training checkpoint instead of the raw ones.
-
-    Raises:
-        WeightsError: no such file, a damaged one, an unknown format, or no averaged weights in it.
+        WeightsError: no such file, a damaged one, or another format.
     """
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"checkpoint {path}: no such file")
     if path.suffix == ".ckpt":
-        content = read_checkpoint(path)
-        arrays = {name: value.asnumpy() for name, value in content.items() if isinstance(value, Tensor)}
-    elif path.suffix == ".safetensors":
         try:
-            arrays = load_file(path)
+            return ms.load_checkpoint(str(path), crc_check=True)
+        except (ValueError, RuntimeError, OSError) as error:
+            raise WeightsError(
+                f"checkpoint {path}: not a readable MindSpore checkpoint (damaged or cut short?)"
+            ) from error
+    if path.suffix == ".safetensors":
+        try:
+            return {name: Tensor(array) for name, array in load_file(path).items()}
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"checkpoint {path}: not a readable safetensors file ({error})") from error
-    else:
-        raise WeightsError(f"checkpoint {path}: unknown format {path.suffix!r}; expected .ckpt or .safetensors")
+    raise WeightsError(f"checkpoint {path}: unknown format {path.suffix!r}; expected .ckpt or .safetensors")
+
+
+def select_weights(content: dict[str, Tensor | str], ema: bool = False) -> dict[str, np.ndarray]:
+    """The weights among everything in a checkpoint, as arrays by name.
+
+    Args:
+        ema: the averaged weights in place of the raw ones; key tables and the like have no average and stay.
+    """
     prefixes = (EMA_PREFIX, OPTIMIZER_PREFIX, STATE_PREFIX)
+    arrays = {name: value.asnumpy() for name, value in content.items() if isinstance(value, Tensor)}
     weights = {name: value for name, value in arrays.items() if not name.startswith(prefixes)}
     if ema:
-        averaged = {name[len(EMA_PREFIX) :]: value for name, value in arrays.items() if name.startswith(EMA_PREFIX)}
-        if not averaged:
-            raise WeightsError(f"checkpoint {path}: holds no averaged (EMA) weights")
-        weights |= averaged  # key tables and the like have no average and stay as they are
+        weights |= {name[len(EMA_PREFIX) :]: value for name, value in arrays.items() if name.startswith(EMA_PREFIX)}
     return weights
 
 
-def has_average(path: str | Path) -> bool:
+def has_average(content: dict[str, Tensor | str]) -> bool:
     """Whether a checkpoint holds averaged (EMA) weights."""
-    return Path(path).suffix == ".ckpt" and any(name.startswith(EMA_PREFIX) for name in read_checkpoint(path))
+    return any(name.startswith(EMA_PREFIX) for name in content)
 
 
-def saved_classes(path: str | Path) -> tuple[str, ...] | None:
-    """Class names by index from a training checkpoint; None where a file has none."""
-    text = read_checkpoint(path).get(CLASSES) if Path(path).suffix == ".ckpt" else None
-    return tuple(json.loads(text)) if text else None
+def class_names(content: dict[str, Tensor | str]) -> tuple[str, ...] | None:
+    """Class names by index from a training checkpoint; None where there are none."""
+    return tuple(json.loads(content[CLASSES])) if CLASSES in content else None
 
 
 def load_weights(
-    model: nn.Cell, source: str | Path | dict, strict: bool = True, ema: bool = False
+    model: nn.Cell, source: str | Path | dict, strict: bool = True, label: str = "weights"
 ) -> tuple[list[str], list[str]]:
     """Copy weights into a model by name, official or MindSpore's.
 
@@ -110,9 +100,9 @@ def load_weights(
     over; neither counts as missing or unexpected.
 
     Args:
-        source: a file that read_weights reads, or arrays or tensors by name.
+        source: a file that read_checkpoint reads, or arrays or tensors by name.
         strict: raise unless every weight is matched; otherwise load what fits.
-        ema: for a file, take the averaged weights.
+        label: what to call a `source` that is no file, in messages.
 
     Returns:
         Names of the model without a value, and names of the source without a use (or of another shape).
@@ -121,11 +111,11 @@ def load_weights(
         WeightsError: with strict, weights that do not match (the first differing names are in the message); always, an
             unreadable file or an index table that does not fit the model.
     """
-    label = f"checkpoint {source}" if isinstance(source, str | Path) else "weights"
-    arrays = read_weights(source, ema) if isinstance(source, str | Path) else source
+    if isinstance(source, str | Path):
+        label, source = f"checkpoint {source}", select_weights(read_checkpoint(source))
     targets = official_names(model)
     official = {parameter.name: name for name, parameter in targets.items()}
-    arrays = {official.get(name, name): value for name, value in arrays.items() if not DERIVED_BUFFERS.search(name)}
+    arrays = {official.get(name, name): value for name, value in source.items() if not DERIVED_BUFFERS.search(name)}
 
     required = [name for name, parameter in targets.items() if parameter.requires_grad]
     missing = [name for name in required if name not in arrays]

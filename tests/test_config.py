@@ -106,6 +106,8 @@ def test_errors_name_the_file_that_set_the_key(write):
         ("augment.scale=[0.9,0.1]", "augment: scale: [0.9, 0.1] must be in ascending order"),
         ("data.mean=[0.5]", "data.mean: has 1 values for 3 channels"),
         ("train.epochs=10", "do not fit into train.epochs 10"),
+        ("optimizer.base_lr=.inf", "optimizer.base_lr: Input should be a finite number"),
+        ("runtime.seed=5000000000", "runtime.seed: Input should be less than 4294967296"),
         ("mix_up=0.8", "mix_up: is now augment.mixup"),
         ("train.epochs", "'train.epochs' is not of the form section.key=value"),
         ("model.conv_implementation=conv2d", "model.conv_implementation: unknown key"),
@@ -127,6 +129,9 @@ def test_impossible_values_are_refused(override, expected):
         ("train: [1\n", "not valid YAML"),
         ("base: nowhere.yaml\n", "base: nowhere.yaml does not exist"),
         ("base: x.yaml\n", "base: inherits from itself"),
+        ("base: 3\n", "base: must be a file or a list of files, got 3"),
+        ("base:\n", "base: must be a file or a list of files, got None"),
+        ("name: 3\n", "name: must be a text, got 3"),
     ],
 )
 def test_broken_files_are_refused(write, text, expected):
@@ -152,3 +157,9 @@ def test_configurations_are_found_by_name():
         find_config(TINY.replace("tiny", "tny"))
     with pytest.raises(ConfigError, match="no such file"):
         find_config(f"elsewhere/{TINY}.yaml")
+
+
+def test_images_are_grey_or_rgb():
+    assert "model.in_chans: images are read as grey (1) or RGB (3)" in refusal(
+        TINY, "model.in_chans=2", "data.mean=[0.5,0.5]", "data.std=[0.5,0.5]"
+    )

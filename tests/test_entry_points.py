@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -95,6 +96,7 @@ REFUSALS = {
         ["train.py", "--arch", TINY, "--device_num=8"],
         f"start them with: mpirun -n 8 python train.py --arch {TINY} --device_num=8",
     ),
+    "export on several": (["export.py", "--arch", TINY, "--device_num=8"], "needs 8 processes"),
     "bad boolean": (["train.py", "--arch", TINY, "--run_openi=maybe"], "'maybe' is neither true nor false"),
 }
 
@@ -135,3 +137,37 @@ def test_unwritable_output_is_one_line(run_script, run, tmp_path):
     assert code == 1
     assert "cannot be written" in err
     assert err.count("\n") == 1
+
+
+def test_values_may_stand_between_flags(run_script, run, tmp_path):
+    code, out, _ = run_script(
+        "eval.py", *run[1], "--debug", "eval.batch_size=60", "--run_openi=false", "data.workers=2"
+    )
+    assert code == 0
+    assert "(360 images)" in out
+    assert run_script("eval.py", "--run_openi", "train.epoch=1", "--arch", TINY)[2].endswith("did you mean epochs?\n")
+
+
+def test_openi_runs_stage_data_and_results(run_script, run, digits, tmp_path, monkeypatch):
+    monkeypatch.setattr("src.staging.PLATFORM_DISK", tmp_path)
+    options = [option for option in run[1] if not option.startswith("runtime.output")]
+    result = tmp_path / "bucket"
+    code, _, err = run_script(
+        "train.py", *options, "--run_openi=True", f"--train_url={result}", f"runtime.output={tmp_path / 'run'}"
+    )
+    assert (code, err) == (0, "")
+    assert (tmp_path / "data" / "train" / "3").is_dir()
+    assert (result / "checkpoints" / "best.ckpt").exists()
+
+
+def test_export_passes_over_unreadable_images(run_script, run, digits, tmp_path):
+    copied = tmp_path / "digits"
+    shutil.copytree(digits / "val", copied / "val")
+    for label in range(10):
+        first = sorted((copied / "val" / str(label)).iterdir())[0]
+        first.write_bytes(first.read_bytes()[:30])
+    command = ["export.py", *run[1], "--output", str(tmp_path / "m.mindir"), "--batch_size=2"]
+    code, out, _ = run_script(*command, f"data.path={copied}")
+    assert (code, "verified on validation images" in out) == (0, True)
+    code, out, _ = run_script(*command, "data.path=nowhere")
+    assert (code, "verified on random input" in out) == (0, True)

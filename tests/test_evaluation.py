@@ -28,6 +28,12 @@ def test_logits_that_are_not_finite_are_never_right():
     assert batch_counts(logits, np.array([0, 1]), np.ones(2))[1:3].tolist() == [0, 0]
 
 
+def test_equal_logits_are_never_right():
+    """A network that answers alike for everything knows nothing, whatever the order of classes."""
+    counts = batch_counts(np.zeros((10, 6), np.float32), np.arange(10) % 6, np.ones(10))
+    assert counts[1:3].tolist() == [0, 0]
+
+
 def test_large_logits_do_not_overflow_the_loss():
     counts = batch_counts(np.array([[1e4, 0.0]], np.float32), np.array([1]), np.ones(1))
     assert counts[3] == pytest.approx(1e4)

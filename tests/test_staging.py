@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tarfile
+import types
 import zipfile
 
 import pytest
@@ -27,6 +28,35 @@ def test_a_folder_is_copied_once(source, tmp_path):
     (source / "train/a/1.png").write_text("changed")
     stage_in(str(source), local)
     assert (local / "train/a/1.png").read_text() == "train/a/1.png"
+
+
+def test_another_data_set_replaces_the_first(source, tmp_path):
+    local = tmp_path / "data"
+    stage_in(str(source), local)
+    (tmp_path / "other" / "train" / "dog").mkdir(parents=True)
+    stage_in(str(tmp_path / "other"), local)
+    assert [path.name for path in (local / "train").iterdir()] == ["dog"]
+
+
+def test_a_damaged_archive_is_one_line(source, tmp_path):
+    packed = tmp_path / "bucket"
+    packed.mkdir()
+    with tarfile.open(packed / "imagenet.tar.gz", "w:gz") as archive:
+        archive.add(source, "imagenet")
+    content = (packed / "imagenet.tar.gz").read_bytes()
+    (packed / "imagenet.tar.gz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(StagingError, match="cannot be copied") as error:
+        stage_in(str(packed), tmp_path / "disk" / "data")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "disk" / "data").exists()
+
+
+def test_addresses_reach_moxing_unchanged(tmp_path, monkeypatch):
+    copies = []
+    moxing = types.SimpleNamespace(file=types.SimpleNamespace(copy_parallel=lambda *pair: copies.append(pair)))
+    monkeypatch.setitem(sys.modules, "moxing", moxing)
+    stage_out(tmp_path, "s3://bucket/run")
+    assert copies == [(str(tmp_path), "s3://bucket/run")]
 
 
 @pytest.mark.parametrize("kind", ["imagenet.tar.gz", "imagenet.zip"])

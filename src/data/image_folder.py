@@ -156,6 +156,10 @@ class UnreadableImages:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(f"{image}\t{' '.join(reason.split())[:200]}\n")
 
+    def clear(self) -> None:
+        """Forget what an earlier process met: it may have been mended."""
+        self.path.unlink(missing_ok=True)
+
     def read(self) -> dict[str, str]:
         """Reason by image, each image once."""
         if not self.path.exists():

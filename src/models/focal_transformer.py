@@ -329,6 +329,12 @@ def check_focal_transformer_v2(arguments: dict) -> None:
     """
     a = arguments
     stages = len(a["depths"])
+    if not stages or min(a["depths"]) < 1:
+        raise ArgumentError("depths", f"must be the number of blocks of each stage, at least 1, got {a['depths']}")
+    if not isinstance(a["img_size"], int) and len(a["img_size"]) != 2:
+        raise ArgumentError("img_size", f"must be one side or [height, width], got {a['img_size']}")
+    if a["mlp_ratio"] <= 0:
+        raise ArgumentError("mlp_ratio", f"must be above 0, got {a['mlp_ratio']}")
     for key in ("num_heads", "focal_levels"):
         if len(a[key]) != stages:
             raise ArgumentError(key, f"has {len(a[key])} entries for the {stages} stages of depths {a['depths']}")
@@ -414,6 +420,8 @@ class FocalTransformerV2(nn.Cell):
     Raises:
         ArgumentError: arguments that cannot work; see check_focal_transformer_v2.
     """
+
+    no_weight_decay = ("absolute_pos_embed",)  # beside 1-D parameters and biases; the MLPs of position biases do decay
 
     def __init__(
         self,

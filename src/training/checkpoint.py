@@ -16,9 +16,18 @@ import mindspore as ms
 import yaml
 from mindspore import Parameter, Tensor, nn
 
+from src.atomic import replace_synced
 from src.config import Config
 from src.errors import UserError
-from src.weights import CLASSES, EMA_PREFIX, STATE_PREFIX, load_weights, read_checkpoint
+from src.weights import (
+    CLASSES,
+    EMA_PREFIX,
+    STATE_PREFIX,
+    class_names,
+    load_weights,
+    read_checkpoint,
+    select_weights,
+)
 
 PROGRESS, CONFIG = STATE_PREFIX + "progress", STATE_PREFIX + "config"
 
@@ -33,6 +42,8 @@ class Progress:
 
     epoch: int = 0  # whole epochs done
     update: int = 0  # updates done, skipped ones included
+    skipped: int = 0  # of these, skipped for overflow
+    seconds: float = 0.0  # spent so far, evaluation and compilation included
     best_top1: float = -1.0  # per cent
     best_epoch: int = 0
 
@@ -83,8 +94,8 @@ class TrainState:
             logging.disable(logging.NOTSET)
             shutil.rmtree(scratch, ignore_errors=True)
 
-    def restore(self, path: Path) -> None:
-        """Take everything from a checkpoint that `save` wrote.
+    def restore(self, path: Path) -> dict:
+        """Take everything from a checkpoint that `save` wrote; returns the configuration it was written under.
 
         Raises:
             WeightsError: damaged, or of another model (the first differing parameters are named).
@@ -95,12 +106,12 @@ class TrainState:
             raise CheckpointError(
                 f"checkpoint {path}: holds no training state to resume; its weights can start a run by train.pretrained"
             )
-        classes = tuple(json.loads(content[CLASSES]))
+        classes = class_names(content)
         if classes != self.classes:
             raise CheckpointError(
                 f"checkpoint {path}: was trained on other classes ({len(classes)}: {classes[0]}, ...)"
             )
-        load_weights(self.model, path)
+        load_weights(self.model, select_weights(content), label=f"checkpoint {path}")
         model = {p.name for p in self.model.get_parameters()}
         for parameter in self.parameters():
             if parameter.name in model:
@@ -113,21 +124,7 @@ class TrainState:
                 raise CheckpointError(f"checkpoint {path}: holds no {parameter.name} of shape {tuple(parameter.shape)}")
             parameter.set_data(Tensor(value.asnumpy(), parameter.dtype))
         self.progress = Progress(**json.loads(content[PROGRESS]))
-
-
-def replace_synced(temporary: Path, path: Path) -> None:
-    """Rename a finished file over another, after its bytes are on the disk."""
-    _sync(temporary)
-    os.replace(temporary, path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return yaml.safe_load(content[CONFIG])
 
 
 class CheckpointFolder:
@@ -140,14 +137,24 @@ class CheckpointFolder:
         self.best = path / "best.ckpt"
 
     def save(self, state: TrainState, is_best: bool) -> Path:
-        """Write the state after an epoch, point last (and best) at it, and drop the oldest beyond `keep`."""
+        """Write the state after an epoch, point best (if it is) and last at it, and drop the oldest beyond `keep`.
+
+        Best comes before last: a run that goes on from last must find the best that last knows of.
+
+        Raises:
+            CheckpointError: see TrainState.save.
+        """
         path = self.path / f"epoch_{state.progress.epoch:04d}.ckpt"
         state.save(path)
-        self._point(self.last, path)
-        if is_best:
-            self._point(self.best, path)
-        for old in self.epochs()[: -self.keep]:
-            old.unlink()
+        try:
+            for name in [self.best, self.last] if is_best else [self.last]:
+                self._point(name, path)
+            for old in self.epochs()[: -self.keep]:
+                old.unlink()
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoints in {self.path}: cannot be written ({error}); {path} is whole"
+            ) from error
         return path
 
     def epochs(self) -> list[Path]:
@@ -162,10 +169,5 @@ class CheckpointFolder:
         try:
             os.link(path, temporary)
         except OSError:  # file systems without hard links
-            temporary.write_bytes(path.read_bytes())
+            shutil.copyfile(path, temporary)
         replace_synced(temporary, name)
-
-
-def saved_config(path: Path) -> dict:
-    """The resolved configuration in a training checkpoint, as nested dictionaries."""
-    return yaml.safe_load(read_checkpoint(path)[CONFIG])

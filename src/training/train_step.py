@@ -50,8 +50,9 @@ class LossCell(nn.Cell):
 class TrainStep(nn.Cell):
     """Forward, backward and update on one batch.
 
-    In order: gradients of the scaled loss; all-reduce; the overflow flag, itself reduced; unscale and clip by global
-    norm; optimizer; EMA. After an overflow nothing changes but the loss scale.
+    In order: gradients of the scaled loss; the overflow flag; all-reduce of both; unscale and clip by global norm;
+    optimizer; EMA. After an overflow nothing changes but the loss scale. Unscaling waits until it can share a pass over
+    the gradients with clipping: both multiply by a scalar, which commutes with the reduction.
 
     Args:
         network: images, drop-path scales and dropout seed to logits; `parameters` are the weights it trains.

@@ -8,6 +8,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
+from src.atomic import write_text
 from src.config import Config
 from src.data.image_folder import (
     Epochs,
@@ -22,8 +23,8 @@ from src.data.transforms import EvalTransform, TrainTransform
 from src.distributed import Dist
 from src.errors import UserError
 from src.evaluation import Metrics, evaluate
-from src.precision import apply_precision, missing_kernel
-from src.training.checkpoint import CheckpointError, CheckpointFolder, TrainState, saved_config
+from src.precision import apply_precision, missing_kernels_named
+from src.training.checkpoint import CheckpointError, CheckpointFolder, TrainState
 from src.training.ema import ExponentialMovingAverage
 from src.training.loss import SoftTargetCrossEntropy, soft_targets
 from src.training.optimizer import create_optimizer
@@ -67,7 +68,6 @@ class Trainer:
     """
 
     def __init__(self, config: Config, dist: Dist):
-        refuse_missing_features(config)
         self.config, self.dist = config, dist
         self.output = config.output
         self.checkpoints = CheckpointFolder(self.output / "checkpoints", config.train.keep_checkpoints)
@@ -98,9 +98,12 @@ class Trainer:
             config=config,
             classes=train_folder.classes,
         )
-        if resume_from is not None:
-            self.state.restore(resume_from)
         self.resume_from = resume_from
+        self.saved_config = self.state.restore(resume_from) if resume_from is not None else None
+        if not dist.agree(self.state.progress.epoch):
+            raise UserError(
+                f"the processes found different checkpoints under {self.output}; a run needs a folder that all see"
+            )
         self._build_data(train_folder, val_folder)
 
         self.network = apply_precision(self.model, config.amp.level)
@@ -121,25 +124,30 @@ class Trainer:
 
     def _resume_from(self) -> Path | None:
         """The checkpoint to go on from, or None to begin."""
-        resume = self.config.train.resume
-        if isinstance(resume, str) and resume != "auto":
-            return Path(resume)
-        if not self.checkpoints.last.exists():
-            return None
-        if resume:
-            return self.checkpoints.last
-        raise UserError(
-            f"{self.output} holds a run; go on with it by train.resume=auto, or name another folder by runtime.output="
-        )
+        resume, last = self.config.train.resume, self.checkpoints.last
+        path = Path(resume) if isinstance(resume, str) and resume != "auto" else None
+        if last.exists() and (path is None or not path.exists() or not path.samefile(last)):
+            if path is None and resume:
+                return last
+            raise UserError(
+                f"{self.output} holds a run; train.resume=auto goes on with it, runtime.output=FOLDER starts another"
+            )
+        return path
 
     def _build_data(self, train_folder: ImageFolder, val_folder: ImageFolder) -> None:
         config, dist = self.config, self.dist
         train = config.train
         size = tuple(self.model.img_size)
-        workers = resolve_workers(config.data.workers, dist.size)
+        workers = resolve_workers(config.data.workers, dist.local_size)
+        # Every rank names what its own workers could not read; the main one gathers the files.
         self.unreadable = UnreadableImages(self.output / f"unreadable_images_{dist.rank}.txt")
+        make_folder(self.output)
+        self.unreadable.clear()
+        self.named = set()
         self.global_batch = train.batch_size * train.accumulation_steps * dist.size
         self.updates_per_epoch = train_folder.size // self.global_batch
+        # Whole epochs are what a checkpoint counts: under another global batch they are another number of updates.
+        self.state.progress.update = self.state.progress.epoch * self.updates_per_epoch
         ms.dataset.config.set_prefetch_size(config.data.prefetch)
         remaining = max(train.epochs - self.state.progress.epoch, 1)
         self.train_batches = Epochs(
@@ -173,7 +181,7 @@ class Trainer:
         )
 
     def run(self) -> dict:
-        """Train to the end; returns the run's summary, also in summary.json, or {} if there was nothing to do."""
+        """Train to the end; returns the run's summary, which is also in summary.json."""
         config, progress = self.config, self.state.progress
         last_epoch = min(config.train.epochs, config.train.stop_after_epoch or config.train.epochs)
         self.log = ProgressLog(
@@ -186,17 +194,24 @@ class Trainer:
         self._announce()
         if progress.epoch >= last_epoch:
             self.log.line(f"already trained to epoch {progress.epoch}: {self.checkpoints.best}")
-            return {}
-        start = time.perf_counter()
-        skipped = 0
+            return self._finish()
+        if self.dist.is_main:
+            write_text(self.output / "config.yaml", config.to_yaml())
+        before, start = progress.seconds, time.perf_counter()
         for epoch in range(progress.epoch, last_epoch):
-            skipped += self._train_epoch(epoch)
+            self._train_epoch(epoch)
             progress.epoch = epoch + 1
             evaluates = progress.epoch % config.eval.interval == 0 or progress.epoch == last_epoch
             is_best = self._evaluate() if evaluates else False
+            progress.seconds = before + time.perf_counter() - start
             if self.dist.is_main:
                 self.checkpoints.save(self.state, is_best)
-        return self._finish(time.perf_counter() - start, skipped)
+                self._name_unreadable()
+        self.log.line(
+            f"trained {progress.epoch} epochs in {duration(progress.seconds)}; best {self.best_weights} top-1 "
+            f"{progress.best_top1:.2f}% (epoch {progress.best_epoch}): {self.checkpoints.best}"
+        )
+        return self._finish()
 
     def _announce(self) -> None:
         config, progress = self.config, self.state.progress
@@ -208,17 +223,11 @@ class Trainer:
         )
         if self.resume_from is not None:
             self.log.line(f"resuming {self.resume_from} after epoch {progress.epoch}")
-            for key, before, now in changed_keys(self.resume_from, config):
+            for key, before, now in changed_keys(self.saved_config, config):
                 self.log.line(f"changed since: {key} {before} -> {now}")
-        if self.dist.is_main:
-            try:
-                self.output.mkdir(parents=True, exist_ok=True)
-                (self.output / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-            except OSError as error:
-                raise CheckpointError(f"output folder {self.output}: cannot be written ({error.strerror})") from error
 
-    def _train_epoch(self, epoch: int) -> int:
-        """One epoch; returns the number of updates skipped because of overflow."""
+    def _train_epoch(self, epoch: int) -> None:
+        """One epoch of updates."""
         config, progress = self.config, self.state.progress
         accumulation = config.train.accumulation_steps
         self.network.set_train()
@@ -241,16 +250,16 @@ class Trainer:
                 self.log.update(progress.update, self.global_batch, lambda value=loss: float(value.asnumpy()), rate)
         self.log.end_epoch()
         skipped = sum(not bool(flag.asnumpy()) for flag in finite_flags)
+        progress.skipped += skipped
         if skipped:
             scale = float(self.state.loss_scale.value.asnumpy())
             self.log.line(f"epoch {epoch + 1}: {skipped} updates skipped for overflow, loss scale now {scale:g}")
-        return skipped
 
     def _step(self, images: np.ndarray, labels: np.ndarray, rate: float, part: int, completes: bool):
         config, progress = self.config, self.state.progress
         targets = soft_targets(labels, self.num_classes, config.augment.label_smoothing)
         noise = np.random.default_rng([config.runtime.seed, NOISE_STREAM, progress.update, part, self.dist.rank])
-        try:
+        with missing_kernels_named(config.amp.level, self.dist.device_target):
             return self.step(
                 Tensor(images),
                 Tensor(targets),
@@ -259,8 +268,6 @@ class Trainer:
                 Tensor(noise.integers(2**31), ms.int32),
                 completes,
             )
-        except (RuntimeError, TypeError) as error:
-            raise missing_kernel(error, config.amp.level, self.dist.device_target) from error
 
     def _evaluate(self) -> bool:
         """Evaluate raw and averaged weights; returns whether this is the best epoch so far."""
@@ -281,37 +288,59 @@ class Trainer:
         progress.best_top1, progress.best_epoch = metrics.top1, progress.epoch
         return True
 
-    def _finish(self, seconds: float, skipped: int) -> dict:
-        progress = self.state.progress
-        unreadable = self.unreadable.read()
-        for image, reason in unreadable.items():
+    @property
+    def best_weights(self) -> str:
+        """The weights by which the best epoch is chosen."""
+        return "EMA" if self.state.ema is not None else "raw"
+
+    def _name_unreadable(self) -> None:
+        """Report images that were found unreadable since the last call."""
+        found = {}
+        for path in sorted(self.output.glob("unreadable_images_*.txt")):
+            found |= UnreadableImages(path).read()
+        new = [image for image in found if image not in self.named]
+        for image in new:
             self.log.line(
-                f"unreadable image {image} ({reason}); replaced by its neighbour in training, not counted in evaluation"
+                f"unreadable image {image} ({found[image]}): its neighbour takes its place in training, "
+                "evaluation does not count it"
             )
-        weights = "EMA" if self.state.ema is not None else "raw"
-        self.log.line(
-            f"trained {progress.epoch} epochs in {duration(seconds)}; best {weights} top-1 {progress.best_top1:.2f}% "
-            f"(epoch {progress.best_epoch}): {self.checkpoints.best}"
-        )
+        self.named.update(new)
+        if new:
+            self.log.line(f"{len(self.named)} unreadable images so far")
+
+    def _finish(self) -> dict:
+        progress = self.state.progress
         summary = {
             "epochs": progress.epoch,
             "updates": progress.update,
             "best_top1": progress.best_top1,
             "best_epoch": progress.best_epoch,
-            "weights": weights,
-            "seconds": round(seconds, 1),
-            "skipped_updates": skipped,
-            "unreadable_images": sorted(unreadable),
+            "weights": self.best_weights,
+            "seconds": round(progress.seconds, 1),
+            "skipped_updates": progress.skipped,
+            "unreadable_images": sorted(self.named),
             "checkpoint": str(self.checkpoints.best),
         }
         if self.dist.is_main:
-            (self.output / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+            write_text(self.output / "summary.json", json.dumps(summary, indent=2))
         return summary
 
 
-def changed_keys(checkpoint: Path, config: Config) -> list[tuple[str, object, object]]:
-    """(key, value then, value now) of what the checkpoint's configuration has otherwise, where it matters."""
-    then, now = flatten(saved_config(checkpoint)), flatten(config.to_dict())
+def make_folder(path: Path) -> None:
+    """Make the folder of a run.
+
+    Raises:
+        CheckpointError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"output folder {path}: cannot be written ({error.strerror})") from error
+
+
+def changed_keys(then: dict, config: Config) -> list[tuple[str, object, object]]:
+    """(key, value then, value now) of what an earlier configuration has otherwise, where it matters."""
+    then, now = flatten(then), flatten(config.to_dict())
     keys = [key for key in {**then, **now} if key not in INCIDENTAL]
     return [(key, then.get(key), now.get(key)) for key in keys if then.get(key) != now.get(key)]
 
