@@ -2,17 +2,11 @@
 
 import sys
 
-from src.cli import WEIGHTS, configuration, parse, parser, run, with_local_data
+from src.cli import configuration, inference_parser, parse, run, with_local_data
 
 
 def main(arguments: list[str]) -> None:
-    options = parser("eval.py", __doc__)
-    options.add_argument(
-        "--checkpoint", "--pretrained", metavar="FILE", help="default: the best of the configuration's run"
-    )
-    options.add_argument(
-        "--weights", choices=WEIGHTS, default="auto", help="auto: the EMA weights if the file has them"
-    )
+    options = inference_parser("eval.py", __doc__)
     options.add_argument("--json", metavar="FILE", help="also write the result there")
     options = parse(options, arguments)
 

@@ -2,17 +2,11 @@
 
 import sys
 
-from src.cli import WEIGHTS, configuration, parse, parser, run
+from src.cli import configuration, inference_parser, parse, run
 
 
 def main(arguments: list[str]) -> None:
-    options = parser("export.py", __doc__)
-    options.add_argument(
-        "--checkpoint", "--pretrained", metavar="FILE", help="default: the best of the configuration's run"
-    )
-    options.add_argument(
-        "--weights", choices=WEIGHTS, default="auto", help="auto: the EMA weights if the file has them"
-    )
+    options = inference_parser("export.py", __doc__)
     options.add_argument("--format", default="MINDIR", type=str.upper, choices=("MINDIR", "AIR", "ONNX"))
     options.add_argument(
         "--output", metavar="FILE", help="default: beside the run's checkpoints, by the name of the configuration"

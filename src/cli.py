@@ -50,6 +50,16 @@ def parser(script: str, description: str) -> argparse.ArgumentParser:
     return result
 
 
+def inference_parser(script: str, description: str) -> argparse.ArgumentParser:
+    """The same, with the choice of a checkpoint and of the weights in it."""
+    result = parser(script, description)
+    result.add_argument(
+        "--checkpoint", "--pretrained", metavar="FILE", help="default: the best of the configuration's run"
+    )
+    result.add_argument("--weights", choices=WEIGHTS, default="auto", help="auto: EMA weights if the file has them")
+    return result
+
+
 def parse(options_parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
     """Parsed options. Values to replace may stand between flags, and --run_openi may stand alone for true."""
     following = [*arguments[1:], ""]

@@ -1,20 +1,13 @@
-"""Learning rate schedules: pure functions of the update number."""
+"""Learning rate schedules: pure functions of the update number.
+
+Each takes the update (from 0), the updates of an epoch, the epochs of the run, the peak rate, and the schedule section of
+a configuration for the rest.
+"""
 
 import math
 
 
-def cosine(
-    update: int,
-    updates_per_epoch: int,
-    *,
-    epochs: float,
-    base_lr: float,
-    min_lr: float,
-    warmup_epochs: float,
-    warmup_lr: float,
-    cooldown_epochs: float,
-    cooldown_lr: float,
-) -> float:
+def cosine(update: int, updates_per_epoch: int, epochs: float, base_lr: float, schedule) -> float:
     """Linear warm-up, a cosine towards zero held at min_lr, then a constant cool-down.
 
     With e = update / updates_per_epoch:
@@ -24,38 +17,28 @@ def cosine(
     The cosine's period includes the cool-down, which cuts off its flat end. Source: the recipe of the 2022 reports.
     """
     epoch = update / updates_per_epoch
-    if epoch < warmup_epochs:
-        return warmup_lr + (base_lr - warmup_lr) * epoch / warmup_epochs
-    if epoch < epochs - cooldown_epochs:
-        progress = (epoch - warmup_epochs) / (epochs - warmup_epochs)
-        return max(min_lr, base_lr / 2 * (1 + math.cos(math.pi * progress)))
-    return cooldown_lr
+    warmup = schedule.warmup_epochs
+    if epoch < warmup:
+        return schedule.warmup_lr + (base_lr - schedule.warmup_lr) * epoch / warmup
+    if epoch < epochs - schedule.cooldown_epochs:
+        progress = (epoch - warmup) / (epochs - warmup)
+        return max(schedule.min_lr, base_lr / 2 * (1 + math.cos(math.pi * progress)))
+    return schedule.cooldown_lr
 
 
-def official_cosine(
-    update: int,
-    updates_per_epoch: int,
-    *,
-    epochs: float,
-    base_lr: float,
-    min_lr: float,
-    warmup_epochs: float,
-    warmup_lr: float,
-    cooldown_epochs: float,
-    cooldown_lr: float,
-) -> float:
+def official_cosine(update: int, updates_per_epoch: int, epochs: float, base_lr: float, schedule) -> float:
     """The original's schedule (lr_scheduler.py): a linear warm-up over the start of a cosine from base_lr to min_lr.
 
     The cosine runs over the epochs before the cool-down and is timed from the first update, not from the end of
     warm-up, where the rate therefore drops a little.
     """
-    warmup = int(warmup_epochs * updates_per_epoch)
-    total = int((epochs - cooldown_epochs) * updates_per_epoch)
+    warmup = int(schedule.warmup_epochs * updates_per_epoch)
+    total = int((epochs - schedule.cooldown_epochs) * updates_per_epoch)
     if update < warmup:
-        return warmup_lr + update * (base_lr - warmup_lr) / warmup
+        return schedule.warmup_lr + update * (base_lr - schedule.warmup_lr) / warmup
     if update < total:
-        return min_lr + (base_lr - min_lr) / 2 * (1 + math.cos(math.pi * update / total))
-    return cooldown_lr if cooldown_epochs else min_lr
+        return schedule.min_lr + (base_lr - schedule.min_lr) / 2 * (1 + math.cos(math.pi * update / total))
+    return schedule.cooldown_lr if schedule.cooldown_epochs else schedule.min_lr
 
 
 SCHEDULES = {"cosine": cosine, "official_cosine": official_cosine}
@@ -66,15 +49,5 @@ def learning_rate(schedule, optimizer, epochs: int, update: int, updates_per_epo
 
     Every rate scales with global_batch / lr_batch_size, the linear scaling rule (arXiv 1706.02677).
     """
-    rate = SCHEDULES[schedule.name](
-        update,
-        updates_per_epoch,
-        epochs=epochs,
-        base_lr=optimizer.base_lr,
-        min_lr=schedule.min_lr,
-        warmup_epochs=schedule.warmup_epochs,
-        warmup_lr=schedule.warmup_lr,
-        cooldown_epochs=schedule.cooldown_epochs,
-        cooldown_lr=schedule.cooldown_lr,
-    )
+    rate = SCHEDULES[schedule.name](update, updates_per_epoch, epochs, optimizer.base_lr, schedule)
     return rate * (global_batch / optimizer.lr_batch_size if optimizer.lr_batch_size else 1.0)

@@ -220,8 +220,8 @@ def test_pynative_and_accumulation_equal_graph_mode_and_the_large_batch(trainer)
     graph = trainer("graph", "train.epochs=1", "model.drop_path_rate=0.0")
     graph.run()
     try:
-        run = trainer("run", "runtime.mode=pynative", "train.epochs=1", "train.batch_size=48", "model.drop_path_rate=0.0",
-                      "train.accumulation_steps=2")  # fmt: skip
+        parts = ["train.batch_size=48", "train.accumulation_steps=2", "runtime.mode=pynative"]
+        run = trainer("run", *parts, "train.epochs=1", "model.drop_path_rate=0.0")
         run.run()
     finally:
         ms.set_context(mode=ms.GRAPH_MODE)

@@ -12,12 +12,10 @@ SMALL = "focalv2_small_useconv_patch4_window7_224"
 
 
 def test_official_cosine_equals_the_original():
+    schedule = ScheduleConfig(warmup_epochs=20.0, warmup_lr=5e-7, min_lr=5e-6)
     (rates,) = figures("schedule").values()
     for update, rate in rates.items():
-        own = official_cosine(
-            int(update), 10, epochs=300, base_lr=5e-4, min_lr=5e-6, warmup_epochs=20, warmup_lr=5e-7,
-            cooldown_epochs=0, cooldown_lr=0,
-        )  # fmt: skip
+        own = official_cosine(int(update), 10, 300, 5e-4, schedule)
         assert own == pytest.approx(rate, rel=1e-9), update
 
 
