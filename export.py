@@ -2,7 +2,7 @@
 
 import sys
 
-from src.cli import configuration, inference_parser, parse, run
+from src.cli import configuration, inference_parser, parse, run, with_local_data
 
 
 def main(arguments: list[str]) -> None:
@@ -19,9 +19,10 @@ def main(arguments: list[str]) -> None:
 
     check_device_num(options.device_num, "export.py", arguments)
     config = configuration(options)
+    dist = start(config.runtime)
     export_checkpoint(
-        config,
-        start(config.runtime),
+        with_local_data(config, options),
+        dist,
         options.checkpoint,
         options.weights,
         options.format,

@@ -18,9 +18,8 @@ class ProgressLog:
         self.enabled = enabled
         self.terminal = enabled and sys.stdout.isatty()
         self.bar = None
-        self.training_seconds = 0.0  # without evaluation and checkpoints
-        self.window_images = 0
-        self.window_start = None
+        self.timed_updates, self.timed_seconds = 0, 0.0  # without compilation, evaluation and checkpoints
+        self.window_updates, self.window_start = 0, 0.0
 
     def start_epoch(self, epoch: int) -> None:
         """`epoch` counts from 1."""
@@ -32,24 +31,30 @@ class ProgressLog:
                 leave=False,
                 file=sys.stdout,
                 dynamic_ncols=True,
+                postfix="compiling" if not self.timed_updates else None,
             )
-        self.window_images = 0
-        self.window_start = time.perf_counter()
+        self._start_window()
 
     def update(self, update: int, images: int, loss, learning_rate: float) -> None:
         """One update done; `update` counts from 1 over the whole run. `loss` is a callable, read only when shown."""
-        self.window_images += images
         in_epoch = (update - 1) % self.updates_per_epoch + 1
         if self.bar is not None:
             self.bar.update(1)
+        if update == self.first_update + 1:  # its time says how long compilation takes, not how fast training is
+            loss()
+            self.line(f"compiled the training graph in {time.perf_counter() - self.window_start:.0f} s")
+            self._start_window()
+            return
+        self.window_updates += 1
         if in_epoch % self.log_interval and in_epoch != self.updates_per_epoch:
             return
         value = loss()  # waits for the device
         seconds = time.perf_counter() - self.window_start
-        self.training_seconds += seconds
-        rate = self.window_images / max(seconds, 1e-9)
-        left = (self.total - update) * self.training_seconds / max(update - self.first_update, 1)
-        self.window_images, self.window_start = 0, time.perf_counter()
+        self.timed_updates += self.window_updates
+        self.timed_seconds += seconds
+        rate = self.window_updates * images / max(seconds, 1e-9)
+        left = (self.total - update) * self.timed_seconds / self.timed_updates
+        self._start_window()
         if self.bar is not None:
             self.bar.set_postfix_str(
                 f"loss {value:.4f}, lr {learning_rate:.2e}, {rate:.0f} img/s, {duration(left)} left"
@@ -61,6 +66,9 @@ class ProgressLog:
                 f"lr {learning_rate:.3e}  {rate:.0f} img/s  {duration(left)} left",
                 flush=True,
             )
+
+    def _start_window(self) -> None:
+        self.window_updates, self.window_start = 0, time.perf_counter()
 
     def end_epoch(self) -> None:
         """Take the bar off the terminal, so that lines can follow."""

@@ -1,7 +1,7 @@
 """Learning rate schedules: pure functions of the update number.
 
-Each takes the update (from 0), the updates of an epoch, the epochs of the run, the peak rate, and the schedule section of
-a configuration for the rest.
+Each takes the update (from 0), the updates of an epoch, the epochs of the run, the peak rate, and for the rest the
+schedule section of a configuration.
 """
 
 import math
