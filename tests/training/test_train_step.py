@@ -157,6 +157,22 @@ def test_overflow_skips_the_step_and_halves_the_scale():
     assert not np.array_equal(values(model)[0], state[0])
 
 
+def test_gradients_that_overflow_under_a_finite_loss_skip_the_step():
+    """Which is what too large a scale does; halving it ends the overflow."""
+    model, step, scale, _ = build(init_scale=3e38)
+    x, targets = batch(0)
+    before, outcomes = values(model), []
+    while not outcomes or not outcomes[-1]:
+        loss, _, finite = step(Tensor(10 * x), Tensor(targets), Tensor(1e-2, ms.float32))
+        assert np.isfinite(loss.asnumpy())
+        outcomes.append(bool(finite.asnumpy()))
+        if not outcomes[-1]:
+            np.testing.assert_array_equal(values(model)[0], before[0])
+    assert len(outcomes) > 1
+    assert float(scale.value.asnumpy()) == pytest.approx(3e38 / 2 ** (len(outcomes) - 1))
+    assert np.isfinite(values(model)[0]).all()
+
+
 def test_scale_grows_after_the_interval_and_never_falls_below_one():
     _, step, scale, _ = build(init_scale=2.0, growth_interval=3)
     x, targets = batch(0)
