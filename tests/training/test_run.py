@@ -55,7 +55,10 @@ def test_interrupted_and_resumed_equals_uninterrupted(trainer):
     """Weights, moments, average and loss scale, bit for bit; stochastic depth, dropout and augmentation on."""
     noise = ["model.drop_path_rate=0.2", "model.drop_rate=0.1", "amp.growth_interval=8"]
     whole = trainer("whole", *noise)
+    draw, drawn = whole.model.draw_drop_path, []
+    whole.model.draw_drop_path = lambda *arguments: drawn.append(draw(*arguments)) or drawn[-1]
     whole.run()
+    assert len({scales.asnumpy().tobytes() for scales in drawn}) == len(drawn) == 3 * 14  # anew at every update
     trainer("parts", *noise, "train.stop_after_epoch=1").run()
     again = trainer("parts", *noise, "train.resume=auto")
     assert again.state.progress.epoch == 1
