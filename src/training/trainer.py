@@ -64,7 +64,7 @@ class Trainer:
     """One training run: built from a configuration, then `run`.
 
     Raises:
-        UserError: data, checkpoints or options that do not fit; nothing has been written by then.
+        UserError: data, checkpoints or options that do not fit; nothing saved has been touched by then.
     """
 
     def __init__(self, config: Config, dist: Dist):
@@ -100,6 +100,8 @@ class Trainer:
         )
         self.resume_from = resume_from
         self.saved_config = self.state.restore(resume_from) if resume_from is not None else None
+        if not self.checkpoints.best.exists():  # going on in another folder, whose best is still to come
+            self.state.progress.best_top1, self.state.progress.best_epoch = -1.0, 0
         if not dist.agree(self.state.progress.epoch):
             raise UserError(
                 f"the processes found different checkpoints under {self.output}; a run needs a folder that all see"
@@ -194,7 +196,8 @@ class Trainer:
         self._announce()
         if progress.epoch >= last_epoch:
             self.log.line(f"already trained to epoch {progress.epoch}: {self.checkpoints.best}")
-            return self._finish()
+            summary = self.output / "summary.json"
+            return json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else self._finish()
         if self.dist.is_main:
             write_text(self.output / "config.yaml", config.to_yaml())
         before, start = progress.seconds, time.perf_counter()

@@ -182,6 +182,7 @@ def test_a_run_is_never_overwritten(trainer, tmp_path):
     elsewhere = trainer("third", f"train.resume={tmp_path / 'first/checkpoints/epoch_0001.ckpt'}", "train.epochs=2")
     elsewhere.run()
     assert_same_state(elsewhere.checkpoints.last, first.checkpoints.last)
+    assert elsewhere.checkpoints.best.exists()
 
 
 def test_best_is_chosen_by_the_average(trainer):
