@@ -73,11 +73,11 @@ def select_weights(content: dict[str, Tensor | str], ema: bool = False) -> dict[
         ema: the averaged weights in place of the raw ones; key tables and the like have no average and stay.
     """
     prefixes = (EMA_PREFIX, OPTIMIZER_PREFIX, STATE_PREFIX)
-    arrays = {name: value.asnumpy() for name, value in content.items() if isinstance(value, Tensor)}
-    weights = {name: value for name, value in arrays.items() if not name.startswith(prefixes)}
+    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    weights = {name: value for name, value in tensors.items() if not name.startswith(prefixes)}
     if ema:
-        weights |= {name[len(EMA_PREFIX) :]: value for name, value in arrays.items() if name.startswith(EMA_PREFIX)}
-    return weights
+        weights |= {name[len(EMA_PREFIX) :]: value for name, value in tensors.items() if name.startswith(EMA_PREFIX)}
+    return {name: value.asnumpy() for name, value in weights.items()}
 
 
 def has_average(content: dict[str, Tensor | str]) -> bool:
