@@ -56,6 +56,9 @@ class AugmentConfig(Section):
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     hflip: Fraction = 0.5
     vflip: Fraction = 0.0
+    repeats: Positive = (
+        1  # repeated augmentation (arXiv 1901.09335): copies of an image, each augmented anew, in an epoch
+    )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     auto_augment: str | None = None  # for example rand-m9-mstd0.5-inc1
     erasing: Fraction = 0.0  # probability of random erasing

@@ -102,9 +102,14 @@ def check_num_classes(folder: ImageFolder, num_classes: int) -> None:
         )
 
 
-def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
-    """The global order of an epoch: sample indices by position, the same on every rank."""
-    return np.random.default_rng([seed, ORDER_STREAM, epoch]).permutation(size)
+def epoch_order(seed: int, epoch: int, size: int, repeats: int = 1) -> np.ndarray:
+    """The global order of an epoch: sample indices by position, the same on every rank.
+
+    With repeated augmentation (arXiv 1901.09335) each image comes `repeats` times in a row, at positions of their own
+    and so differently augmented; an epoch stays as long and has as many fewer images.
+    """
+    order = np.random.default_rng([seed, ORDER_STREAM, epoch]).permutation(size)
+    return np.repeat(order, repeats)[:size]
 
 
 def rank_positions(size: int, batch_size: int, batches_per_update: int, rank: int, ranks: int) -> np.ndarray:
@@ -120,12 +125,12 @@ def rank_positions(size: int, batch_size: int, batches_per_update: int, rank: in
 class EpochSampler(ds.Sampler):
     """Sample indices of one rank, epoch after epoch; MindSpore iterates over a sampler once per epoch."""
 
-    def __init__(self, seed, size, positions, first_epoch):
+    def __init__(self, seed, size, positions, first_epoch, repeats):
         super().__init__()
-        self.seed, self.size, self.positions, self.epoch = seed, size, positions, first_epoch
+        self.seed, self.size, self.positions, self.epoch, self.repeats = seed, size, positions, first_epoch, repeats
 
     def __iter__(self):
-        order = epoch_order(self.seed, self.epoch, self.size)
+        order = epoch_order(self.seed, self.epoch, self.size, self.repeats)
         self.epoch += 1
         return iter(order[self.positions].tolist())
 
@@ -259,7 +264,7 @@ def train_dataset(
         raise DataError(
             f"data folder {folder.path}: {folder.size} images do not fill one update of {needed}; lower train.batch_size"
         )
-    images = folder.reader(EpochSampler(transform.seed, folder.size, positions, first_epoch))
+    images = folder.reader(EpochSampler(transform.seed, folder.size, positions, first_epoch, transform.augment.repeats))
     keys = ds.GeneratorDataset(
         EpochKeys(positions, first_epoch), ["epoch", "position"], shuffle=False, python_multiprocessing=False
     )

@@ -1,138 +1,80 @@
-"""Focal Transformer v2 (arXiv 2107.00641), after the official focal_transformer_v2.py.
+"""Focal Transformer v1 and v2 (arXiv 2107.00641), after the official focal_transformer.py and focal_transformer_v2.py.
 
-Reading order: attention, block, stage, model, sizes. Parameter names are the official ones, MindSpore's gamma and beta
+Reading order: attention, block, stage, models, sizes. Parameter names are the official ones, MindSpore's gamma and beta
 aside, so official checkpoints load by name (src/weights.py).
 
 The attention gathers. Each window's keys are rows of one token matrix (the fine tokens, then the pooled tokens of each
 coarser level) chosen by a static table, so a block is two gathers, two batched products and one softmax, with static
-shapes throughout; see focal_windows.py for the tables.
+shapes throughout; see focal_windows.py for the tables. The two versions differ in which keys a window sees and where
+the bias of a query-key pair comes from, and in nothing else.
 """
 
 import math
+from functools import partial
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
-from src.models.focal_windows import displacements, nearest_keys, window_grid
-from src.models.layers import WEIGHT_INIT, Conv2d, Dropout, DropPath, Mlp, dense, draw_drop_path, layer_norm
+from src.models import focal_windows
+from src.models.layers import (
+    WEIGHT_INIT,
+    Conv2d,
+    Dropout,
+    DropPath,
+    Mlp,
+    PatchEmbed,
+    SlicedDense,
+    WindowPadding,
+    WindowPartition,
+    dense,
+    draw_drop_path,
+    image_size,
+    layer_norm,
+    padded_size,
+)
 from src.models.registry import ArgumentError, register_family, register_model
 
 POOLS = ("none", "mean", "max", "fc", "conv")
 
 
-class QKVProjection(nn.Cell):
-    """Queries from one set of tokens, keys and values from another, by thirds of one weight.
-
-    The weight is sliced rather than the product: slicing q, k and v out of one activation took 24% of inference time
-    in a prototype, and pooled tokens need no queries.
-    """
-
-    def __init__(self, dim, has_bias=True):
-        super().__init__()
-        self.dim = dim
-        self.weight = Parameter(initializer(WEIGHT_INIT, (3 * dim, dim), ms.float32), name="weight")
-        self.has_bias = has_bias
-        if has_bias:
-            self.bias = Parameter(initializer("zeros", (3 * dim,), ms.float32), name="bias")
-        self.matmul = ops.MatMul(transpose_b=True)
-
-    def project(self, rows, third):
-        """rows [R, C] times one third of the weight: [R, C]."""
-        start = third * self.dim
-        # Mixed precision casts parameters, not slices of them: the slices follow the activations.
-        projected = self.matmul(rows, self.weight[start : start + self.dim].astype(rows.dtype))
-        if self.has_bias:
-            projected = projected + self.bias[start : start + self.dim].astype(rows.dtype)
-        return projected
-
-    def construct(self, query_tokens, key_tokens):
-        """[B, L, C] and [B, T, C] to q [B*L, C] and k, v [B, T, C]."""
-        key_rows = key_tokens.reshape((-1, self.dim))
-        q = self.project(query_tokens.reshape((-1, self.dim)), 0)
-        k = self.project(key_rows, 1).reshape(key_tokens.shape)
-        v = self.project(key_rows, 2).reshape(key_tokens.shape)
-        return q, k, v
-
-
 class FocalAttention(nn.Cell):
-    """Window attention over the keys nearest to the window at each level (WindowAttention in the original file).
+    """Attention of every window to keys gathered from all levels; the versions below bring their tables.
+
+    A subclass calls `set_keys` and defines `position_bias()`, the bias of every query-key pair, [nW, heads, N, K] or
+    with 1 for nW where all windows have the same.
 
     Args:
-        map_size: (H, W) of the stage, tiled by whole windows.
-        focal_level: number of granularities; level 0 is the map itself.
-        top_k: keys per window and level, at most.
+        map_size: (H, W) of the map, tiled by whole windows.
+        index: tells the dropouts of a model apart, see layers.Dropout.
     """
 
     def __init__(
-        self, dim, map_size, window_size, num_heads, focal_level, top_k, qkv_bias, qk_scale, attn_drop, proj_drop, index
+        self, dim, map_size, window_size, num_heads, qkv_bias=True, qk_scale=None, attn_drop=0.0, proj_drop=0.0, index=0
     ):
         super().__init__()
-        head_dim = dim // num_heads
         self.dim = dim
         self.num_heads = num_heads
-        self.head_dim = head_dim
+        self.head_dim = dim // num_heads
         self.window_area = window_size * window_size
-        self.num_windows = math.prod(window_grid(map_size, window_size))
         self.map_size = map_size
         self.window_size = window_size
-        self.focal_level = focal_level
-        self.scale = float(qk_scale or head_dim**-0.5)  # the original's configs carry qk_scale: False
+        self.grid = focal_windows.window_grid(map_size, window_size)
+        self.num_windows = math.prod(self.grid)
+        self.scale = float(qk_scale or self.head_dim**-0.5)  # the original's configs carry qk_scale: False
 
-        self.qkv = QKVProjection(dim, qkv_bias)
+        self.qkv = SlicedDense(dim, 3, qkv_bias)
         self.proj = dense(dim, dim)
         self.attn_drop = Dropout(attn_drop, index)
         self.proj_drop = Dropout(proj_drop, index + 1)
-        self.coord2rpb_all = nn.CellList(
-            [nn.SequentialCell(dense(2, head_dim), nn.ReLU(), dense(head_dim, num_heads)) for _ in range(focal_level)]
-        )
-        # The tables are saved with the weights, under the official (misspelt) names: which keys a window sees was
-        # fixed when the weights were trained, and ties at the K-th distance can be broken in more than one way.
-        for level in range(focal_level):
-            table = Tensor(nearest_keys(map_size, window_size, level, top_k))
-            name = key_table_name(level)
-            self.insert_param_to_cell(
-                name, Parameter(table, name=name, requires_grad=False), check_name_contain_dot=False
-            )
-        self.adopt_key_tables()
-
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
 
-    def key_tables(self) -> list[Parameter]:
-        """The stored key table of each level: [nW, K_level] int32, indices into that level's tokens."""
-        return [getattr(self, key_table_name(level)) for level in range(self.focal_level)]
-
-    def adopt_key_tables(self):
-        """Rebuild everything derived from the key tables. Call after their values change.
-
-        Raises:
-            ValueError: a table does not fit the map.
-        """
-        key_index, distinct, inverse = [], [], []
-        offset = 0
-        for level, table in enumerate(self.key_tables()):
-            index = table.asnumpy()
-            values, places = displacements(index, self.map_size, self.window_size, level)
-            distinct.append(Tensor(values))
-            inverse.append(Tensor(places))
-            key_index.append(index + offset)
-            offset += math.prod(self.map_size) if level == 0 else self.num_windows
-        self.distinct = tuple(distinct)
-        self.inverse = tuple(inverse)
+    def set_keys(self, key_index: list[np.ndarray]):
+        """The keys of every window: [nW, K_i] int32 each, indices into the tokens of all levels in turn."""
         self.num_keys = sum(index.shape[1] for index in key_index)
         self.key_index = Tensor(np.concatenate(key_index, axis=1).reshape(-1).astype(np.int32))
-
-    def position_bias(self):
-        """Bias of every query-key pair, [nW, heads, N, K]: an MLP of displacements, run once per distinct one."""
-        biases = ()
-        for level in range(self.focal_level):
-            values = self.coord2rpb_all[level](self.distinct[level])  # [D, heads]
-            bias = ops.gather(values.transpose((1, 0)), self.inverse[level], 1)  # [heads, nW, N, K_level]
-            biases = biases + (bias,)
-        bias = ops.concat(biases, -1) if self.focal_level > 1 else biases[0]
-        return bias.transpose((1, 0, 2, 3))  # [nW, heads, N, K]
 
     def gather_heads(self, tokens):
         """Keys or values of every window: [B, T, C] to [B*nW, heads, K, head_dim]."""
@@ -141,9 +83,12 @@ class FocalAttention(nn.Cell):
         return rows.transpose((0, 2, 1, 3))
 
     def construct(self, windows, tokens, dropout_seed=None):
-        """windows [B*nW, N, C], tokens [B, T, C] (every level in turn) to windows [B*nW, N, C]."""
-        q, k, v = self.qkv(windows, tokens)
-        q = (q * self.scale).reshape((-1, self.window_area, self.num_heads, self.head_dim)).transpose((0, 2, 1, 3))
+        """windows [B, nW, N, C], tokens [B, T, C] (every level in turn) to windows [B*nW, N, C]."""
+        rows = tokens.reshape((-1, self.dim))
+        q = self.qkv(windows.reshape((-1, self.dim)), 0) * self.scale  # [B*nW*N, C]
+        k = self.qkv(rows, 1).reshape(tokens.shape)
+        v = self.qkv(rows, 2).reshape(tokens.shape)
+        q = q.reshape((-1, self.window_area, self.num_heads, self.head_dim)).transpose((0, 2, 1, 3))
         scores = self.scores(q, self.gather_heads(k))  # [B*nW, heads, N, K]
         # [B, nW, heads, N, K]
         scores = scores.reshape((-1, self.num_windows, self.num_heads, self.window_area, self.num_keys))
@@ -155,84 +100,253 @@ class FocalAttention(nn.Cell):
         return self.proj_drop(self.proj(out), dropout_seed)
 
 
+class FocalAttentionV1(FocalAttention):
+    """The own window, a ring of neighbours, and pooled windows around it (WindowAttention in focal_transformer.py).
+
+    Biases are learned tables: by displacement for the own window and for each pooled level, by query and key for the
+    ring. Pooled keys outside the map are masked by -100, ring keys wrap around the edge of the map unmasked.
+
+    Args:
+        shift: what the map is rolled by, for the mask of the own window.
+        expand: width of the ring in tokens; 0 is none.
+        focal_window: side of the square of windows seen at the first pooled level, odd.
+        pooled_levels: number of pooled levels.
+    """
+
+    def __init__(self, dim, map_size, window_size, num_heads, shift, expand, focal_window, pooled_levels, **options):
+        super().__init__(dim, map_size, window_size, num_heads, **options)
+        area = self.window_area
+        self.shift = shift
+        self.expand = expand
+        self.focal_window = focal_window
+        self.pooled_levels = pooled_levels
+        position = focal_windows.window_positions(map_size, window_size)
+        keys = [(position[..., 0] * map_size[1] + position[..., 1]).astype(np.int32)]
+        own_mask = np.zeros((1, area, area), np.float32)
+        if shift:
+            own_mask = focal_windows.shift_mask(map_size, window_size, shift)
+        masks = [own_mask]
+
+        self.relative_position_bias_table = Parameter(
+            initializer("zeros", ((2 * window_size - 1) ** 2, num_heads), ms.float32),
+            name="relative_position_bias_table",
+        )
+        self.own_index = Tensor(focal_windows.relative_positions(window_size, window_size).reshape(-1))
+        if expand:
+            keys.append(focal_windows.ring_keys(map_size, window_size, expand))
+            ring = keys[-1].shape[1]
+            masks.append(np.zeros((1, 1, ring), np.float32))
+            self.relative_position_bias_table_to_neighbors = Parameter(
+                initializer(WEIGHT_INIT, (1, num_heads, area, ring), ms.float32),
+                name="relative_position_bias_table_to_neighbors",
+            )
+        tables, pooled_index = [], []
+        offset = math.prod(map_size)
+        for level in range(pooled_levels):
+            index, inside = focal_windows.pooled_keys(self.grid, focal_window, level)
+            side = focal_windows.pooled_side(focal_window, level)
+            keys.append(index + offset)
+            masks.append(np.where(inside, 0, -100).astype(np.float32)[:, None])
+            offset += self.num_windows * 4**level
+            shape = (num_heads, (window_size + side - 1) ** 2)
+            name = f"relative_position_bias_table_to_windows.{level}"
+            tables.append(Parameter(initializer(WEIGHT_INIT, shape, ms.float32), name=name))
+            pooled_index.append(Tensor(focal_windows.relative_positions(window_size, side).reshape(-1)))
+        if pooled_levels:
+            self.relative_position_bias_table_to_windows = ParameterTuple(tables)
+        self.pooled_index = tuple(pooled_index)
+
+        self.set_keys(keys)
+        self.masked = any(mask.any() for mask in masks)
+        if self.masked:
+            windows, queries = (max(mask.shape[axis] for mask in masks) for axis in (0, 1))
+            mask = [np.broadcast_to(mask, (windows, queries, mask.shape[2])) for mask in masks]
+            self.mask = Tensor(np.concatenate(mask, axis=2)[:, None])  # [nW, 1, N or 1, K]
+
+    def position_bias(self):
+        """Bias and mask of every query-key pair: [nW, heads, N, K], or [heads, N, K] without a mask."""
+        own = ops.gather(self.relative_position_bias_table, self.own_index, 0)  # [N*N, heads]
+        biases = (own.transpose((1, 0)).reshape((self.num_heads, self.window_area, self.window_area)),)
+        if self.expand:
+            biases = biases + (self.relative_position_bias_table_to_neighbors[0],)
+        for level in range(self.pooled_levels):
+            bias = ops.gather(self.relative_position_bias_table_to_windows[level], self.pooled_index[level], 1)
+            biases = biases + (bias.reshape((self.num_heads, self.window_area, -1)),)  # [heads, N, side^2]
+        bias = ops.concat(biases, -1) if len(biases) > 1 else biases[0]
+        return bias + self.mask if self.masked else bias
+
+    def original_buffers(self) -> dict[str, np.ndarray]:
+        """The index buffers that the original keeps in its checkpoints, by local name."""
+        ws = self.window_size
+        buffers = {"relative_position_index": focal_windows.relative_positions(ws, ws)}
+        if self.expand:
+            token, roll = focal_windows.ring_tokens(ws, self.expand)
+            quadrant = (roll[:, 0] < 0) * 2 + (roll[:, 1] < 0)
+            buffers["valid_ind_rolled"] = quadrant * self.window_area + token
+        for level in range(self.pooled_levels):
+            side = focal_windows.pooled_side(self.focal_window, level)
+            buffers[f"relative_position_index_{level}"] = focal_windows.relative_positions(ws, side)
+            if level:
+                kernel = side + 2**level - 1  # what is unfolded; the last `side` rows and columns of it are used
+                used = np.arange(kernel) >= kernel - side
+                buffers[f"valid_ind_unfold_{level}"] = np.flatnonzero(used[:, None] & used[None])
+        return {name: buffer.astype(np.int64) for name, buffer in buffers.items()}
+
+
+class FocalAttentionV2(FocalAttention):
+    """The tokens nearest to the window at each level (WindowAttention in focal_transformer_v2.py).
+
+    Biases are a small MLP of the displacement from query to key, run once per distinct displacement.
+
+    Args:
+        levels: number of granularities; level 0 is the map itself.
+        top_k: keys per window and level, at most.
+    """
+
+    def __init__(self, dim, map_size, window_size, num_heads, levels, top_k, **options):
+        super().__init__(dim, map_size, window_size, num_heads, **options)
+        self.levels = levels
+        head_dim = self.head_dim
+        self.coord2rpb_all = nn.CellList(
+            [nn.SequentialCell(dense(2, head_dim), nn.ReLU(), dense(head_dim, num_heads)) for _ in range(levels)]
+        )
+        # The tables are saved with the weights, under the official (misspelt) names: which keys a window sees was
+        # fixed when the weights were trained, and ties at the K-th distance can be broken in more than one way.
+        for level in range(levels):
+            table = Tensor(focal_windows.nearest_keys(map_size, window_size, level, top_k))
+            name = key_table_name(level)
+            self.insert_param_to_cell(
+                name, Parameter(table, name=name, requires_grad=False), check_name_contain_dot=False
+            )
+        self.adopt_key_tables()
+
+    def key_tables(self) -> list[Parameter]:
+        """The stored key table of each level: [nW, K_level] int32, indices into that level's tokens."""
+        return [getattr(self, key_table_name(level)) for level in range(self.levels)]
+
+    def adopt_key_tables(self):
+        """Rebuild everything derived from the key tables. Call after their values change.
+
+        Raises:
+            ValueError: a table does not fit the map.
+        """
+        key_index, distinct, inverse = [], [], []
+        offset = 0
+        for level, table in enumerate(self.key_tables()):
+            index = table.asnumpy()
+            values, places = focal_windows.displacements(index, self.map_size, self.window_size, level)
+            distinct.append(Tensor(values))
+            inverse.append(Tensor(places))
+            key_index.append(index + offset)
+            offset += math.prod(self.map_size) if level == 0 else self.num_windows
+        self.distinct = tuple(distinct)
+        self.inverse = tuple(inverse)
+        self.set_keys(key_index)
+
+    def position_bias(self):
+        """Bias of every query-key pair: [nW, heads, N, K]."""
+        biases = ()
+        for level in range(self.levels):
+            values = self.coord2rpb_all[level](self.distinct[level])  # [D, heads]
+            bias = ops.gather(values.transpose((1, 0)), self.inverse[level], 1)  # [heads, nW, N, K_level]
+            biases = biases + (bias,)
+        bias = ops.concat(biases, -1) if self.levels > 1 else biases[0]
+        return bias.transpose((1, 0, 2, 3))  # [nW, heads, N, K]
+
+    def original_buffers(self) -> dict[str, np.ndarray]:
+        """The displacement buffers that the original keeps in its checkpoints, by local name."""
+        offset = np.arange(self.window_size) - self.window_size // 2
+        buffers = {"window_coords": np.stack(np.meshgrid(offset, offset, indexing="ij"), axis=-1).astype(np.int64)}
+        for level, (distinct, inverse) in enumerate(zip(self.distinct, self.inverse, strict=True)):
+            buffers[f"topk_cloest_coords_{level}"] = distinct.asnumpy()[inverse.asnumpy()]  # [nW, N, K, 2]
+        return buffers
+
+
 def key_table_name(level: int) -> str:
     """Official name of the buffer with the key table of a level."""
     return f"topk_cloest_indice_{level}"
 
 
 class WindowPool(nn.Cell):
-    """One token per window (pool_layers in the original block): [B, nW, N, C] to [B, nW, C].
+    """The tokens of a coarse level: one for each of 2^level x 2^level parts of a window (pool_layers in the originals).
 
-    "fc" weighs the window's tokens alike in every channel, "conv" each channel by itself, "mean" and "max" learn
-    nothing. The original's 1/N initialisation of "fc" is overwritten by N(0, 0.02) afterwards; kept for fidelity.
+    Parts are squares of floor(window_size / 2^level) tokens. Where they do not add up to the window, the map is trimmed
+    on all sides to as many parts as there are and cut anew, so that a part need not lie within its window.
+
+    "fc" weighs a part's tokens alike in every channel, "conv" each channel by itself, "mean" and "max" learn nothing.
+    The original's 1/N initialisation of "fc" is overwritten by N(0, 0.02) afterwards; kept for fidelity.
     """
 
-    def __init__(self, pool, dim, window_area):
+    def __init__(self, pool, dim, map_size, window_size, level):
         super().__init__()
         self.pool = pool
-        window_size = math.isqrt(window_area)
+        side = window_size // 2**level
+        area = side * side
+        self.dim, self.area = dim, area
         if pool == "fc":
-            self.weight = Parameter(initializer(WEIGHT_INIT, (1, window_area), ms.float32), name="weight")
+            self.weight = Parameter(initializer(WEIGHT_INIT, (1, area), ms.float32), name="weight")
             self.bias = Parameter(initializer("zeros", (1,), ms.float32), name="bias")
         elif pool == "conv":
-            depthwise = Conv2d(1, dim, window_size, stride=window_size)
-            self.weight, self.bias = depthwise.weight, depthwise.bias  # [C, 1, window_size, window_size], [C]
-        self.dim = dim
-        self.window_area = window_area
+            convolution = Conv2d(dim, dim, side, stride=side, depthwise=True)
+            self.weight, self.bias = convolution.weight, convolution.bias  # [C, 1, side, side], [C]
+        height, width = (size // window_size * 2**level * side for size in map_size)
+        self.top, self.left = (map_size[0] - height) // 2, (map_size[1] - width) // 2
+        self.bottom, self.right = self.top + height, self.left + width
+        self.recut = level > 0
+        self.partition = WindowPartition((height, width), side, dim)
 
-    def construct(self, windows):
+    def construct(self, windows, maps):
+        """windows [B, nW, N, C] of maps [B, H, W, C] to [B, nW * 4^level, C]."""
+        parts = windows
+        if self.recut:
+            parts = self.partition(
+                maps[:, self.top : self.bottom, self.left : self.right]
+            )  # [B, nW * 4^level, area, C]
         if self.pool == "mean":
-            return windows.mean(2)
+            return parts.mean(2)
         if self.pool == "max":
-            return ops.amax(windows, 2)
+            return ops.amax(parts, 2)
         if self.pool == "fc":
-            weight = self.weight.reshape((self.window_area, 1))
+            weight = self.weight.reshape((self.area, 1))
         else:
-            weight = self.weight.reshape((self.dim, self.window_area)).transpose((1, 0))  # [N, C]
-        return (windows * weight).sum(2) + self.bias
+            weight = self.weight.reshape((self.dim, self.area)).transpose((1, 0))  # [area, C]
+        return (parts * weight).sum(2) + self.bias
 
 
 class FocalBlock(nn.Cell):
-    """Attention and MLP, each with a residual branch (FocalTransformerBlock in the original file)."""
+    """Attention and MLP, each with a residual branch (FocalTransformerBlock in the original files)."""
 
     def __init__(
         self,
         dim,
         map_size,
-        num_heads,
         window_size,
-        shift_size,
-        mlp_ratio,
-        qkv_bias,
-        qk_scale,
-        drop,
-        attn_drop,
-        drop_path,
+        shift,
+        attention,
         pool,
-        focal_level,
-        top_k,
+        pooled_levels,
+        mlp_ratio,
+        drop,
+        drop_path,
         layerscale_value,
         index,
     ):
-        """`index` is the block's place in the model; `layerscale_value` None means no layer scale."""
+        """`attention` is for the padded map. `index` is the block's place; `layerscale_value` None: no layer scale."""
         super().__init__()
-        height, width = map_size
-        if min(map_size) <= window_size:  # one window covers the short side: nothing to shift
-            window_size, shift_size = min(map_size), 0
-        rows, columns = window_grid(map_size, window_size)
-        self.shape = (-1, height, width, dim)
-        self.split_shape = (-1, rows, window_size, columns, window_size * dim)
-        self.merge_shape = (-1, rows, columns, window_size, window_size * dim)
-        self.window_shape = (-1, window_size * window_size, dim)
-        self.pool_shape = (-1, rows * columns, window_size * window_size, dim)
-        self.token_shape = (-1, height * width, dim)
-        self.shift_size = shift_size
+        self.map_size = map_size
+        padded = padded_size(map_size, window_size)
+        self.padded_shape = (-1, *padded, dim)
+        self.token_shape = (-1, math.prod(padded), dim)
+        self.shift = shift
+        self.window_size = window_size
 
         self.norm1 = layer_norm(dim)
-        self.attn = FocalAttention(
-            dim, map_size, window_size, num_heads, focal_level, top_k, qkv_bias, qk_scale, attn_drop, drop, 4 * index
+        self.padding = WindowPadding(map_size, window_size, dim)
+        self.partition = WindowPartition(padded, window_size, dim)
+        self.attn = attention
+        self.pool_layers = nn.CellList(
+            [WindowPool(pool, dim, padded, window_size, level) for level in range(pooled_levels)]
         )
-        self.pool_layers = nn.CellList([WindowPool(pool, dim, window_size**2) for _ in range(focal_level - 1)])
         self.norm2 = layer_norm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop, 4 * index + 2)
         self.drop_path1 = DropPath(drop_path, 2 * index)
@@ -243,19 +357,19 @@ class FocalBlock(nn.Cell):
             self.gamma_2 = Parameter(Tensor(np.full(dim, layerscale_value, np.float32)), name="gamma_2")
 
     def attend(self, x, dropout_seed):
-        """Focal attention over a normalised map, [B, L, C] to [B, L, C]."""
-        if self.shift_size:
-            x = roll(x.reshape(self.shape), -self.shift_size).reshape(self.token_shape)
-        # [B, rows, ws, columns, ws*C] to [B, rows, columns, ws, ws*C]: whole rows of a window move together
-        windows = x.reshape(self.split_shape).transpose((0, 1, 3, 2, 4))
-        tokens = x
+        """Focal attention over a normalised map, [B, L, C] to [B, L, C]. Padding is attended to, as in the original."""
+        maps = self.padding(x)
+        if self.shift:
+            maps = roll(maps, -self.shift)
+        windows = self.partition(maps)
+        levels = (maps.reshape(self.token_shape),)
         for pool in self.pool_layers:
-            tokens = ops.concat((tokens, pool(windows.reshape(self.pool_shape))), 1)  # [B, L + nW, C]
-        windows = self.attn(windows.reshape(self.window_shape), tokens, dropout_seed)
-        x = windows.reshape(self.merge_shape).transpose((0, 1, 3, 2, 4)).reshape(self.token_shape)
-        if self.shift_size:
-            x = roll(x.reshape(self.shape), self.shift_size).reshape(self.token_shape)
-        return x
+            levels = levels + (pool(windows, maps),)
+        tokens = ops.concat(levels, 1) if len(levels) > 1 else levels[0]  # [B, T, C]
+        maps = self.partition.merge(self.attn(windows, tokens, dropout_seed))
+        if self.shift:
+            maps = roll(maps.reshape(self.padded_shape), self.shift)
+        return self.padding.crop(maps)
 
     def construct(self, x, drop_path=None, dropout_seed=None):
         """[B, L, C] to [B, L, C]."""
@@ -268,6 +382,13 @@ class FocalBlock(nn.Cell):
             branch = self.gamma_2 * branch
         return x + self.drop_path2(branch, drop_path)
 
+    def original_buffers(self) -> dict[str, np.ndarray]:
+        """The buffers that the original keeps in its checkpoints, by local name."""
+        buffers = {f"attn.{name}": buffer for name, buffer in self.attn.original_buffers().items()}
+        if self.shift:  # v2 stores the mask without using it
+            buffers["attn_mask"] = focal_windows.shift_mask(self.map_size, self.window_size, self.shift)
+        return buffers
+
 
 def roll(maps, shift):
     """Cyclic shift of [B, H, W, C] by `shift` rows and columns, by slices (MindSpore's Roll has no CPU kernel)."""
@@ -275,34 +396,8 @@ def roll(maps, shift):
     return ops.concat((maps[:, :, -shift:], maps[:, :, :-shift]), 2)
 
 
-class PatchEmbed(nn.Cell):
-    """Stem and downsampling between stages: convolution, then LayerNorm (PatchEmbed in the original file).
-
-    Takes [B, C, H, W] and returns tokens [B, L, embed_dim]. With `use_conv_embed` the patches overlap: kernel 7, stride
-    4, padding 2 in the stem, and kernel 3, stride 2, padding 1 between stages.
-    """
-
-    def __init__(self, in_chans, embed_dim, patch_size, use_conv_embed, is_stem, norm, pre_norm, conv_implementation):
-        super().__init__()
-        if use_conv_embed:
-            kernel_size, stride, padding = (7, 4, 2) if is_stem else (3, 2, 1)
-        else:
-            kernel_size, stride, padding = patch_size, patch_size, 0
-        self.pre_norm = nn.GroupNorm(1, in_chans, eps=1e-5) if pre_norm else None
-        self.proj = Conv2d(in_chans, embed_dim, kernel_size, stride, padding, conv_implementation)
-        self.norm = layer_norm(embed_dim) if norm else None
-
-    def construct(self, x):
-        if self.pre_norm is not None:
-            x = self.pre_norm(x)
-        x = self.proj(x)
-        if self.norm is not None:
-            x = self.norm(x)
-        return x
-
-
 class FocalStage(nn.Cell):
-    """The blocks of one resolution and the downsampling after them (BasicLayer in the original file)."""
+    """The blocks of one resolution and the downsampling after them (BasicLayer in the original files)."""
 
     def __init__(self, blocks, map_size, downsample):
         super().__init__()
@@ -321,8 +416,8 @@ class FocalStage(nn.Cell):
         return x
 
 
-def check_focal_transformer_v2(arguments: dict) -> None:
-    """Refuse arguments that the original cannot run, or runs into wrong results with.
+def check_focal_transformer(arguments: dict) -> None:
+    """Refuse arguments of either version that cannot work.
 
     Raises:
         ArgumentError: names the argument and, where there is one, the nearest value that works.
@@ -338,11 +433,9 @@ def check_focal_transformer_v2(arguments: dict) -> None:
     for key in ("num_heads", "focal_levels"):
         if len(a[key]) != stages:
             raise ArgumentError(key, f"has {len(a[key])} entries for the {stages} stages of depths {a['depths']}")
-    for key in ("img_size", "patch_size", "in_chans", "embed_dim", "window_size", "focal_topK"):
+    for key in ("img_size", "patch_size", "in_chans", "embed_dim", "window_size", "num_classes"):
         if min(a[key] if isinstance(a[key], list | tuple) else [a[key]]) < 1:
             raise ArgumentError(key, f"must be at least 1, got {a[key]}")
-    if a["num_classes"] < 1:
-        raise ArgumentError("num_classes", f"must be at least 1, got {a['num_classes']}")
     for key in ("drop_rate", "attn_drop_rate", "drop_path_rate"):
         if not 0 <= a[key] < 1:
             raise ArgumentError(key, f"must be in [0, 1), got {a[key]}")
@@ -352,76 +445,150 @@ def check_focal_transformer_v2(arguments: dict) -> None:
         raise ArgumentError("expand_layer", f"must be all, even or odd, got {a['expand_layer']!r}")
     if a["use_conv_embed"] and a["patch_size"] != 4:
         raise ArgumentError("patch_size", "use_conv_embed has a fixed stem of stride 4; patch_size must be 4")
-
-    unit = a["patch_size"] * 2 ** (stages - 1)
     for stage in range(stages):
         dim, heads = a["embed_dim"] * 2**stage, a["num_heads"][stage]
         if heads < 1 or dim % heads:
             raise ArgumentError("num_heads", f"stage {stage} has {dim} channels, which {heads} heads do not divide")
+
+
+def check_focal_transformer_v1(arguments: dict) -> None:
+    """Refuse what the original v1 cannot run.
+
+    Raises:
+        ArgumentError: names the argument and, where there is one, the nearest value that works.
+    """
+    a = arguments
+    check_focal_transformer(a)
+    stages = len(a["depths"])
+    for key in ("focal_windows", "expand_sizes"):
+        if len(a[key]) < stages:
+            raise ArgumentError(key, f"has {len(a[key])} entries for the {stages} stages of depths {a['depths']}")
+    maps = map_sizes(a)
+    if maps is None:
+        raise _img_size_error(a, "does not give the patch embeddings whole patches", lambda side: map_sizes(a, side))
+    for stage, map_size in enumerate(maps):
+        window = focal_windows.fit_window(map_size, a["window_size"])
+        levels = a["focal_levels"][stage]
+        pooled = pooled_levels(a, stage)
+        focal_window, expand = a["focal_windows"][stage], a["expand_sizes"][stage]
+        if levels < 0 or window < 2 ** max(pooled - 1, 0):
+            raise ArgumentError("focal_levels", f"stage {stage} cannot have {levels} with windows of {window}x{window}")
+        if pooled and (focal_window < 1 or focal_window % 2 == 0):
+            raise ArgumentError("focal_windows", f"must be odd (the original cannot run even ones), got {focal_window}")
+        if expand < 0 or (window == a["window_size"] and expand > window):
+            raise ArgumentError("expand_sizes", f"must be from 0 to the window's {window}, got {expand}")
+        is_shifted = a["use_shift"] and a["depths"][stage] > 1 and min(map_size) > a["window_size"] > 1
+        if is_shifted and padded_size(map_size, window) != map_size:
+            raise ArgumentError(
+                "use_shift",
+                f"the original cannot shift a padded map: stage {stage} has {map_size[0]}x{map_size[1]} tokens, which "
+                f"{window}x{window} windows do not tile",
+            )
+
+
+def check_focal_transformer_v2(arguments: dict) -> None:
+    """Refuse what the original v2 cannot run, or runs into wrong results with.
+
+    Raises:
+        ArgumentError: names the argument and, where there is one, the nearest value that works.
+    """
+    a = arguments
+    check_focal_transformer(a)
+    if a["focal_topK"] < 1:
+        raise ArgumentError("focal_topK", f"must be at least 1, got {a['focal_topK']}")
+    for stage in range(len(a["depths"])):
         levels = a["focal_levels"][stage]
         if not 1 <= levels <= 2:
             raise ArgumentError(
                 "focal_levels",
                 f"stage {stage} asks for {levels}; v2 has 1 or 2 levels (with more, the original gathers wrong tokens)",
             )
-        pooled = stage in a["focal_stages"] and a["focal_pool"] != "none"
-        if levels > 1 and not pooled:
+        if levels > 1 and not pooled_levels(a, stage):
             raise ArgumentError(
                 "focal_pool" if stage in a["focal_stages"] else "focal_stages",
                 f"stage {stage} has {levels} focal levels but no pooling to build the second from",
             )
-    image = image_size(a["img_size"])
-    if not _tiled(image, a):
+    if not _tiled(a):
         window = a["window_size"]
-        candidates = [side for side in range(1, 2 * max(image) + unit * window) if _tiled((side, side), a)]
-        nearest = min(candidates, key=lambda side: abs(side - max(image)))
-        raise ArgumentError(
-            "img_size",
-            f"{a['img_size']} does not give maps that {window}x{window} windows tile in every stage; "
-            f"the nearest that does is {nearest}",
-        )
+        problem = f"does not give maps that {window}x{window} windows tile in every stage"
+        raise _img_size_error(a, problem, lambda side: _tiled(a, side))
 
 
-def _tiled(image, arguments):
+def _img_size_error(arguments, problem, works):
+    """The error of an image size, with the nearest square size that works."""
+    longest = max(image_size(arguments["img_size"]))
+    unit = arguments["patch_size"] * 2 ** (len(arguments["depths"]) - 1)
+    candidates = [side for side in range(1, 2 * longest + unit * arguments["window_size"]) if works((side, side))]
+    nearest = min(candidates, key=lambda side: abs(side - longest))
+    return ArgumentError("img_size", f"{arguments['img_size']} {problem}; the nearest that does is {nearest}")
+
+
+def pooled_levels(arguments: dict, stage: int) -> int:
+    """Number of coarse levels of a stage: none where nothing pools."""
+    pools = stage in arguments["focal_stages"] and arguments["focal_pool"] != "none"
+    return max(arguments["focal_levels"][stage] - 1, 0) if pools else 0
+
+
+def embedding(arguments: dict, is_stem: bool) -> tuple[int, int, int]:
+    """(kernel, stride, padding) of the patch embeddings; with use_conv_embed the patches overlap."""
+    if arguments["use_conv_embed"]:
+        return (7, 4, 2) if is_stem else (3, 2, 1)
+    patch = arguments["patch_size"] if is_stem else 2
+    return patch, patch, 0
+
+
+def map_sizes(arguments: dict, image: tuple[int, int] | None = None) -> list[tuple[int, int]] | None:
+    """(H, W) of every stage, or None where an embedding gives another map than the stage below it expects.
+
+    The original cuts a remainder of less than a patch off; overlapping patches would make a token of it, and fail.
+    """
+    sizes, size = [], image or image_size(arguments["img_size"])
+    for stage in range(len(arguments["depths"])):
+        kernel, stride, padding = embedding(arguments, stage == 0)
+        embedded = [(side + 2 * padding - kernel) // stride + 1 for side in size]
+        size = tuple(side // stride for side in size)
+        if list(size) != embedded or min(size) < 1:
+            return None
+        sizes.append(size)
+    return sizes
+
+
+def _tiled(arguments, image=None):
     """Whether whole windows tile the map of every stage; a window larger than a map shrinks to its short side."""
     for stage in range(len(arguments["depths"])):
         unit = arguments["patch_size"] * 2**stage
-        map_size = [side // unit for side in image]
-        if any(side % unit for side in image) or min(map_size) < 1:
+        sides = image or image_size(arguments["img_size"])
+        map_size = [side // unit for side in sides]
+        if any(side % unit for side in sides) or min(map_size) < 1:
             return False
-        window = min(arguments["window_size"], *map_size)
+        window = focal_windows.fit_window(map_size, arguments["window_size"])
         if any(side % window for side in map_size):
             return False
     return True
 
 
-def image_size(img_size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of an img_size argument."""
-    return (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+@register_family("focal", check_focal_transformer_v1)
+class FocalTransformer(nn.Cell):
+    """Focal Transformer v1: images [B, in_chans, H, W] float32 to logits [B, num_classes].
 
-
-@register_family("focalv2", check_focal_transformer_v2)
-class FocalTransformerV2(nn.Cell):
-    """Focal Transformer v2: images [B, in_chans, H, W] float32 to logits [B, num_classes].
-
-    Arguments have the original constructor's names and defaults. Those that the original accepts and ignores are
-    accepted because published configurations carry them, and are without effect: focal_windows, expand_stages,
-    expand_sizes, expand_layer.
+    Arguments have the original constructor's names and defaults; build through `create_model`, which checks them.
+    expand_stages is accepted because published configurations carry it, and is without effect, as in the original.
 
     Args:
         img_size: side of the square input, or (height, width), in pixels.
         drop_path_rate: stochastic depth of the last branch; the rate grows linearly from 0 at the first.
-        focal_stages: stages with a pooled level.
-        focal_levels: levels of granularity per stage, 1 or 2.
-        focal_topK: keys per window and level.
+        use_shift: roll every other block's map by half a window.
+        focal_stages: stages with pooled levels.
+        focal_levels: levels of granularity per stage; the first is the map itself.
+        focal_windows: side of the square of windows seen at the first pooled level, per stage.
+        expand_sizes: width of the ring of neighbours around the window, per stage.
+        expand_layer: "even" ("odd") leaves the ring out in even (odd) blocks, "all" in none.
         use_checkpoint: recompute each block's activations in the backward pass, for less memory.
         conv_implementation: "unfold" or "conv2d", see layers.Conv2d.
-
-    Raises:
-        ArgumentError: arguments that cannot work; see check_focal_transformer_v2.
     """
 
-    no_weight_decay = ("absolute_pos_embed",)  # beside 1-D parameters and biases; the MLPs of position biases do decay
+    # Beside 1-D parameters and biases, those whose name holds one of these.
+    no_weight_decay = ("absolute_pos_embed", "relative_position_bias_table")
 
     def __init__(
         self,
@@ -446,7 +613,6 @@ class FocalTransformerV2(nn.Cell):
         focal_stages: list[int] = (0, 1, 2, 3),
         focal_levels: list[int] = (1, 1, 1, 1),
         focal_windows: list[int] = (7, 5, 3, 1),
-        focal_topK: int = 64,
         focal_pool: str = "fc",
         expand_stages: list[int] = (0, 1, 2, 3),
         expand_sizes: list[int] = (3, 3, 3, 3),
@@ -457,65 +623,105 @@ class FocalTransformerV2(nn.Cell):
         use_pre_norm: bool = False,
         conv_implementation: str = "unfold",
     ):
-        check_focal_transformer_v2(locals())
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        height, width = image_size(img_size)
-        self.num_classes = num_classes
-        self.img_size = (height, width)
-        self.in_chans = in_chans
-        stages = len(depths)
+        self.build(arguments)
+
+    def attention(self, arguments, stage, block, shift):
+        """The attention of a block, still to be given what both versions need."""
+        a = arguments
+        is_shrunk = min(map_sizes(a)[stage]) <= a["window_size"]  # one window covers the short side
+        without_ring = {"even": 0, "odd": 1, "all": None}[a["expand_layer"]]
+        has_ring = not is_shrunk and block % 2 != without_ring and a["focal_levels"][stage] > 0
+        return partial(
+            FocalAttentionV1,
+            shift=shift,
+            expand=a["expand_sizes"][stage] if has_ring else 0,
+            focal_window=a["focal_windows"][stage],
+            pooled_levels=pooled_levels(a, stage),
+        )
+
+    def build(self, arguments: dict) -> None:
+        """Create all layers from the constructor's arguments."""
+        a = arguments
+        self.num_classes = a["num_classes"]
+        self.img_size = image_size(a["img_size"])
+        self.in_chans = a["in_chans"]
+        sizes = map_sizes(a)
+        depths, embed_dim = a["depths"], a["embed_dim"]
 
         # Pre-norm never applies to the stem: a quirk of the original, kept for its weights.
         self.patch_embed = PatchEmbed(
-            in_chans, embed_dim, patch_size, use_conv_embed, True, patch_norm, False, conv_implementation
+            a["in_chans"],
+            embed_dim,
+            *embedding(a, is_stem=True),
+            norm=a["patch_norm"],
+            conv_implementation=a["conv_implementation"],
         )
-        map_size = (height // patch_size, width // patch_size)
-        self.ape = ape
-        if ape:
-            self.absolute_pos_embed = Parameter(
-                initializer(WEIGHT_INIT, (1, math.prod(map_size), embed_dim), ms.float32), name="absolute_pos_embed"
-            )
-        self.pos_drop = Dropout(drop_rate, 4 * sum(depths))
+        self.ape = a["ape"]
+        if self.ape:
+            shape = (1, math.prod(sizes[0]), embed_dim)
+            self.absolute_pos_embed = Parameter(initializer(WEIGHT_INIT, shape, ms.float32), name="absolute_pos_embed")
+        self.pos_drop = Dropout(a["drop_rate"], 4 * sum(depths))
 
-        block_rates = np.linspace(0, drop_path_rate, sum(depths)).tolist()
+        block_rates = np.linspace(0, a["drop_path_rate"], sum(depths)).tolist()
         self.drop_path_rates = [rate for rate in block_rates for _ in range(2)]  # two branches a block
         layers = []
-        for stage in range(stages):
+        for stage, map_size in enumerate(sizes):
             dim = embed_dim * 2**stage
-            first = sum(depths[:stage])
-            blocks = [
-                FocalBlock(
-                    dim,
-                    map_size,
-                    num_heads[stage],
-                    window_size,
-                    shift_size=window_size // 2 if use_shift and i % 2 else 0,
-                    mlp_ratio=mlp_ratio,
-                    qkv_bias=qkv_bias,
-                    qk_scale=qk_scale,
-                    drop=drop_rate,
-                    attn_drop=attn_drop_rate,
-                    drop_path=block_rates[first + i],
-                    pool=focal_pool if stage in focal_stages else "none",
-                    focal_level=focal_levels[stage],
-                    top_k=focal_topK,
-                    layerscale_value=layerscale_value if use_layerscale else None,
-                    index=first + i,
-                )
-                for i in range(depths[stage])
-            ]
-            if use_checkpoint:
+            rates = block_rates[sum(depths[:stage]) :]
+            blocks = [self.block(a, stage, i, map_size, rates[i]) for i in range(depths[stage])]
+            if a["use_checkpoint"]:
                 for block in blocks:
                     block.recompute()
             downsample = None
-            if stage < stages - 1:
+            if stage < len(depths) - 1:
                 # Downsampling always normalises, whatever patch_norm says of the stem.
-                downsample = PatchEmbed(dim, 2 * dim, 2, use_conv_embed, False, True, use_pre_norm, conv_implementation)
+                downsample = PatchEmbed(
+                    dim,
+                    2 * dim,
+                    *embedding(a, is_stem=False),
+                    pre_norm=a["use_pre_norm"],
+                    conv_implementation=a["conv_implementation"],
+                )
             layers.append(FocalStage(blocks, map_size, downsample))
-            map_size = (map_size[0] // 2, map_size[1] // 2)
         self.layers = nn.CellList(layers)
         self.norm = layer_norm(dim)
-        self.head = dense(dim, num_classes)
+        self.head = dense(dim, a["num_classes"])
+
+    def block(self, arguments, stage, block, map_size, drop_path) -> FocalBlock:
+        """One block of a stage."""
+        a = arguments
+        dim = a["embed_dim"] * 2**stage
+        index = sum(a["depths"][:stage]) + block
+        window_size = focal_windows.fit_window(map_size, a["window_size"])
+        is_shifted = a["use_shift"] and block % 2 and min(map_size) > a["window_size"]
+        shift = a["window_size"] // 2 if is_shifted else 0
+        attention = self.attention(a, stage, block, shift)(
+            dim,
+            padded_size(map_size, window_size),
+            window_size,
+            a["num_heads"][stage],
+            qkv_bias=a["qkv_bias"],
+            qk_scale=a["qk_scale"],
+            attn_drop=a["attn_drop_rate"],
+            proj_drop=a["drop_rate"],
+            index=4 * index,
+        )
+        return FocalBlock(
+            dim,
+            map_size,
+            window_size,
+            shift,
+            attention,
+            pool=a["focal_pool"],
+            pooled_levels=pooled_levels(a, stage),
+            mlp_ratio=a["mlp_ratio"],
+            drop=a["drop_rate"],
+            drop_path=drop_path,
+            layerscale_value=a["layerscale_value"] if a["use_layerscale"] else None,
+            index=index,
+        )
 
     def draw_drop_path(self, generator: np.random.Generator, batch_size: int) -> Tensor | None:
         """Stochastic-depth scales for one training step, or None for a model without stochastic depth."""
@@ -537,6 +743,36 @@ class FocalTransformerV2(nn.Cell):
         """Logits of a batch. Training passes the scales of draw_drop_path, and an int32 scalar to key dropout."""
         return self.head(self.forward_features(images, drop_path, dropout_seed))
 
+    def original_buffers(self) -> dict[str, np.ndarray]:
+        """The index buffers that follow from sizes and that the original keeps in its checkpoints, by its names."""
+        return {
+            f"layers.{stage}.blocks.{i}.{name}": buffer
+            for stage, layer in enumerate(self.layers)
+            for i, block in enumerate(layer.blocks)
+            for name, buffer in block.original_buffers().items()
+        }
+
+
+@register_family("focalv2", check_focal_transformer_v2)
+class FocalTransformerV2(FocalTransformer):
+    """Focal Transformer v2: the arguments of v1, and
+
+    Args:
+        focal_topK: keys per window and level.
+
+    The original accepts focal_windows, expand_stages, expand_sizes and expand_layer here too, because published
+    configurations carry them, and ignores them; so does this.
+    """
+
+    no_weight_decay = ("absolute_pos_embed",)  # the MLPs of position biases do decay
+
+    def __init__(self, focal_topK: int = 64, **arguments):
+        self.focal_topK = focal_topK
+        super().__init__(**arguments)
+
+    def attention(self, arguments, stage, block, shift):
+        return partial(FocalAttentionV2, levels=arguments["focal_levels"][stage], top_k=self.focal_topK)
+
     def adopt_key_tables(self):
         """Rebuild what derives from the key tables after a checkpoint brought its own."""
         for layer in self.layers:
@@ -546,14 +782,12 @@ class FocalTransformerV2(nn.Cell):
 
 # --- sizes: the YAML files of the official configs/ folder ---------------------------------------------------------
 
-_V2 = {
-    "use_conv_embed": True,
+_FOCAL = {
     "window_size": 7,
     "focal_pool": "fc",
     "focal_levels": [2, 2, 2, 2],
     "focal_windows": [7, 5, 3, 1],
     "expand_sizes": [3, 3, 3, 3],
-    "focal_topK": 128,
 }
 
 for _size, _embed_dim, _depths, _num_heads, _drop_path_rate in (
@@ -561,12 +795,23 @@ for _size, _embed_dim, _depths, _num_heads, _drop_path_rate in (
     ("small", 96, [2, 2, 18, 2], [3, 6, 12, 24], 0.3),
     ("base", 128, [2, 2, 18, 2], [4, 8, 16, 32], 0.5),
 ):
+    _model = {
+        **_FOCAL,
+        "embed_dim": _embed_dim,
+        "depths": _depths,
+        "num_heads": _num_heads,
+        "drop_path_rate": _drop_path_rate,
+    }
+    register_model(f"focal_{_size}_patch4_window7_224", "focal", **_model)
+    register_model(f"focal_{_size}_useconv_patch4_window7_224", "focal", **_model, use_conv_embed=True)
     register_model(
-        f"focalv2_{_size}_useconv_patch4_window7_224",
-        "focalv2",
-        embed_dim=_embed_dim,
-        depths=_depths,
-        num_heads=_num_heads,
-        drop_path_rate=_drop_path_rate,
-        **_V2,
+        f"focalv2_{_size}_useconv_patch4_window7_224", "focalv2", **_model, use_conv_embed=True, focal_topK=128
     )
+
+# Reconstructed: the official README reports results of a large model pre-trained on ImageNet-22K, but neither its files
+# nor its configuration were published. Sizes follow the large model of Swin Transformer (arXiv 2103.14030).
+_BASE = {**_FOCAL, "embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "drop_path_rate": 0.5}
+_LARGE = {**_BASE, "embed_dim": 192, "num_heads": [6, 12, 24, 48]}
+register_model("focal_large_patch4_window7_224", "focal", **_LARGE)
+for _size, _model in (("base", _BASE), ("large", _LARGE)):
+    register_model(f"focal_{_size}_patch4_window12_384", "focal", **{**_model, "img_size": 384, "window_size": 12})

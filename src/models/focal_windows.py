@@ -4,7 +4,7 @@ Everything here depends only on sizes, never on weights or images, so it is comp
 when a checkpoint brings its own tables) and the compiled graph sees constants.
 
 Coordinates are (row, column) on the feature map of one stage. A *level* is a granularity of keys: level 0 holds the
-H x W fine tokens, level 1 holds one pooled token per window.
+H x W fine tokens, level 1 one pooled token per window, and level 1 + k (v1 only) 2^k x 2^k pooled tokens per window.
 """
 
 from functools import lru_cache
@@ -22,6 +22,9 @@ def window_grid(map_size: tuple[int, int], window_size: int) -> tuple[int, int]:
     if height % window_size or width % window_size:
         raise ValueError(f"a {height}x{width} map is not tiled by {window_size}x{window_size} windows")
     return height // window_size, width // window_size
+
+
+# --- v2: the nearest tokens ------------------------------------------------------------------------------------------
 
 
 def query_centres(grid: tuple[int, int], window_size: int, level: int) -> np.ndarray:
@@ -109,3 +112,107 @@ def _displacements(key_bytes, keys, map_size, window_size, level):
     distinct_code, inverse = np.unique(code, return_inverse=True)
     distinct = np.stack(np.divmod(distinct_code, span[1]), axis=-1) + lowest
     return distinct.astype(np.float32), inverse.reshape(code.shape).astype(np.int32)
+
+
+# --- v1: the own window, its ring of neighbours, and pooled windows around it ---------------------------------------
+
+
+def fit_window(map_size: tuple[int, int], window_size: int) -> int:
+    """The window of a stage: no larger than the short side of its map (FocalTransformerBlock in the original files)."""
+    return min(window_size, *map_size)
+
+
+def window_positions(map_size: tuple[int, int], window_size: int) -> np.ndarray:
+    """(row, column) of every token of every window: [nW, window_size^2, 2] int64."""
+    grid = window_grid(map_size, window_size)
+    corner = np.stack(np.divmod(np.arange(grid[0] * grid[1]), grid[1]), axis=-1) * window_size
+    within = np.stack(np.divmod(np.arange(window_size**2), window_size), axis=-1)
+    return corner[:, None] + within[None]
+
+
+def ring_tokens(window_size: int, expand: int) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of a window that reach its surroundings when the map rolls by `expand` diagonally.
+
+    Rolling towards each corner moves `expand` rows and columns of neighbours into the window; the tokens that hold them
+    form an L. Where the four Ls overlap, a neighbour comes twice: 12 of the 120 at window 7 and expand 3, a quirk that
+    published weights rely on.
+
+    Returns:
+        token: [4 * window_size^2 - 4 * (window_size - expand)^2] index into the window, quadrant by quadrant (top left,
+            top right, bottom left, bottom right as the original names the rolls).
+        roll: [same, 2] what to add to the token's position to reach the neighbour.
+    """
+    row, column = np.divmod(np.arange(window_size**2), window_size)
+    tokens, rolls = [], []
+    for down, right in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
+        below = row >= window_size - expand if down > 0 else row < expand
+        beside = column >= window_size - expand if right > 0 else column < expand
+        (token,) = np.nonzero(below | beside)
+        tokens.append(token)
+        rolls.append(np.tile([down * expand, right * expand], (len(token), 1)))
+    return np.concatenate(tokens), np.concatenate(rolls)
+
+
+def ring_keys(map_size: tuple[int, int], window_size: int, expand: int) -> np.ndarray:
+    """The neighbours of every window: [nW, keys of ring_tokens] int32, indices into the map.
+
+    The map is a torus here: neighbours beyond the edge are those of the opposite edge, as torch.roll makes them.
+    """
+    token, roll = ring_tokens(window_size, expand)
+    position = window_positions(map_size, window_size)[:, token] + roll
+    return (position[..., 0] % map_size[0] * map_size[1] + position[..., 1] % map_size[1]).astype(np.int32)
+
+
+def pooled_side(focal_window: int, level: int) -> int:
+    """Side of the square of pooled tokens that a window sees at coarse level 0, 1, ..."""
+    return focal_window + 2**level - 1
+
+
+def pooled_keys(grid: tuple[int, int], focal_window: int, level: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pooled tokens around every window at a coarse level: index into the level's tokens, and whether it exists.
+
+    At coarse level k a window is 2^k x 2^k pooled tokens, and sees the square of pooled_side(focal_window, k) tokens
+    that has it in the middle. Parts of the square outside the map have index 0 and are to be masked.
+
+    Source: the unfolding in WindowAttention of the original focal_transformer.py (for odd focal windows).
+
+    Args:
+        grid: windows down and across.
+
+    Returns:
+        index: [nW, side^2] int32. inside: [nW, side^2] bool.
+    """
+    per_window = 2**level
+    rows, columns = grid[0] * per_window, grid[1] * per_window
+    window = np.stack(np.divmod(np.arange(grid[0] * grid[1]), grid[1]), axis=-1)
+    first = window * per_window - focal_window // 2  # top left of the square
+    side = pooled_side(focal_window, level)
+    offset = np.stack(np.divmod(np.arange(side**2), side), axis=-1)
+    row, column = np.moveaxis(first[:, None] + offset[None], -1, 0)
+    inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+    return np.where(inside, row * columns + column, 0).astype(np.int32), inside
+
+
+def relative_positions(query_side: int, key_side: int) -> np.ndarray:
+    """Index of the displacement of every query of a square to every key of another: [queries, keys] int32.
+
+    Displacements (row, column) run from 1 - key_side to query_side - 1 and are counted in row-major order, which is the
+    layout of the relative position tables in checkpoints.
+    """
+    query = np.arange(query_side)
+    displacement = query[:, None] - np.arange(key_side)[None] + key_side - 1  # [query_side, key_side], along one axis
+    span = query_side + key_side - 1
+    index = displacement[:, None, :, None] * span + displacement[None, :, None, :]
+    return index.reshape(query_side**2, key_side**2).astype(np.int32)
+
+
+def shift_mask(map_size: tuple[int, int], window_size: int, shift: int) -> np.ndarray:
+    """What separates the regions that a cyclic shift brings into one window: [nW, N, N] float32, 0 or -100.
+
+    Source: Swin Transformer (arXiv 2103.14030, section 3.2), which the original follows.
+    """
+    height, width = map_size
+    row, column = np.moveaxis(window_positions(map_size, window_size), -1, 0)
+    region = np.digitize(row, [height - window_size, height - shift]) * 3
+    region += np.digitize(column, [width - window_size, width - shift])
+    return np.where(region[:, :, None] == region[:, None, :], 0, -100).astype(np.float32)

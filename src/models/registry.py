@@ -23,8 +23,17 @@ class Family:
     check: Callable[[dict], None]
 
     def parameters(self) -> dict[str, inspect.Parameter]:
-        """The constructor's arguments by name, with type annotations and defaults."""
-        return dict(inspect.signature(self.build).parameters)
+        """The constructor's arguments by name, with type annotations and defaults.
+
+        A constructor with **arguments passes these on to its base class, whose own arguments count as well.
+        """
+        found = {}
+        for constructor in self.build.__mro__:
+            parameters = inspect.signature(constructor).parameters
+            found = {name: p for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD} | found
+            if len(found) >= len(parameters) and all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+                return found
+        raise TypeError(f"{self.build.__name__}: **arguments lead nowhere")
 
     def defaults(self) -> dict:
         return {name: parameter.default for name, parameter in self.parameters().items()}

@@ -70,6 +70,19 @@ def test_an_epoch_is_the_shuffled_folder_without_the_incomplete_update(folder, u
         assert batches[0][0].dtype == np.float32
 
 
+def test_repeated_augmentation_shows_an_image_several_times(folder, unreadable):
+    """Three copies in a row, each cropped anew; an epoch is as long as without."""
+    order = epoch_order(5, 0, 21, repeats=3)
+    assert len(order) == 21
+    assert (order.reshape(7, 3) == order[::3, None]).all()
+    assert len(set(order[::3])) == 7
+    transform = TrainTransform((8, 8), AUGMENT.model_copy(update={"repeats": 3}), 5)
+    dataset = train_dataset(folder, transform, DATA, batch_size=4, unreadable=unreadable)
+    seen = np.concatenate([grey(images) for images, _ in Epochs(dataset)])
+    levels = [20 * label + index for label, count in enumerate((6, 7, 8)) for index in range(count)]
+    assert seen.tolist() == [levels[i] for i in order[:20]]
+
+
 def test_batches_do_not_depend_on_the_number_of_workers(folder, unreadable):
     one, two = (train_batches(folder, unreadable, epochs=2, workers=workers) for workers in (1, 2))
     for a, b in zip(sum(one, []), sum(two, []), strict=True):

@@ -1,0 +1,333 @@
+"""Twins-PCPVT and Twins-SVT (arXiv 2104.13840), with the parameter names of timm and of the official repository.
+
+Reading order: attentions, positional encoding, block, model, sizes. PCPVT attends globally in every block, to keys from
+a map subsampled by a strided convolution; SVT alternates that with attention within windows.
+"""
+
+import math
+
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from src.models.layers import (
+    Conv2d,
+    Dropout,
+    DropPath,
+    Mlp,
+    PatchEmbed,
+    SlicedDense,
+    WindowPadding,
+    WindowPartition,
+    dense,
+    draw_drop_path,
+    image_size,
+    layer_norm,
+    padded_size,
+)
+from src.models.registry import ArgumentError, register_family, register_model
+
+BLOCK_NORM_EPSILON = 1e-6  # of the norms in blocks and the final one; patch embeddings and subsampling have 1e-5
+
+
+class LocallyGroupedAttention(nn.Cell):
+    """LSA: attention within windows (paper section 3.2; LocallyGroupedAttn in timm).
+
+    A map that windows do not tile is padded with zeros below and to the right, before the projections as in the
+    original, so that padding is attended to with the projections' biases.
+    """
+
+    def __init__(self, dim, map_size, num_heads, window_size, attn_drop, proj_drop, index):
+        super().__init__()
+        self.dim = dim
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.scale = self.head_dim**-0.5
+        self.window_area = window_size * window_size
+        self.padding = WindowPadding(map_size, window_size, dim)
+        self.partition = WindowPartition(padded_size(map_size, window_size), window_size, dim)
+        self.qkv = SlicedDense(dim, 3)
+        self.proj = dense(dim, dim)
+        self.attn_drop = Dropout(attn_drop, index)
+        self.proj_drop = Dropout(proj_drop, index + 1)
+        self.scores = ops.BatchMatMul(transpose_b=True)
+        self.mix = ops.BatchMatMul()
+
+    def split_heads(self, rows):
+        """[B*nW*N, C] to [B*nW, heads, N, head_dim]."""
+        return rows.reshape((-1, self.window_area, self.num_heads, self.head_dim)).transpose((0, 2, 1, 3))
+
+    def construct(self, x, dropout_seed=None):
+        """[B, L, C] to [B, L, C]."""
+        rows = self.partition(self.padding(x)).reshape((-1, self.dim))  # [B*nW*N, C]
+        q = self.split_heads(self.qkv(rows, 0) * self.scale)
+        k = self.split_heads(self.qkv(rows, 1))
+        v = self.split_heads(self.qkv(rows, 2))
+        weights = self.attn_drop(ops.softmax(self.scores(q, k), -1), dropout_seed)  # [B*nW, heads, N, N]
+        out = self.mix(weights.astype(v.dtype), v).transpose((0, 2, 1, 3))  # [B*nW, N, heads, head_dim]
+        out = self.padding.crop(self.partition.merge(out))  # [B, L, C]
+        return self.proj_drop(self.proj(out), dropout_seed)
+
+
+class GlobalSubsampledAttention(nn.Cell):
+    """GSA: attention of every token to a subsampled map (paper section 3.2; GlobalSubSampleAttn in timm)."""
+
+    def __init__(self, dim, map_size, num_heads, sr_ratio, attn_drop, proj_drop, index, conv_implementation):
+        super().__init__()
+        self.dim = dim
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.scale = self.head_dim**-0.5
+        self.queries = math.prod(map_size)
+        self.map_shape = (-1, dim, *map_size)
+        self.subsamples = sr_ratio > 1
+        self.keys = math.prod(side // sr_ratio for side in map_size)
+        if self.subsamples:
+            self.sr = Conv2d(dim, dim, sr_ratio, sr_ratio, 0, conv_implementation, fan_out_init=True)
+            self.norm = layer_norm(dim)
+        self.q = dense(dim, dim)
+        self.kv = SlicedDense(dim, 2)
+        self.proj = dense(dim, dim)
+        self.attn_drop = Dropout(attn_drop, index)
+        self.proj_drop = Dropout(proj_drop, index + 1)
+        self.scores = ops.BatchMatMul(transpose_b=True)
+        self.mix = ops.BatchMatMul()
+
+    def split_heads(self, rows, length):
+        """[B * length, C] to [B, heads, length, head_dim]."""
+        return rows.reshape((-1, length, self.num_heads, self.head_dim)).transpose((0, 2, 1, 3))
+
+    def construct(self, x, dropout_seed=None):
+        """[B, L, C] to [B, L, C]."""
+        q = self.split_heads(self.q(x) * self.scale, self.queries)
+        if self.subsamples:
+            x = self.norm(self.sr(x.transpose((0, 2, 1)).reshape(self.map_shape)))  # [B, L / sr_ratio^2, C]
+        rows = x.reshape((-1, self.dim))
+        k = self.split_heads(self.kv(rows, 0), self.keys)
+        v = self.split_heads(self.kv(rows, 1), self.keys)
+        weights = self.attn_drop(ops.softmax(self.scores(q, k), -1), dropout_seed)  # [B, heads, L, keys]
+        out = self.mix(weights.astype(v.dtype), v).transpose((0, 2, 1, 3)).reshape((-1, self.queries, self.dim))
+        return self.proj_drop(self.proj(out), dropout_seed)
+
+
+class PositionalEncoding(nn.Cell):
+    """PEG, the conditional positional encoding: tokens plus a depthwise 3x3 convolution of their map (PosConv in timm).
+
+    Source: arXiv 2102.10882, section 3.
+    """
+
+    def __init__(self, dim, map_size, conv_implementation):
+        super().__init__()
+        self.map_shape = (-1, dim, *map_size)
+        convolution = Conv2d(
+            dim, dim, 3, 1, padding=1, implementation=conv_implementation, depthwise=True, fan_out_init=True
+        )
+        self.proj = nn.SequentialCell(convolution)
+
+    def construct(self, x):
+        """[B, L, C] to [B, L, C]."""
+        return x + self.proj(x.transpose((0, 2, 1)).reshape(self.map_shape))
+
+
+class TwinsBlock(nn.Cell):
+    """Attention and MLP, each with a residual branch (Block in timm)."""
+
+    def __init__(self, dim, attention, mlp_ratio, drop, drop_path, index):
+        """`index` is the block's place in the model."""
+        super().__init__()
+        self.norm1 = layer_norm(dim, BLOCK_NORM_EPSILON)
+        self.attn = attention
+        self.norm2 = layer_norm(dim, BLOCK_NORM_EPSILON)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop, 4 * index + 2)
+        self.drop_path1 = DropPath(drop_path, 2 * index)
+        self.drop_path2 = DropPath(drop_path, 2 * index + 1)
+
+    def construct(self, x, drop_path=None, dropout_seed=None):
+        """[B, L, C] to [B, L, C]."""
+        x = x + self.drop_path1(self.attn(self.norm1(x), dropout_seed), drop_path)
+        return x + self.drop_path2(self.mlp(self.norm2(x), dropout_seed), drop_path)
+
+
+def check_twins(arguments: dict) -> None:
+    """Refuse arguments that cannot work.
+
+    Raises:
+        ArgumentError: names the argument and, where there is one, the nearest value that works.
+    """
+    a = arguments
+    stages = len(a["depths"])
+    if not stages or min(a["depths"]) < 1:
+        raise ArgumentError("depths", f"must be the number of blocks of each stage, at least 1, got {a['depths']}")
+    if not isinstance(a["img_size"], int) and len(a["img_size"]) != 2:
+        raise ArgumentError("img_size", f"must be one side or [height, width], got {a['img_size']}")
+    for key in ("embed_dims", "num_heads", "mlp_ratios", "sr_ratios", "wss"):
+        if a[key] is not None and len(a[key]) != stages:
+            raise ArgumentError(key, f"has {len(a[key])} entries for the {stages} stages of depths {a['depths']}")
+    for key in ("img_size", "patch_size", "in_chans", "num_classes", "embed_dims", "num_heads", "sr_ratios"):
+        if min(a[key] if isinstance(a[key], list | tuple) else [a[key]]) < 1:
+            raise ArgumentError(key, f"must be at least 1, got {a[key]}")
+    if min(a["mlp_ratios"]) <= 0:
+        raise ArgumentError("mlp_ratios", f"must be above 0, got {a['mlp_ratios']}")
+    if a["wss"] is not None and min(a["wss"]) < 1:
+        raise ArgumentError("wss", f"must be at least 1 (1 attends globally), got {a['wss']}")
+    for key in ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"):
+        if not 0 <= a[key] < 1:
+            raise ArgumentError(key, f"must be in [0, 1), got {a[key]}")
+    unit = a["patch_size"] * 2 ** (stages - 1)
+    for side in image_size(a["img_size"]):
+        if side % unit:
+            near = max(unit, round(side / unit) * unit)
+            raise ArgumentError(
+                "img_size", f"{a['img_size']} is not whole patches in every stage; the nearest that is is {near}"
+            )
+    for stage in range(stages):
+        dim, heads, sr_ratio = a["embed_dims"][stage], a["num_heads"][stage], a["sr_ratios"][stage]
+        if dim % heads:
+            raise ArgumentError("num_heads", f"stage {stage} has {dim} channels, which {heads} heads do not divide")
+        shortest = min(image_size(a["img_size"])) // (a["patch_size"] * 2**stage)
+        if sr_ratio > shortest:
+            raise ArgumentError("sr_ratios", f"stage {stage} cannot subsample a side of {shortest} by {sr_ratio}")
+
+
+@register_family("twins", check_twins)
+class Twins(nn.Cell):
+    """Twins: images [B, in_chans, H, W] float32 to logits [B, num_classes].
+
+    Arguments have timm's names and defaults; build through `create_model`, which checks them.
+
+    Args:
+        img_size: side of the square input, or (height, width), in pixels; whole patches in every stage.
+        sr_ratios: by how much the map is subsampled for keys and values, per stage.
+        wss: window sizes per stage, used in every other block (SVT); 1 for global attention in all blocks of a stage,
+            None in all stages (PCPVT).
+        drop_rate: dropout before the head. pos_drop_rate: after each patch embedding. proj_drop_rate: after attention
+            and in the MLP. attn_drop_rate: of attention weights.
+        drop_path_rate: stochastic depth of the last branch; the rate grows linearly from 0 at the first.
+        use_checkpoint: recompute each block's activations in the backward pass, for less memory.
+        conv_implementation: "unfold" or "conv2d", see layers.Conv2d.
+    """
+
+    no_weight_decay = ("pos_block",)  # beside 1-D parameters and biases
+
+    def __init__(
+        self,
+        img_size: int | list[int] = 224,
+        patch_size: int = 4,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        embed_dims: list[int] = (64, 128, 256, 512),
+        num_heads: list[int] = (1, 2, 4, 8),
+        mlp_ratios: list[float] = (4.0, 4.0, 4.0, 4.0),
+        depths: list[int] = (3, 4, 6, 3),
+        sr_ratios: list[int] = (8, 4, 2, 1),
+        wss: list[int] | None = None,
+        drop_rate: float = 0.0,
+        pos_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        use_checkpoint: bool = False,
+        conv_implementation: str = "unfold",
+    ):
+        super().__init__()
+        self.num_classes = num_classes
+        self.img_size = image_size(img_size)
+        self.in_chans = in_chans
+        block_rates = np.linspace(0, drop_path_rate, sum(depths)).tolist()
+        self.drop_path_rates = [rate for rate in block_rates for _ in range(2)]  # two branches a block
+
+        patch_embeds, pos_drops, blocks, pos_blocks = [], [], [], []
+        map_size, channels, patch = self.img_size, in_chans, patch_size
+        self.map_shapes = []
+        for stage, dim in enumerate(embed_dims):
+            map_size = tuple(side // patch for side in map_size)
+            self.map_shapes.append((-1, dim, *map_size))
+            patch_embeds.append(
+                PatchEmbed(channels, dim, patch, patch, fan_out_init=True, conv_implementation=conv_implementation)
+            )
+            pos_drops.append(Dropout(pos_drop_rate, 4 * sum(depths) + stage))
+            stage_blocks = []
+            for i in range(depths[stage]):
+                index = sum(depths[:stage]) + i
+                drops = {"attn_drop": attn_drop_rate, "proj_drop": proj_drop_rate, "index": 4 * index}
+                if wss is not None and wss[stage] > 1 and i % 2 == 0:
+                    attention = LocallyGroupedAttention(dim, map_size, num_heads[stage], wss[stage], **drops)
+                else:
+                    attention = GlobalSubsampledAttention(
+                        dim,
+                        map_size,
+                        num_heads[stage],
+                        sr_ratios[stage],
+                        **drops,
+                        conv_implementation=conv_implementation,
+                    )
+                block = TwinsBlock(dim, attention, mlp_ratios[stage], proj_drop_rate, block_rates[index], index)
+                if use_checkpoint:
+                    block.recompute()
+                stage_blocks.append(block)
+            blocks.append(nn.CellList(stage_blocks))
+            pos_blocks.append(PositionalEncoding(dim, map_size, conv_implementation))
+            channels, patch = dim, 2
+        self.patch_embeds = nn.CellList(patch_embeds)
+        self.pos_drops = nn.CellList(pos_drops)
+        self.blocks = nn.CellList(blocks)
+        self.pos_block = nn.CellList(pos_blocks)
+        self.norm = layer_norm(channels, BLOCK_NORM_EPSILON)
+        self.head_drop = Dropout(drop_rate, 4 * sum(depths) + len(depths))
+        self.head = dense(channels, num_classes)
+
+    def draw_drop_path(self, generator: np.random.Generator, batch_size: int) -> Tensor | None:
+        """Stochastic-depth scales for one training step, or None for a model without stochastic depth."""
+        if not any(self.drop_path_rates):
+            return None
+        return Tensor(draw_drop_path(self.drop_path_rates, generator, batch_size))
+
+    def forward_features(self, images, drop_path=None, dropout_seed=None):
+        """Images to the mean of the last stage's normalised tokens, [B, C]."""
+        x = images
+        for stage in range(len(self.blocks)):
+            if stage > 0:
+                x = x.transpose((0, 2, 1)).reshape(self.map_shapes[stage - 1])  # [B, C, H, W]
+            x = self.pos_drops[stage](self.patch_embeds[stage](x), dropout_seed)
+            for i in range(len(self.blocks[stage])):
+                x = self.blocks[stage][i](x, drop_path, dropout_seed)
+                if i == 0:
+                    x = self.pos_block[stage](x)
+        return self.norm(x).mean(1)
+
+    def construct(self, images, drop_path=None, dropout_seed=None):
+        """Logits of a batch. Training passes the scales of draw_drop_path, and an int32 scalar to key dropout."""
+        features = self.head_drop(self.forward_features(images, drop_path, dropout_seed), dropout_seed)
+        return self.head(features)
+
+
+# --- sizes: tables 3 and 4 of the paper --------------------------------------------------------------------------
+
+for _size, _depths, _drop_path_rate in (
+    ("small", [3, 4, 6, 3], 0.2),
+    ("base", [3, 4, 18, 3], 0.3),
+    ("large", [3, 8, 27, 3], 0.5),
+):
+    register_model(
+        f"twins_pcpvt_{_size}",
+        "twins",
+        embed_dims=[64, 128, 320, 512],
+        num_heads=[1, 2, 5, 8],
+        mlp_ratios=[8.0, 8.0, 4.0, 4.0],
+        depths=_depths,
+        drop_path_rate=_drop_path_rate,
+    )
+
+for _size, _embed_dims, _num_heads, _depths, _drop_path_rate in (
+    ("small", [64, 128, 256, 512], [2, 4, 8, 16], [2, 2, 10, 4], 0.2),
+    ("base", [96, 192, 384, 768], [3, 6, 12, 24], [2, 2, 18, 2], 0.3),
+    ("large", [128, 256, 512, 1024], [4, 8, 16, 32], [2, 2, 18, 2], 0.5),
+):
+    register_model(
+        f"twins_svt_{_size}",
+        "twins",
+        embed_dims=_embed_dims,
+        num_heads=_num_heads,
+        depths=_depths,
+        wss=[7, 7, 7, 7],
+        drop_path_rate=_drop_path_rate,
+    )
