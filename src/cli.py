@@ -16,7 +16,9 @@ WEIGHTS = ("auto", "raw", "ema")
 BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Bad flags are one line, as other bad input is."""
+
     def error(self, message):
         raise UserError(f"{message}; see {self.prog} --help")
 
@@ -30,7 +32,7 @@ def boolean(text: str) -> bool:
 
 def parser(script: str, description: str) -> argparse.ArgumentParser:
     """The flags that all entry points have."""
-    result = _Parser(prog=script, description=description, allow_abbrev=False)
+    result = Parser(prog=script, description=description, allow_abbrev=False)
     result.add_argument("overrides", nargs="*", metavar="section.key=value", help="configuration values to replace")
     result.add_argument("--config", help="YAML file, or the name of one under configs/")
     result.add_argument("--arch", metavar="NAME", help="the same, by name")

@@ -1,0 +1,122 @@
+"""Parameters, multiply-accumulates and activation memory of models: python scripts/model_stats.py [NAME ...]
+
+Counted on the compiled graph of inference on one image (src/graph.py says how), beside the authors' own figures.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # scripts/ is what Python puts there
+
+from src.cli import Parser, run
+from src.errors import UserError
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """(height, width) of "224" or "224x320"."""
+    sides = [int(side) for side in text.lower().split("x")]
+    if len(sides) > 2:
+        raise ValueError(text)
+    return sides[0], sides[-1]
+
+
+def checked_sizes(name: str, sizes: list[tuple[int, int]] | None) -> list[tuple[int, int]]:
+    """The sizes to count a model at: those given, else its own.
+
+    Raises:
+        UserError: unknown model, or a size that it cannot have.
+    """
+    from src.models import ArgumentError, resolve_arguments
+
+    try:
+        own = resolve_arguments(name, {})[1]["img_size"]
+        sizes = sizes or [(own, own) if isinstance(own, int) else tuple(own)]
+        for size in sizes:
+            resolve_arguments(name, {"img_size": list(size)})
+    except ArgumentError as error:
+        raise UserError(f"{name}: {error}") from error
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return sizes
+
+
+def measure(name: str, size: tuple[int, int]) -> dict:
+    """Exact counts of one model at one image size."""
+    import mindspore as ms
+    import numpy as np
+
+    from src.graph import activation_bytes, compiled_operators, multiply_accumulates, peak_bytes
+    from src.models import create_model
+
+    # Unfolded convolutions cost the same, but hold the patches too, which is a matter of the CPU and not of the model.
+    model = create_model(name, img_size=list(size), conv_implementation="conv2d").set_train(False)
+    image = ms.Tensor(np.zeros((1, model.in_chans, *size), np.float32))
+    operators = compiled_operators(model, image)
+    return {
+        "model": name,
+        "image_size": list(size),
+        "parameters": sum(parameter.size for parameter in model.trainable_params()),
+        "multiply_accumulates": multiply_accumulates(operators),
+        "activation_bytes": activation_bytes(operators),
+        "peak_bytes": peak_bytes(operators),
+        "operators": len(operators),
+    }
+
+
+HEADINGS = (
+    f"{'model':42} {'image':>9} | {'parameters':>11} {'MACs':>8} {'activations':>11} {'peak':>8}"
+    f" | {'parameters':>10} {'MACs':>7} {'top-1':>6}"
+)
+
+
+def row(result: dict) -> str:
+    """One line of the table, under HEADINGS."""
+    size = "x".join(map(str, result["image_size"]))
+    counted = (
+        f"{result['parameters']:11,} {result['multiply_accumulates'] / 1e9:6.3f} G"
+        f" {result['activation_bytes'] / 1e6:8.1f} MB {result['peak_bytes'] / 1e6:5.1f} MB"
+    )
+    published = result["published"]
+    if published is None:
+        told = f"{'-':>10} {'-':>7} {'-':>6}"
+    else:
+        told = f"{published['parameters']:8.1f} M {published['multiply_accumulates']:5.1f} G {published['top1']:5.1f}%"
+    return f"{result['model']:42} {size:>9} | {counted} | {told}"
+
+
+def main(arguments: list[str]) -> None:
+    options = Parser(prog="model_stats.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    options.add_argument("names", nargs="*", metavar="NAME", help="default: every published model")
+    options.add_argument("--img-size", nargs="+", type=image_size, metavar="SIDE|HxW", help="default: the model's own")
+    options.add_argument("--json", type=Path, metavar="FILE", help="also write exact figures and sources there")
+    options.add_argument("--debug", action="store_true", help="show tracebacks and MindSpore's own messages")
+    options = options.parse_args(arguments)
+
+    from dataclasses import asdict
+
+    import mindspore as ms
+
+    from src.atomic import write_text
+    from src.models import list_models
+    from src.models.published import IMAGE_SIZE, PUBLISHED
+
+    ms.set_device("CPU")  # the graph is the same, and no accelerator is needed to count
+    wanted = [(name, size) for name in options.names or list_models() for size in checked_sizes(name, options.img_size)]
+
+    print(f"{'':52} | {'counted, for one image':41} | published\n{HEADINGS}", flush=True)
+    results = []
+    for name, size in wanted:
+        published = PUBLISHED.get(name) if size == IMAGE_SIZE else None
+        results.append(measure(name, size) | {"published": asdict(published) if published else None})
+        print(row(results[-1]), flush=True)
+    if options.json:
+        units = {
+            "counted": "for one image, float32; definitions in src/graph.py",
+            "published": "parameters in millions, multiply-accumulates in 10^9 (there: FLOPs), top-1 in percent",
+        }
+        write_text(options.json, json.dumps({"units": units, "mindspore": ms.__version__, "models": results}, indent=2))
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, "model_stats.py"))

@@ -1,0 +1,447 @@
+"""What a cell compiles to: its operators with their shapes, and what these cost.
+
+Reading order: the operators of a compiled graph, the reader behind them, multiply-accumulates, memory.
+
+The graph is the one that MindSpore's front end hands to the backend: differentiated, simplified, shapes inferred. It is
+read in memory, in the MINDIR format, the only one of MindSpore's that keeps called graphs and the shapes of tuples.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mindspore import nn
+from mindspore.graph.api import _cell_graph_executor
+from mindspore.train.mind_ir_pb2 import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+
+# --- operators ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """Shape (-1 for a dimension known only when it runs) and element type, e.g. "float32"."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def elements(self) -> int:
+        """Number of elements.
+
+        Raises:
+            ValueError: the shape is dynamic.
+        """
+        if any(size < 0 for size in self.shape):
+            raise ValueError(f"a tensor of dynamic shape {self.shape} has no fixed size; compile for static shapes")
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements * ITEM_SIZES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Value:
+    """Something that an operator reads.
+
+    `kind` is "operator" (output number `output` of operators[producer]), "input" or "parameter" (of the cell, called
+    `name`), or "constant". `type` is None for constants that are no tensors, such as an axis; these are in `literal`.
+    """
+
+    kind: str
+    type: TensorType | None = None
+    producer: int | None = None
+    output: int = 0
+    name: str = ""
+    literal: Any = None
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One call of a primitive.
+
+    Attributes:
+        index: its place in the list of operators, which is an order of execution.
+        name: the primitive, e.g. "MatMul".
+        inputs: what it reads, tuples flattened.
+        outputs: what it computes, tuples flattened.
+        scope: the cells around it, e.g. "Default/head-Dense/MatMul-op0".
+        returned: numbers of the outputs that the cell returns.
+    """
+
+    index: int
+    name: str
+    inputs: tuple[Value, ...]
+    outputs: tuple[TensorType, ...]
+    scope: str
+    returned: tuple[int, ...] = ()
+
+
+def compiled_operators(cell: nn.Cell, *inputs) -> list[Operator]:
+    """Compile a cell for `inputs`, without running it, and list every primitive call of its graph.
+
+    The graph is that of the cell's current phase (`set_train`), whatever the context's mode; nothing global changes and
+    no file is written. Called graphs are expanded at every call. Both branches of a condition are listed, the taken and
+    the other, then a "Switch" that joins their results. What only carries values from one operator to another (Load,
+    Depend, UpdateState, tuples) is resolved: an operator's inputs name the operators that computed them.
+
+    Raises:
+        ValueError: the graph has a loop, for which no list of operators exists.
+    """
+    cell.compile(*inputs)
+    # What ms.export reads its MINDIR files from.
+    serialized = _cell_graph_executor._get_func_graph_proto(cell, cell.current_phase, "mind_ir")
+    return _Reader(ModelProto.FromString(serialized)).operators
+
+
+# --- the reader -----------------------------------------------------------------------------------------------------
+
+_DTYPES = {
+    TensorProto.BOOL: ("bool", 1),
+    TensorProto.INT8: ("int8", 1),
+    TensorProto.UINT8: ("uint8", 1),
+    TensorProto.INT16: ("int16", 2),
+    TensorProto.UINT16: ("uint16", 2),
+    TensorProto.INT32: ("int32", 4),
+    TensorProto.UINT32: ("uint32", 4),
+    TensorProto.INT64: ("int64", 8),
+    TensorProto.UINT64: ("uint64", 8),
+    TensorProto.FLOAT16: ("float16", 2),
+    TensorProto.BFLOAT16: ("bfloat16", 2),
+    TensorProto.FLOAT: ("float32", 4),
+    TensorProto.DOUBLE: ("float64", 8),
+    TensorProto.FLOAT64: ("float64", 8),
+    TensorProto.COMPLEX64: ("complex64", 8),
+    TensorProto.COMPLEX128: ("complex128", 16),
+}
+ITEM_SIZES = dict(_DTYPES.values())  # bytes by name of the element type
+
+_STATE = Value("state")  # orders side effects; carries no data
+
+
+@dataclass(frozen=True)
+class _Closure:
+    """A graph with the first of its arguments."""
+
+    graph: str
+    arguments: tuple = ()
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The graph that a condition chooses."""
+
+    condition: Value
+    branches: tuple[_Closure, ...]
+    scope: str
+
+
+class _Reader:
+    """Interprets a MINDIR model symbolically: values are where they come from, and every primitive is recorded.
+
+    A node's `op_type` is "Constant", or "REF::" and the name of a primitive, of a graph to call, or of a node whose
+    value is a graph to call. Names of nodes hold their graph's name, so one table serves all of them; calling a graph
+    again replaces its entries, which nothing reads any more.
+    """
+
+    def __init__(self, model: ModelProto):
+        self.primitives = {primitive.name: primitive.op_type for primitive in model.primitives}
+        self.graphs = {graph.name: graph for graph in [model.graph, *model.functions]}
+        self.operators: list[Operator] = []
+        self.calls: list[str] = []
+        self.values: dict[str, Any] = {name: _Closure(name) for name in self.graphs}
+        # A constant stands in the graph that was written first, not in all that read it.
+        for graph in self.graphs.values():
+            for node in graph.node:
+                if node.op_type == "Constant":
+                    self.values[node.name] = _constant(node.attribute[0])
+
+        main = model.graph
+        for parameter in main.parameter:
+            name = parameter.name.removeprefix(main.name + ":")
+            self.values[parameter.name] = Value("parameter", _tensor_type(parameter), name=name)
+        for value in _flatten(self.call(main, [_input(entry, main.name) for entry in main.input])):
+            if value.kind == "operator":
+                operator = self.operators[value.producer]
+                returned = tuple(sorted({*operator.returned, value.output}))
+                self.operators[value.producer] = replace(operator, returned=returned)
+
+    def call(self, graph: GraphProto, arguments):
+        """The value of a graph for given arguments; its operators are recorded."""
+        if graph.name in self.calls:
+            raise ValueError(f"the compiled graph has a loop ({graph.name}): how often it runs is not in the graph")
+        self.calls.append(graph.name)
+        for entry, argument in zip(graph.input, arguments, strict=True):
+            self.values[entry.name] = argument
+        for node in graph.node:
+            if node.op_type != "Constant":
+                self.values[node.name] = self.evaluate(node)
+        self.calls.pop()
+        return self.values[graph.output[0].name]
+
+    def evaluate(self, node: NodeProto):
+        """The value of one node."""
+        reference = node.op_type.removeprefix("REF::")
+        arguments = [self.values[name] for name in node.input]
+        name = self.primitives.get(reference)
+        if name is None:
+            return self.call_closure(self.values[reference], arguments, node)
+        if name in ("Load", "Depend"):
+            return arguments[0]
+        if name == "UpdateState":
+            return _STATE
+        if name in ("MakeTuple", "MakeList"):
+            return tuple(arguments)
+        if name in ("TupleGetItem", "ListGetItem"):
+            return arguments[0][arguments[1].literal]
+        if name == "Partial":
+            return _Closure(arguments[0].graph, (*arguments[0].arguments, *arguments[1:]))
+        if name == "Switch":
+            return _Choice(arguments[0], tuple(arguments[1:]), node.domain)
+        return self.record(name, arguments, node, node.domain)
+
+    def call_closure(self, function, arguments, node: NodeProto):
+        if isinstance(function, _Closure):
+            return self.call(self.graphs[function.graph], (*function.arguments, *arguments))
+        results = [self.call_closure(branch, arguments, node) for branch in function.branches]
+        return self.record("Switch", [function.condition, *results], node, function.scope)
+
+    def record(self, name, arguments, node: NodeProto, scope):
+        """Append an operator; returns its output, or the tuple of its outputs as nested as the node says."""
+        index = len(self.operators)
+        outputs: list[TensorType] = []
+
+        def output(described: AttributeProto):
+            if described.type in (AttributeProto.TUPLE, AttributeProto.LIST):
+                return tuple(output(element) for element in described.values)
+            if described.type in (AttributeProto.UMONAD, AttributeProto.IOMONAD):
+                return _STATE
+            if described.type not in (AttributeProto.TENSORS, AttributeProto.SCALAR):
+                kind = AttributeProto.AttributeType.Name(described.type)
+                raise ValueError(f"{scope or name}: an output of kind {kind} is not understood")
+            outputs.append(_described_type(described))
+            return Value("operator", outputs[-1], producer=index, output=len(outputs) - 1)
+
+        result = output(next(attribute for attribute in node.attribute if attribute.name == "shape"))
+        inputs = tuple(value for value in _flatten(arguments) if value is not _STATE)
+        self.operators.append(Operator(index, name, inputs, tuple(outputs), scope))
+        return result
+
+
+def _tensor_type(tensor: TensorProto) -> TensorType:
+    return TensorType(tuple(tensor.dims), _DTYPES[tensor.data_type][0])
+
+
+def _described_type(described: AttributeProto) -> TensorType:
+    """The type of a value that is a tensor or, with dynamic shapes, a number."""
+    tensor_type = _tensor_type(described.tensors[0])
+    return replace(tensor_type, shape=()) if described.type == AttributeProto.SCALAR else tensor_type
+
+
+def _input(entry: ValueInfoProto, graph_name: str):
+    """The value of an input of the cell: tensors and, given as `ms.mutable`, numbers and tuples."""
+    name = entry.name.removeprefix(graph_name + ":")
+
+    def value(described: AttributeProto):
+        if described.type in (AttributeProto.TUPLE, AttributeProto.LIST):
+            return tuple(value(element) for element in described.values)
+        return Value("input", _described_type(described), name=name)
+
+    return Value("input", _tensor_type(entry.tensor[0]), name=name) if entry.tensor else value(entry.attr_info)
+
+
+def _flatten(value):
+    """The values in nested tuples, in order."""
+    if isinstance(value, Value):
+        yield value
+    else:
+        for element in value:
+            yield from _flatten(element)
+
+
+def _constant(attribute: AttributeProto):
+    """The value of a constant; literals whose kind no rule here needs (types, names) become None."""
+    if attribute.type == AttributeProto.TENSORS:
+        return Value("constant", _tensor_type(attribute.tensors[0]))
+    if attribute.type in (AttributeProto.UMONAD, AttributeProto.IOMONAD):
+        return _STATE
+    if attribute.type in (AttributeProto.TUPLE, AttributeProto.LIST):
+        elements = tuple(_constant(element) for element in attribute.values)
+        if any(not isinstance(element, Value) or element.literal is None for element in elements):
+            return elements
+        return Value("constant", literal=tuple(element.literal for element in elements))
+    # An element of a tuple has its number in the repeated field, a constant by itself in the other.
+    if attribute.type in (AttributeProto.FLOAT, AttributeProto.DOUBLE):
+        numbers = [*attribute.floats, *attribute.doubles]
+        return Value("constant", literal=numbers[0] if numbers else attribute.f or attribute.d)
+    if attribute.type == AttributeProto.STRING:
+        return Value("constant", literal=attribute.s.decode())
+    if attribute.type in _INTEGERS:
+        number = attribute.ints[0] if attribute.ints else attribute.i
+        return Value("constant", literal=bool(number) if attribute.type == AttributeProto.BOOL else number)
+    return Value("constant")
+
+
+_INTEGERS = (
+    AttributeProto.BOOL,
+    AttributeProto.INT8,
+    AttributeProto.INT16,
+    AttributeProto.INT32,
+    AttributeProto.INT64,
+    AttributeProto.UINT8,
+    AttributeProto.UINT16,
+    AttributeProto.UINT32,
+    AttributeProto.UINT64,
+)
+
+# --- multiply-accumulates -------------------------------------------------------------------------------------------
+
+
+def _matmul(operator: Operator) -> int:
+    """MatMul(a, b, transpose_a, transpose_b): every output element sums over the inner dimension."""
+    a, transpose_a = operator.inputs[0].type, operator.inputs[2].literal
+    return operator.outputs[0].elements * a.shape[-2 if transpose_a else -1]
+
+
+def _last_dimension(operator: Operator) -> int:
+    """Every output element sums over the last dimension of the first input."""
+    return operator.outputs[0].elements * operator.inputs[0].type.shape[-1]
+
+
+def _convolution(result: TensorType, weight: TensorType) -> int:
+    """Every element of the forward result sums over one kernel of a weight [out, in / groups, height, width].
+
+    Taps that fall on padding count, as is usual.
+    """
+    return result.elements * (weight.elements // weight.shape[0])
+
+
+PRODUCT_RULES: dict[str, Callable[[Operator], int]] = {
+    "MatMul": _matmul,
+    "BatchMatMul": _matmul,
+    "MatMulExt": _last_dimension,
+    "BatchMatMulExt": _last_dimension,
+    "Dense": _last_dimension,
+    "Conv2D": lambda operator: _convolution(operator.outputs[0], operator.inputs[1].type),
+    # Both backward convolutions read the gradient of the forward result first, and cost what the forward one does.
+    "Conv2DBackpropInput": lambda operator: _convolution(operator.inputs[0].type, operator.inputs[1].type),
+    "Conv2DBackpropFilter": lambda operator: _convolution(operator.inputs[0].type, operator.outputs[0]),
+}
+SUMS = ("ReduceSum", "SumExt")
+_LOOKS_LIKE_A_PRODUCT = re.compile(r"matmul|conv|dense|einsum|attention|mm(ext)?$|^(mv|dot|inner)$", re.IGNORECASE)
+
+
+def multiply_accumulates(operators: list[Operator]) -> int:
+    """Multiplications whose results are summed: of matrix products, convolutions and products summed out.
+
+    A product summed out is a Mul whose output goes straight into a sum (the learned window pools of focal attention);
+    its multiplications count. Everything else is elementwise work or copying and counts as nothing: normalisation,
+    softmax, activations, biases, gathers. What does not depend on the images (MLPs of position biases) is computed once
+    a batch and counted once; compiled for one image, the result is the cost of one image.
+
+    Raises:
+        ValueError: an operator with the name of a product, for which there is no rule; or dynamic shapes.
+    """
+    total = 0
+    summed_out = set()
+    for operator in operators:
+        rule = PRODUCT_RULES.get(operator.name)
+        if rule is not None:
+            total += rule(operator)
+        elif _LOOKS_LIKE_A_PRODUCT.search(operator.name):
+            raise ValueError(f"{operator.name} ({operator.scope}): no rule in PRODUCT_RULES tells what it costs")
+        elif operator.name in SUMS and operator.inputs[0].kind == "operator":
+            source = operators[operator.inputs[0].producer]
+            if source.name == "Mul":
+                summed_out.add(source.index)
+    return total + sum(operators[index].outputs[0].elements for index in summed_out)
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+# Outputs that are an input under another shape or name, and which input each is.
+SHARED_OUTPUTS: dict[str, tuple[int, ...]] = {
+    "Reshape": (0,),
+    "ExpandDims": (0,),
+    "Squeeze": (0,),
+    "Flatten": (0,),
+    "Assign": (0,),
+    "AssignAdd": (0,),
+    "AssignSub": (0,),
+    "Adam": (0, 1, 2),
+}
+
+
+def activation_bytes(operators: list[Operator]) -> int:
+    """Size of everything computed from the cell's inputs: the outputs of all operators that depend on them.
+
+    An upper bound of what training without recomputation holds for the backward pass (gradients of many operators need
+    less than all). Views share their input's memory and add nothing; the inputs themselves, parameters, and what is
+    computed from parameters and constants only are left out.
+    """
+    depends: list[bool] = []
+    total = 0
+    for operator, buffers in zip(operators, _buffers(operators), strict=True):
+        depends.append(
+            any(
+                value.kind == "input" or (value.kind == "operator" and depends[value.producer])
+                for value in operator.inputs
+            )
+        )
+        if depends[-1]:
+            total += sum(
+                operator.outputs[number].nbytes
+                for number, buffer in enumerate(buffers)
+                if buffer == (operator.index, number)
+            )
+    return total
+
+
+def peak_bytes(operators: list[Operator]) -> int:
+    """Largest sum of the outputs alive at one time: what inference needs beside parameters, constants and inputs.
+
+    Operators run in the order of the list. An output lives from the operator that computes it to the last that reads it
+    or a view of it, what the cell returns to the end; while an operator runs, its inputs and outputs are all alive. The
+    allocator's rounding and the operators' own workspaces come on top.
+    """
+    buffers = _buffers(operators)
+    last_use: dict[tuple[int, int] | None, int] = {}
+    for operator in operators:
+        for buffer in buffers[operator.index]:
+            last_use[buffer] = operator.index
+        for value in operator.inputs:
+            if value.kind == "operator":
+                last_use[buffers[value.producer][value.output]] = operator.index
+    for operator in operators:
+        for number in operator.returned:
+            last_use[buffers[operator.index][number]] = len(operators)
+
+    alive = peak = 0
+    freed_after: dict[int, int] = {}
+    for operator in operators:
+        for number, buffer in enumerate(buffers[operator.index]):
+            if buffer == (operator.index, number):
+                size = operator.outputs[number].nbytes
+                alive += size
+                freed_after[last_use[buffer]] = freed_after.get(last_use[buffer], 0) + size
+        peak = max(peak, alive)
+        alive -= freed_after.get(operator.index, 0)
+    return peak
+
+
+def _buffers(operators: list[Operator]) -> list[list[tuple[int, int] | None]]:
+    """Where each output of each operator lies: (operator, output) that first wrote it, None for what none wrote."""
+    buffers: list[list[tuple[int, int] | None]] = []
+    for operator in operators:
+        shared = SHARED_OUTPUTS.get(operator.name, ())
+        places: list[tuple[int, int] | None] = []
+        for number in range(len(operator.outputs)):
+            source = operator.inputs[shared[number]] if number < len(shared) else None
+            if source is None:
+                places.append((operator.index, number))
+            else:
+                places.append(buffers[source.producer][source.output] if source.kind == "operator" else None)
+        buffers.append(places)
+    return buffers
