@@ -357,6 +357,19 @@ def load_config(path: str | Path, overrides: list[str] = (), flags: dict[str, An
     return _validate(path, values, sources)
 
 
+def load_model_config(name: str, overrides: list[str] = ()) -> ModelConfig:
+    """A model by name with constructor arguments given as "key=value" on the command line (without the section).
+
+    Raises:
+        ConfigError: see load_config.
+    """
+    given = {"name": name}
+    for text in overrides:
+        key, value = _parse_override(f"model.{text.removeprefix('model.')}")
+        given[key.removeprefix("model.")] = value
+    return _validate_model(given, {f"model.{key}": COMMAND_LINE for key in given}, COMMAND_LINE)
+
+
 def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
     """Flat {"section.key": value} of a file and its bases, and the file that each came from."""
     if path.resolve() in seen:

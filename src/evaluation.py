@@ -23,7 +23,7 @@ from src.data.transforms import EvalTransform
 from src.distributed import Dist
 from src.errors import UserError
 from src.precision import apply_precision, missing_kernels_named
-from src.weights import class_names, has_average, load_weights, read_checkpoint, select_weights
+from src.weights import class_names, load_weights, read_checkpoint, select_weights
 
 
 @dataclass(frozen=True)
@@ -116,13 +116,13 @@ def load_for_inference(
         UserError: an unreadable file, weights of another model, or averaged weights that are not there.
     """
     content = read_checkpoint(checkpoint)
-    if weights == "ema" and not has_average(content):
-        raise UserError(f"checkpoint {checkpoint}: holds no averaged (EMA) weights; use --weights raw")
-    ema = weights != "raw" and has_average(content)
+    label = f"checkpoint {checkpoint}"
+    selected, used = select_weights(content, weights, label)
     model = config.build_model(device_target)
-    load_weights(model, select_weights(content, ema), label=f"checkpoint {checkpoint}")
+    # Position parameters may come from another image size; a head that was not trained has nothing to measure.
+    load_weights(model, selected, adapt=("size",), announce=print, label=label)
     model.set_train(False)
-    return model, "ema" if ema else "raw", class_names(content)
+    return model, used, class_names(content)
 
 
 def evaluate_checkpoint(

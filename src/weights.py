@@ -1,21 +1,27 @@
 """Weights in and out of files, by the originals' parameter names.
 
 A checkpoint names LayerNorm and GroupNorm parameters as PyTorch does (weight, bias) or as MindSpore does (gamma, beta);
-both load. Shapes are never guessed: what does not fit is listed by name.
+both load. What a change of image size, window or class count explains is adapted and reported; anything else that does
+not fit is listed by name.
 
 Training checkpoints hold more than weights, told apart by the prefixes below (written by src/training/checkpoint.py).
 """
 
 import json
-import re
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
+from src import pth
+from src.atomic import replace_synced
 from src.errors import UserError
 
 EMA_PREFIX = "ema."  # exponential moving average of the weights
@@ -24,12 +30,14 @@ STATE_PREFIX = "state."  # step counters, loss scale, best metric, configuration
 
 CLASSES = STATE_PREFIX + "classes"  # class names by index, as JSON
 
-# Buffers of the official files that follow from sizes alone and are rebuilt here.
-DERIVED_BUFFERS = re.compile(r"(^|\.)(topk_cloest_coords_\d+|window_coords|attn_mask)$")
+PTH_SUFFIXES = (".pth", ".pt", ".tar", ".bin")
+ADAPTATIONS = ("size", "head")
+
+logger = logging.getLogger(__name__)
 
 
 class WeightsError(UserError):
-    """Weights that do not fit the model, or a file that holds none."""
+    """Weights that do not fit the model, or a file that holds none or cannot be written."""
 
 
 def official_names(model: nn.Cell) -> dict[str, Parameter]:
@@ -42,11 +50,16 @@ def official_names(model: nn.Cell) -> dict[str, Parameter]:
     return names
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Tensor | str]:
-    """Everything in a .ckpt or .safetensors file by name: tensors, and texts of a training state.
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Tensor | np.ndarray | str]:
+    """Everything in a .ckpt or .safetensors file, or the weights in a PyTorch file, by name.
+
+    Texts are parts of a training state. PyTorch's averaged weights come with EMA_PREFIX, as a .ckpt has them.
 
     Raises:
-        WeightsError: no such file, a damaged one, or another format.
+        WeightsError, pth.PthError: no such file, a damaged one, another format, or one that wants to run code.
     """
     path = Path(path)
     if not path.is_file():
@@ -60,93 +73,242 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor | str]:
             ) from error
     if path.suffix == ".safetensors":
         try:
-            return {name: Tensor(array) for name, array in load_file(path).items()}
+            return load_file(path)
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"checkpoint {path}: not a readable safetensors file ({error})") from error
-    raise WeightsError(f"checkpoint {path}: unknown format {path.suffix!r}; expected .ckpt or .safetensors")
+    if path.suffix in PTH_SUFFIXES:
+        raw, average = pth.state_dicts(path)
+        return raw | {EMA_PREFIX + name: array for name, array in average.items()}
+    raise WeightsError(f"checkpoint {path}: unknown format {path.suffix!r}; expected .ckpt, .safetensors or .pth")
 
 
-def select_weights(content: dict[str, Tensor | str], ema: bool = False) -> dict[str, np.ndarray]:
-    """The weights among everything in a checkpoint, as arrays by name.
-
-    Args:
-        ema: the averaged weights in place of the raw ones; key tables and the like have no average and stay.
-    """
-    prefixes = (EMA_PREFIX, OPTIMIZER_PREFIX, STATE_PREFIX)
-    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-    weights = {name: value for name, value in tensors.items() if not name.startswith(prefixes)}
-    if ema:
-        weights |= {name[len(EMA_PREFIX) :]: value for name, value in tensors.items() if name.startswith(EMA_PREFIX)}
-    return {name: value.asnumpy() for name, value in weights.items()}
-
-
-def has_average(content: dict[str, Tensor | str]) -> bool:
+def has_average(content: dict[str, Tensor | np.ndarray | str]) -> bool:
     """Whether a checkpoint holds averaged (EMA) weights."""
     return any(name.startswith(EMA_PREFIX) for name in content)
 
 
-def class_names(content: dict[str, Tensor | str]) -> tuple[str, ...] | None:
+def class_names(content: dict[str, Tensor | np.ndarray | str]) -> tuple[str, ...] | None:
     """Class names by index from a training checkpoint; None where there are none."""
     return tuple(json.loads(content[CLASSES])) if CLASSES in content else None
 
 
-def load_weights(
-    model: nn.Cell, source: str | Path | dict, strict: bool = True, label: str = "weights"
-) -> tuple[list[str], list[str]]:
-    """Copy weights into a model by name, official or MindSpore's.
-
-    Index tables of Focal Transformer v2 (layers.i.blocks.j.attn.topk_cloest_indice_k) are adopted, because the weights
-    were trained with them. A file without them keeps the model's own, and buffers that follow from sizes are passed
-    over; neither counts as missing or unexpected.
+def select_weights(
+    content: dict[str, Tensor | np.ndarray | str], weights: str = "auto", label: str = "weights"
+) -> tuple[dict[str, np.ndarray], str]:
+    """The weights among everything in a checkpoint, as arrays by name, and which they are: "raw" or "ema".
 
     Args:
-        source: a file that read_checkpoint reads, or arrays or tensors by name.
-        strict: raise unless every weight is matched; otherwise load what fits.
-        label: what to call a `source` that is no file, in messages.
-
-    Returns:
-        Names of the model without a value, and names of the source without a use (or of another shape).
+        weights: "raw", "ema" (averaged; key tables and the like have no average and stay), or "auto": averaged ones
+            where there are any.
 
     Raises:
-        WeightsError: with strict, weights that do not match (the first differing names are in the message); always, an
-            unreadable file or an index table that does not fit the model.
+        WeightsError: averaged weights that are not there.
+    """
+    if weights == "ema" and not has_average(content):
+        raise WeightsError(f"{label}: holds no averaged (EMA) weights; use --weights raw")
+    prefixes = (EMA_PREFIX, OPTIMIZER_PREFIX, STATE_PREFIX)
+    tensors = {name: value for name, value in content.items() if not isinstance(value, str)}
+    selected = {name: value for name, value in tensors.items() if not name.startswith(prefixes)}
+    used = "ema" if weights != "raw" and has_average(content) else "raw"
+    if used == "ema":
+        averages = {name[len(EMA_PREFIX) :]: value for name, value in tensors.items() if name.startswith(EMA_PREFIX)}
+        selected |= averages
+    return {name: _array(value) for name, value in selected.items()}, used
+
+
+def _array(value) -> np.ndarray:
+    return value.asnumpy() if isinstance(value, Tensor) else np.asarray(value)
+
+
+def write_checkpoint(path: Path, tensors: dict[str, Tensor], texts: dict[str, str] | None = None) -> None:
+    """Write a MindSpore .ckpt file with a checksum, atomically.
+
+    Raises:
+        WeightsError: no room, no permission; what was there before is untouched.
+    """
+    # MindSpore writes through a file of its own choosing beside the one it is asked for: a folder holds both.
+    scratch = path.parent / ".writing"
+    # It also logs over several lines what it then raises.
+    logging.disable(logging.CRITICAL)
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        entries = [{"name": name, "data": tensor} for name, tensor in tensors.items()]
+        ms.save_checkpoint(entries, str(scratch / path.name), append_dict=texts, crc_check=True)
+        replace_synced(scratch / path.name, path)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise WeightsError(f"checkpoint {path}: cannot be written ({error})") from error
+    finally:
+        logging.disable(logging.NOTSET)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def save_weights(model: nn.Cell, path: str | Path) -> None:
+    """Write a model's weights, in the format that the file's name asks for.
+
+    .ckpt has MindSpore's parameter names, for `mindspore.load_checkpoint`. .safetensors and .pth have the originals',
+    and the .pth file their index buffers too, so that it loads in the original code, strictly.
+
+    Raises:
+        WeightsError, pth.PthError: an unknown suffix, no room, no permission.
+    """
+    path = Path(path)
+    if path.suffix == ".ckpt":
+        write_checkpoint(path, {p.name: Tensor(p.asnumpy()) for p in model.get_parameters()})
+        return
+    arrays = {name: np.ascontiguousarray(p.asnumpy()) for name, p in official_names(model).items()}
+    if path.suffix == ".safetensors":
+        temporary = path.with_name(f".{path.name}.writing")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(arrays, temporary)
+            replace_synced(temporary, path)
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(f"checkpoint {path}: cannot be written ({error})") from error
+    elif path.suffix in PTH_SUFFIXES:
+        # PyTorch indexes with int64.
+        arrays = {name: a.astype(np.int64) if a.dtype.kind == "i" else a for name, a in arrays.items()}
+        pth.save(path, arrays | (model.original_buffers() if hasattr(model, "original_buffers") else {}))
+    else:
+        raise WeightsError(f"checkpoint {path}: unknown format {path.suffix!r}; use .ckpt, .safetensors or .pth")
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class LoadReport:
+    """What loading weights did with every name that was not simply copied.
+
+    Attributes:
+        resized: position parameters interpolated to the model's image or window size.
+        rebuilt: key tables of another image size, for which the model keeps its own.
+        new: position parameters that the file's image size has no use for; initialised.
+        reset: the head, for another number of classes; initialised.
+        left_out: position parameters of the file that the model's image size has no use for.
+        missing: other names of the model without a value.
+        unexpected: other names of the file without a use, or of another shape.
+    """
+
+    resized: list[str] = field(default_factory=list)
+    rebuilt: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)
+    reset: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """One line for each kind with names in it; all names of what has no value from the file, or no use."""
+        told = {
+            "interpolated to the model's image or window size": _listed(self.resized, 3),
+            "built anew for the model's image size": _listed(self.rebuilt, 3),
+            "initialised (the file's image size has none)": _listed(self.new),
+            "initialised (the head, for another number of classes)": _listed(self.reset),
+            "left out (the model's image size has none)": _listed(self.left_out),
+            "initialised (missing in the file)": _listed(self.missing),
+            "left out (unknown, or of another shape)": _listed(self.unexpected),
+        }
+        return [f"{what}: {names}" for what, names in told.items() if names]
+
+
+def load_weights(
+    model: nn.Cell,
+    source: str | Path | dict,
+    strict: bool = True,
+    adapt: tuple[str, ...] = ADAPTATIONS,
+    announce: Callable[[str], None] = logger.warning,
+    label: str = "weights",
+) -> LoadReport:
+    """Copy weights into a model by name, official or MindSpore's.
+
+    Index tables of Focal Transformer v2 (layers.i.blocks.j.attn.topk_cloest_indice_k) are adopted when they are of the
+    model's image size, because the weights were trained with them. A file without them keeps the model's own, and
+    buffers that follow from sizes are passed over; neither counts as missing or unexpected.
+
+    Args:
+        source: a file that read_checkpoint reads (averaged weights where it has them), or arrays or tensors by name.
+        strict: raise unless every weight is matched; otherwise load what fits.
+        adapt: "size" allows what another image or window size explains (position parameters are interpolated, tables
+            rebuilt), "head" another number of classes (the head keeps its initial values).
+        announce: gets a line for each kind of name that was not simply copied.
+        label: what to call a `source` that is no file, in messages.
+
+    Raises:
+        WeightsError: with strict, weights that do not match, before anything is copied; always, an unreadable file.
     """
     if isinstance(source, str | Path):
-        label, source = f"checkpoint {source}", select_weights(read_checkpoint(source))
+        label, path = f"checkpoint {source}", source
+        source = select_weights(read_checkpoint(path), label=label)[0]
     targets = official_names(model)
     official = {parameter.name: name for name, parameter in targets.items()}
-    arrays = {official.get(name, name): value for name, value in source.items() if not DERIVED_BUFFERS.search(name)}
-
-    required = [name for name, parameter in targets.items() if parameter.requires_grad]
-    missing = [name for name in required if name not in arrays]
-    unexpected = [name for name in arrays if name not in targets]
-    shapes = {name: tuple(np.shape(arrays[name])) for name in arrays if name in targets}
-    misshapen = [name for name, shape in shapes.items() if shape != tuple(targets[name].shape)]
-    if strict and (missing or unexpected or misshapen):
-        raise WeightsError(
-            f"{label}: not of this model; " + _differences(missing, unexpected, misshapen, shapes, targets)
-        )
-
-    for name, value in arrays.items():
-        if name in shapes and name not in misshapen:
-            parameter = targets[name]
-            value = value.asnumpy() if isinstance(value, Tensor) else np.asarray(value)
-            parameter.set_data(Tensor(value, parameter.dtype))
+    derived = getattr(model, "derived_buffers", None)
+    arrays = {
+        official.get(name, name): _array(value)
+        for name, value in source.items()
+        if derived is None or not derived.search(name)
+    }
+    values, report, misshapen = _matched(model, targets, arrays, adapt)
+    if strict and (report.missing or report.unexpected):
+        raise WeightsError(f"{label}: not of this model; " + _differences(report, misshapen))
+    for name, value in values.items():
+        targets[name].set_data(Tensor(np.ascontiguousarray(value), targets[name].dtype))
     if hasattr(model, "adopt_key_tables"):
-        try:
-            model.adopt_key_tables()
-        except ValueError as error:
-            raise WeightsError(f"{label}: {error}") from error
-    return missing + [name for name in misshapen if name in required], unexpected + misshapen
+        model.adopt_key_tables()
+    for line in report.lines():
+        announce(f"{label}: {line}")
+    return report
 
 
-def _differences(missing, unexpected, misshapen, shapes, targets, shown=3):
-    """One line with the first few names of each kind."""
-    parts = [
-        (f"{len(misshapen)} of another shape", [f"{n} {shapes[n]}, here {tuple(targets[n].shape)}" for n in misshapen]),
-        (f"{len(missing)} missing", missing),
-        (f"{len(unexpected)} unexpected", unexpected),
-    ]
-    return "; ".join(
-        f"{head}: {', '.join(names[:shown])}{', ...' if len(names) > shown else ''}" for head, names in parts if names
-    )
+def _matched(model, targets, arrays, adapt):
+    """The value of each of the model's parameters that gets one, the report, and what is of another shape, in words."""
+    values, report, misshapen = {}, LoadReport(), {}
+    sizes = "size" in adapt and hasattr(model, "resized")
+    for name, parameter in targets.items():
+        array, shape = arrays.get(name), tuple(parameter.shape)
+        if array is None:
+            if sizes and model.is_optional(name, arrays):
+                report.new.append(name)
+            elif parameter.requires_grad:
+                report.missing.append(name)
+        elif not parameter.requires_grad:  # a key table
+            if model.fits_key_table(name, array):
+                values[name] = array
+            elif sizes:
+                report.rebuilt.append(name)
+            else:
+                misshapen[name] = f"{name} (of another image size)"
+        elif array.shape == shape:
+            values[name] = array
+        elif "head" in adapt and name in ("head.weight", "head.bias") and array.shape[1:] == shape[1:]:
+            report.reset.append(name)
+        elif sizes and (resized := model.resized(name, array, shape)) is not None:
+            values[name] = resized
+            report.resized.append(name)
+        else:
+            misshapen[name] = f"{name} {array.shape}, here {shape}"
+            report.missing.append(name)
+    for name in arrays:
+        if name in misshapen:
+            report.unexpected.append(name)
+        elif name not in targets:
+            optional = sizes and model.is_optional(name, targets)
+            (report.left_out if optional else report.unexpected).append(name)
+    return values, report, misshapen
+
+
+def _differences(report, misshapen, shown=20):
+    """One line with the first names of each kind."""
+    kinds = {
+        "of another shape": list(misshapen.values()),
+        "missing": [name for name in report.missing if name not in misshapen],
+        "unexpected": [name for name in report.unexpected if name not in misshapen],
+    }
+    return "; ".join(f"{len(names)} {kind}: {_listed(names, shown)}" for kind, names in kinds.items() if names)
+
+
+def _listed(names, shown=None):
+    """Names in one line, the first of them if there are more than `shown`."""
+    kept = names[:shown]
+    more = f" and {len(names) - len(kept)} more" if len(names) > len(kept) else ""
+    return ", ".join(kept) + more

@@ -10,6 +10,7 @@ the bias of a query-key pair comes from, and in nothing else.
 """
 
 import math
+import re
 from functools import partial
 
 import mindspore as ms
@@ -17,7 +18,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
-from src.models import focal_windows
+from src.models import focal_windows, position_tables
 from src.models.layers import (
     WEIGHT_INIT,
     Conv2d,
@@ -37,6 +38,7 @@ from src.models.layers import (
 from src.models.registry import ArgumentError, register_family, register_model
 
 POOLS = ("none", "mean", "max", "fc", "conv")
+RING_TABLE = "relative_position_bias_table_to_neighbors"
 
 
 class FocalAttention(nn.Cell):
@@ -138,7 +140,7 @@ class FocalAttentionV1(FocalAttention):
             masks.append(np.zeros((1, 1, ring), np.float32))
             self.relative_position_bias_table_to_neighbors = Parameter(
                 initializer(WEIGHT_INIT, (1, num_heads, area, ring), ms.float32),
-                name="relative_position_bias_table_to_neighbors",
+                name=RING_TABLE,
             )
         tables, pooled_index = [], []
         offset = math.prod(map_size)
@@ -589,6 +591,11 @@ class FocalTransformer(nn.Cell):
 
     # Beside 1-D parameters and biases, those whose name holds one of these.
     no_weight_decay = ("absolute_pos_embed", "relative_position_bias_table")
+    # Buffers of the official files that follow from sizes alone.
+    derived_buffers = re.compile(
+        r"(^|\.)(relative_position_index(_\d+)?|valid_ind_rolled|valid_ind_unfold_\d+"
+        r"|topk_cloest_coords_\d+|window_coords|attn_mask)$"
+    )
 
     def __init__(
         self,
@@ -743,6 +750,32 @@ class FocalTransformer(nn.Cell):
         """Logits of a batch. Training passes the scales of draw_drop_path, and an int32 scalar to key dropout."""
         return self.head(self.forward_features(images, drop_path, dropout_seed))
 
+    def resized(self, name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+        """A parameter from a model of another image or window size, by its official name, in the shape it has here.
+
+        None where the name is not a position's, or its shape tells of another difference than size.
+        """
+        rules = {
+            r"\.relative_position_bias_table$": position_tables.resize_own_table,
+            rf"\.{RING_TABLE}$": position_tables.resize_ring_table,
+            r"\.relative_position_bias_table_to_windows\.\d+$": position_tables.resize_pooled_table,
+            r"\.pool_layers\.\d+\.weight$": position_tables.resize_pool,
+            r"^absolute_pos_embed$": lambda table, _: position_tables.resize_map(table, self.layers[0].map_size),
+        }
+        rule = next((rule for pattern, rule in rules.items() if re.search(pattern, name)), None)
+        resized = rule(value.astype(np.float64), shape) if rule and value.ndim == len(shape) else None
+        return None if resized is None or resized.shape != shape else resized.astype(np.float32)
+
+    def is_optional(self, name: str, names) -> bool:
+        """Whether a model of another image size, with these names, may do without the parameter.
+
+        The ring's bias is one: a stage of which one window covers the short side has no ring.
+        """
+        if not name.endswith(RING_TABLE):
+            return False
+        with_ring = {other.split(".")[1] for other in names if other.endswith(RING_TABLE)}
+        return bool(with_ring) and name.split(".")[1] not in with_ring
+
     def original_buffers(self) -> dict[str, np.ndarray]:
         """The index buffers that follow from sizes and that the original keeps in its checkpoints, by its names."""
         return {
@@ -772,6 +805,15 @@ class FocalTransformerV2(FocalTransformer):
 
     def attention(self, arguments, stage, block, shift):
         return partial(FocalAttentionV2, levels=arguments["focal_levels"][stage], top_k=self.focal_topK)
+
+    def fits_key_table(self, name: str, table: np.ndarray) -> bool:
+        """Whether a table, by its official name, is of this model's image size: its keys are as near as one's own."""
+        _, stage, _, block, _, local = name.split(".")
+        attention = self.layers[int(stage)].blocks[int(block)].attn
+        own = getattr(attention, local).asnumpy()
+        return focal_windows.equally_near(
+            own, table, attention.map_size, attention.window_size, level=int(local.rpartition("_")[2])
+        )
 
     def adopt_key_tables(self):
         """Rebuild what derives from the key tables after a checkpoint brought its own."""

@@ -65,6 +65,19 @@ def nearest_keys(map_size: tuple[int, int], window_size: int, level: int, top_k:
     return chosen
 
 
+def equally_near(table: np.ndarray, other: np.ndarray, map_size: tuple[int, int], window_size: int, level: int) -> bool:
+    """Whether two key tables [nW, K] of a level choose keys at the same distances: they differ in ties at most."""
+    rows, columns = level_size(map_size, window_size, level)
+    if table.shape != other.shape or other.min() < 0 or other.max() >= rows * columns:
+        return False
+    centres = query_centres(window_grid(map_size, window_size), window_size, level)
+    distances = [
+        np.sort(((centres[:, None] - np.stack(np.divmod(keys, columns), axis=-1)) ** 2).sum(-1), axis=1)
+        for keys in (table.astype(np.int64), other.astype(np.int64))
+    ]
+    return np.array_equal(*distances)
+
+
 def displacements(
     key_index: np.ndarray, map_size: tuple[int, int], window_size: int, level: int
 ) -> tuple[np.ndarray, np.ndarray]:

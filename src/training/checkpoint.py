@@ -6,13 +6,11 @@ Files are written beside their final name, synced, and renamed: at every moment 
 """
 
 import json
-import logging
 import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import mindspore as ms
 import yaml
 from mindspore import Parameter, Tensor, nn
 
@@ -23,10 +21,12 @@ from src.weights import (
     CLASSES,
     EMA_PREFIX,
     STATE_PREFIX,
+    WeightsError,
     class_names,
     load_weights,
     read_checkpoint,
     select_weights,
+    write_checkpoint,
 )
 
 PROGRESS, CONFIG = STATE_PREFIX + "progress", STATE_PREFIX + "config"
@@ -76,23 +76,10 @@ class TrainState:
             CONFIG: self.config.to_yaml(),
             CLASSES: json.dumps(self.classes),
         }
-        tensors = [{"name": p.name, "data": Tensor(p.asnumpy())} for p in self.parameters()]
-        # MindSpore writes through a file of its own choosing beside the one it is asked for: a folder holds both.
-        scratch = path.parent / ".writing"
-        # It also logs over several lines what it then raises.
-        logging.disable(logging.CRITICAL)
         try:
-            shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir(parents=True)
-            ms.save_checkpoint(tensors, str(scratch / path.name), append_dict=texts, crc_check=True)
-            replace_synced(scratch / path.name, path)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise CheckpointError(
-                f"checkpoint {path}: cannot be written ({error}); earlier checkpoints are intact"
-            ) from error
-        finally:
-            logging.disable(logging.NOTSET)
-            shutil.rmtree(scratch, ignore_errors=True)
+            write_checkpoint(path, {p.name: Tensor(p.asnumpy()) for p in self.parameters()}, texts)
+        except WeightsError as error:
+            raise CheckpointError(f"{error}; earlier checkpoints are intact") from error
 
     def restore(self, path: Path) -> dict:
         """Take everything from a checkpoint that `save` wrote; returns the configuration it was written under.
@@ -111,7 +98,7 @@ class TrainState:
             raise CheckpointError(
                 f"checkpoint {path}: was trained on other classes ({len(classes)}: {classes[0]}, ...)"
             )
-        load_weights(self.model, select_weights(content), label=f"checkpoint {path}")
+        load_weights(self.model, select_weights(content, "raw")[0], adapt=(), label=f"checkpoint {path}")
         model = {p.name for p in self.model.get_parameters()}
         for parameter in self.parameters():
             if parameter.name in model:

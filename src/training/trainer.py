@@ -81,7 +81,8 @@ class Trainer:
 
         self.model = config.build_model(dist.device_target)
         if config.train.pretrained and resume_from is None:
-            load_weights(self.model, config.train.pretrained)
+            announce = print if dist.is_main else (lambda line: None)
+            load_weights(self.model, config.train.pretrained, announce=announce)
         self.state = TrainState(
             model=self.model,
             optimizer=create_optimizer(

@@ -2,6 +2,7 @@
 
 import mindspore as ms
 import numpy as np
+import pytest
 from mindspore import Tensor
 
 from src.models import create_model
@@ -20,16 +21,24 @@ NANO = {
     "num_heads": [1, 2, 4],
     "focal_stages": [0, 1, 2],
     "focal_levels": [2, 2, 2],
-    "focal_topK": 128,
-    "use_conv_embed": True,
+    "focal_windows": [7, 5, 3],
+    "expand_sizes": [3, 3, 3],
     "drop_path_rate": 0.0,
 }
 
 
-def test_twenty_steps_equal_the_original():
-    reference = figures("trajectory")["focalv2_nano_112"]
-    model = create_model("focalv2", **NANO)
-    load_weights(model, formula_weights(model, "focalv2_neighbours_112_window7_top128_3stage"))
+@pytest.mark.parametrize(
+    ("family", "arguments", "key_tables"),
+    [
+        ("focal", {}, None),
+        ("focalv2", {"focal_topK": 128, "use_conv_embed": True}, "focalv2_neighbours_112_window7_top128_3stage"),
+    ],
+    ids=["focal", "focalv2"],
+)
+def test_twenty_steps_equal_the_original(family, arguments, key_tables):
+    reference = figures("trajectory")[f"{family}_nano_112"]
+    model = create_model(family, **NANO, **arguments)
+    load_weights(model, formula_weights(model, key_tables))
     x = Tensor(images((2, 3, 112, 112)))
     np.testing.assert_allclose(model.set_train(False)(x).asnumpy(), reference["initial_logits"], atol=1e-5)
 
