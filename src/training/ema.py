@@ -3,9 +3,17 @@
 from contextlib import contextmanager
 
 import mindspore as ms
-from mindspore import ParameterTuple, nn, ops
+from mindspore import ParameterTuple, Tensor, nn, ops
 
 from src.weights import EMA_PREFIX
+
+
+approach = ops.MultitypeFuncGraph("approach")
+
+
+@approach.register("Tensor", "Tensor", "Tensor")
+def _approach(weight, average, parameter):
+    return ops.assign(average, average + (parameter - average) * weight)
 
 
 class ExponentialMovingAverage(nn.Cell):
@@ -21,8 +29,9 @@ class ExponentialMovingAverage(nn.Cell):
 
     def __init__(self, parameters, decay: float, warmup: bool = False):
         super().__init__(auto_prefix=False)
-        self.decay = decay
+        self.weight = Tensor(1.0 - decay, ms.float32)
         self.warmup = warmup
+        self.map = ops.HyperMap()
         self.parameters = ParameterTuple(parameters)
         self.averages = ParameterTuple([self._clone(parameter) for parameter in parameters])
 
@@ -39,20 +48,18 @@ class ExponentialMovingAverage(nn.Cell):
 
     def construct(self, step):
         """Take in the current weights. `step` is the float number of updates made, this one included."""
-        weight = 1.0 - self.decay
+        weight = self.weight
         if self.warmup:
             weight = ops.maximum(weight, 1.0 - (1.0 + step) / (10.0 + step))
-        for i in range(len(self.parameters)):
-            average = self.averages[i]
-            ops.assign(average, average + (self.parameters[i] - average) * weight)
+        self.map(ops.partial(approach, weight), self.averages, self.parameters)
         return step
 
     @contextmanager
     def applied(self):
         """Within the context the model has the averaged weights; afterwards its own again."""
-        own = [ms.Tensor(parameter.asnumpy()) for parameter in self.parameters]
+        own = [Tensor(parameter.asnumpy()) for parameter in self.parameters]
         for parameter, average in zip(self.parameters, self.averages, strict=True):
-            parameter.set_data(ms.Tensor(average.asnumpy()))
+            parameter.set_data(Tensor(average.asnumpy()))
         try:
             yield
         finally:

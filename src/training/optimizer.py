@@ -16,6 +16,20 @@ def decays(name: str, parameter: Parameter, no_weight_decay: tuple[str, ...] = (
     return len(parameter.shape) > 1 and not name.endswith(".bias") and not any(word in name for word in no_weight_decay)
 
 
+adam_update = ops.MultitypeFuncGraph("adam_update")
+
+
+@adam_update.register("Function", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor",
+                      "Number", "Tensor", "Tensor", "Tensor", "Tensor")  # fmt: skip
+def _adam_update(
+    adam, learning_rate, rate, beta1, beta2, eps, uncorrected, decay, parameter, moment1, moment2, gradient
+):
+    """One parameter's update: decay, then the fused Adam kernel."""
+    if decay > 0:
+        ops.assign(parameter, parameter * (1 - learning_rate * decay))
+    return adam(parameter, moment1, moment2, uncorrected, uncorrected, rate, beta1, beta2, eps, gradient)[0]
+
+
 class AdamW(nn.Cell):
     """AdamW with bias correction (arXiv 1711.05101), the update of torch.optim.AdamW.
 
@@ -40,6 +54,7 @@ class AdamW(nn.Cell):
         self.betas = tuple(Tensor(beta, ms.float32) for beta in betas)
         self.eps = eps
         self.uncorrected = Tensor(0.0, ms.float32)
+        self.map = ops.HyperMap()
         self.adam = ops.Adam()
         self.expm1 = ops.Expm1()
 
@@ -55,22 +70,9 @@ class AdamW(nn.Cell):
         correction2 = ops.sqrt(-self.expm1(step * self.log_betas[1]))
         rate = learning_rate * correction2 / correction1
         eps = self.eps * correction2
-        for i in range(len(self.parameters)):
-            parameter = self.parameters[i]
-            if self.weight_decays[i] > 0:
-                ops.assign(parameter, parameter * (1 - learning_rate * self.weight_decays[i]))
-            self.adam(
-                parameter,
-                self.moment1[i],
-                self.moment2[i],
-                self.uncorrected,
-                self.uncorrected,
-                rate,
-                self.betas[0],
-                self.betas[1],
-                eps,
-                gradients[i],
-            )
+        beta1, beta2 = self.betas
+        update = ops.partial(adam_update, self.adam, learning_rate, rate, beta1, beta2, eps, self.uncorrected)
+        self.map(update, self.weight_decays, self.parameters, self.moment1, self.moment2, gradients)
         return step
 
 

@@ -5,6 +5,32 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from src.weights import STATE_PREFIX
 
+# What is done to every gradient goes through HyperMap: loops over hundreds of parameters exceed the compiler's depth.
+multiply = ops.MultitypeFuncGraph("multiply")
+add_part = ops.MultitypeFuncGraph("add_part")
+clear = ops.MultitypeFuncGraph("clear")
+square_sum = ops.MultitypeFuncGraph("square_sum")
+
+
+@multiply.register("Tensor", "Tensor")
+def _multiply(factor, gradient):
+    return gradient * factor
+
+
+@add_part.register("Number", "Tensor", "Tensor")
+def _add_part(parts, total, gradient):
+    return ops.assign_add(total, gradient / parts)
+
+
+@clear.register("Tensor")
+def _clear(total):
+    return ops.assign(total, ops.zeros_like(total))
+
+
+@square_sum.register("Tensor")
+def _square_sum(gradient):
+    return ops.square(gradient.astype(ms.float32)).sum()
+
 
 class LossScale(nn.Cell):
     """Dynamic loss scale: halved at an overflow, doubled after `growth_interval` updates without one.
@@ -83,6 +109,7 @@ class TrainStep(nn.Cell):
         self.loss_scale = loss_scale
         self.ema = ema
         self.clip_norm = clip_norm
+        self.map = ops.HyperMap()
         self.reducer = reducer
         self.all_reduce = ops.AllReduce() if reducer is not None else None
         self.accumulation_steps = accumulation_steps
@@ -111,8 +138,7 @@ class TrainStep(nn.Cell):
         overflows = self.count_overflows(loss, gradients)
 
         if self.accumulation_steps > 1:
-            for i in range(len(self.parameters)):
-                ops.assign_add(self.gradient_sum[i], gradients[i] / self.accumulation_steps)
+            self.map(ops.partial(add_part, self.accumulation_steps), self.gradient_sum, gradients)
             ops.assign_add(self.loss_sum, loss / self.accumulation_steps)
             ops.assign_add(self.overflow_sum, overflows)
             if not update:
@@ -124,7 +150,7 @@ class TrainStep(nn.Cell):
         if self.reducer is not None:
             gradients = self.reducer(gradients)
             overflows = self.all_reduce(overflows)
-        norm = global_norm(gradients) / scale
+        norm = self.global_norm(gradients) / scale
         finite = ops.logical_and(overflows == 0, ops.isfinite(norm))
         # One pass over the gradients both unscales and clips them.
         factor = 1.0 / scale
@@ -134,8 +160,7 @@ class TrainStep(nn.Cell):
             norm = ops.depend(norm, self.apply(gradients, factor, learning_rate))
         norm = ops.depend(norm, self.loss_scale(finite))
         if self.accumulation_steps > 1:
-            for parameter in self.gradient_sum:
-                ops.assign(parameter, ops.zeros_like(parameter))
+            self.map(clear, self.gradient_sum)
             ops.assign(self.loss_sum, ops.zeros_like(self.loss_sum))
             ops.assign(self.overflow_sum, ops.zeros_like(self.overflow_sum))
         return loss, norm, finite
@@ -151,23 +176,16 @@ class TrainStep(nn.Cell):
             status = ops.depend(Tensor([0] * 8, ms.int32), gradients)
             finite = ops.logical_and(finite, ops.equal(self.get_status(status), 0).all())
         if self.reducer is not None:
-            finite = ops.logical_and(finite, ops.isfinite(global_norm(gradients)))
+            finite = ops.logical_and(finite, ops.isfinite(self.global_norm(gradients)))
         return 1.0 - finite.astype(ms.float32)
 
     def apply(self, gradients, factor, learning_rate):
         """Optimizer, then EMA."""
-        scaled = ()
-        for gradient in gradients:
-            scaled = scaled + (gradient * factor,)
-        step = self.optimizer(scaled, learning_rate)
+        step = self.optimizer(self.map(ops.partial(multiply, factor), gradients), learning_rate)
         if self.ema is not None:
             self.ema(step)
         return step
 
-
-def global_norm(tensors):
-    """L2 norm of all values of a tuple of tensors together, a float32 scalar."""
-    squares = ()
-    for tensor in tensors:
-        squares = squares + (ops.square(tensor.astype(ms.float32)).sum(),)
-    return ops.sqrt(ops.addn(squares))
+    def global_norm(self, gradients):
+        """L2 norm of all values of a tuple of tensors together, a float32 scalar."""
+        return ops.sqrt(ops.addn(self.map(square_sum, gradients)))
