@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src.cli import Parser, run
+from src.errors import UserError
 
 
 def inference(model, images):
@@ -85,6 +86,9 @@ def main(arguments: list[str]) -> None:
     from src.models import create_model
     from src.precision import apply_precision
 
+    for flag, value in (("--batch-size", options.batch_size), ("--repeats", options.repeats)):
+        if value < 1:
+            raise UserError(f"{flag}: must be at least 1, got {value}")
     ms.set_context(mode=ms.GRAPH_MODE)
     size = [] if options.img_size is None else [f"img_size={options.img_size}"]
     config = load_model_config(options.model, [*options.overrides, *size])

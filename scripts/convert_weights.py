@@ -37,16 +37,21 @@ def main(arguments: list[str]) -> None:
 
     if options.to_pth and options.output.suffix not in PTH_SUFFIXES:
         raise UserError(f"--to-pth: --output {options.output} must end in .pth")
+    if options.output.exists() and options.output.samefile(options.input):
+        raise UserError(f"--output {options.output}: is the input; converting would replace it")
     ms.set_device("CPU")
     ms.set_seed(options.seed)
     config = load_model_config(options.model, options.overrides)
     model = create_model(config.name, **config.arguments)
     label = f"checkpoint {options.input}"
     weights, used = select_weights(read_checkpoint(options.input), options.weights, label)
-    load_weights(model, weights, strict=not options.partial, announce=print, label=label)
+    report = load_weights(model, weights, strict=not options.partial, announce=print, label=label)
     save_weights(model, options.output)
-    count = sum(parameter.size for parameter in model.trainable_params())
-    print(f"{options.input} ({used} weights) to {options.output}: {config.name}, {count:,} parameters", flush=True)
+    print(
+        f"{options.input} ({used} weights) to {options.output}: {config.name}, "
+        f"{report.loaded} of {report.total} tensors from the file",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

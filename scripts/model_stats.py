@@ -5,6 +5,7 @@ Counted on the compiled graph of inference on one image (src/graph.py says how),
 
 import json
 import sys
+from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # scripts/ is what Python puts there
@@ -21,8 +22,8 @@ def image_size(text: str) -> tuple[int, int]:
     return sides[0], sides[-1]
 
 
-def checked_sizes(name: str, sizes: list[tuple[int, int]] | None) -> list[tuple[int, int]]:
-    """The sizes to count a model at: those given, else its own.
+def resolved_size(name: str, size: tuple[int, int] | None) -> tuple[int, int]:
+    """The size to count a model at: that given, else its own.
 
     Raises:
         UserError: unknown model, or a size that it cannot have.
@@ -30,15 +31,12 @@ def checked_sizes(name: str, sizes: list[tuple[int, int]] | None) -> list[tuple[
     from src.models import ArgumentError, resolve_arguments
 
     try:
-        own = resolve_arguments(name, {})[1]["img_size"]
-        sizes = sizes or [(own, own) if isinstance(own, int) else tuple(own)]
-        for size in sizes:
-            resolve_arguments(name, {"img_size": list(size)})
+        own = resolve_arguments(name, {} if size is None else {"img_size": list(size)})[1]["img_size"]
+        return (own, own) if isinstance(own, int) else tuple(own)
     except ArgumentError as error:
         raise UserError(f"{name}: {error}") from error
     except ValueError as error:
         raise UserError(str(error)) from error
-    return sizes
 
 
 def measure(name: str, size: tuple[int, int]) -> dict:
@@ -102,11 +100,17 @@ def main(arguments: list[str]) -> None:
     from src.models.published import IMAGE_SIZE, PUBLISHED
 
     ms.set_device("CPU")  # the graph is the same, and no accelerator is needed to count
-    wanted = [(name, size) for name in options.names or list_models() for size in checked_sizes(name, options.img_size)]
+    for name, size in product(options.names, options.img_size or [None]):
+        resolved_size(name, size)
 
     print(f"{'':52} | {'counted, for one image':41} | published\n{HEADINGS}", flush=True)
     results = []
-    for name, size in wanted:
+    for name, given in product(options.names or list_models(), options.img_size or [None]):
+        try:
+            size = resolved_size(name, given)
+        except UserError as error:  # of all models, some cannot have every size
+            print(f"{name:42} {'x'.join(map(str, given)):>9} | {error.args[0].partition(': ')[2]}", flush=True)
+            continue
         published = PUBLISHED.get(name) if size == IMAGE_SIZE else None
         results.append(measure(name, size) | {"published": asdict(published) if published else None})
         print(row(results[-1]), flush=True)

@@ -1,16 +1,37 @@
 """Files that are always whole: written beside their name, synced to disk, then renamed over it."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from src.errors import UserError
 
 
 def replace_synced(temporary: Path, path: Path) -> None:
-    """Rename a finished file over another, after its bytes are on the disk."""
+    """Rename a finished file over another, after its bytes are on the disk, with the access that new files get."""
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(temporary, 0o666 & ~umask)  # MindSpore's checkpoints are for their owner alone
     _sync(temporary)
     os.replace(temporary, path)
     _sync(path.parent)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write a file under, which becomes `path` at the end, or is deleted if that is not reached.
+
+    Raises:
+        OSError: from making the folders above, or the renaming.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        yield temporary
+        replace_synced(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -19,11 +40,9 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UserError: no room or no permission; what was there before is untouched.
     """
-    temporary = path.with_name(f".{path.name}.writing")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        replace_synced(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 

@@ -365,6 +365,8 @@ def load_model_config(name: str, overrides: list[str] = ()) -> ModelConfig:
     """
     given = {"name": name}
     for text in overrides:
+        if "=" not in text:
+            raise ConfigError(f"{COMMAND_LINE}: {text!r} is not of the form key=value")
         key, value = _parse_override(f"model.{text.removeprefix('model.')}")
         given[key.removeprefix("model.")] = value
     return _validate_model(given, {f"model.{key}": COMMAND_LINE for key in given}, COMMAND_LINE)

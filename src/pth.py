@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from src.atomic import replace_synced
+from src.atomic import replacing
 from src.errors import UserError
 
 MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the legacy layout
@@ -220,17 +220,17 @@ def save(path: str | Path, tensors: dict[str, np.ndarray]) -> None:
         opcodes.append(_text(name) + _tensor_opcodes(str(key), storage_classes[array.dtype.name], array.shape))
     model = EMPTY_ORDERED_DICT + pickle.MARK + b"".join(opcodes) + pickle.SETITEMS
     content = pickle.PROTO + b"\2" + pickle.EMPTY_DICT + _text("model") + model + pickle.SETITEM + pickle.STOP
-    temporary = path.with_name(f".{path.name}.writing")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(temporary, "w") as archive:  # with ZipInfo: stored, and all of one date
+        with (
+            replacing(path) as temporary,
+            zipfile.ZipFile(temporary, "w") as archive,
+        ):  # with ZipInfo: stored, and all of one date
             archive.writestr(zipfile.ZipInfo("archive/data.pkl"), content)
             archive.writestr(zipfile.ZipInfo("archive/byteorder"), "little")
             for key, array in enumerate(tensors.values()):
                 little = array.astype(array.dtype.newbyteorder("<"), copy=False)
                 archive.writestr(zipfile.ZipInfo(f"archive/data/{key}"), little.tobytes())
             archive.writestr(zipfile.ZipInfo("archive/version"), "3\n")
-        replace_synced(temporary, path)
     except OSError as error:
         raise PthError(path, f"cannot be written ({error.strerror})") from error
 

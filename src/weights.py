@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from src import pth
-from src.atomic import replace_synced
+from src.atomic import replace_synced, replacing
 from src.errors import UserError
 
 EMA_PREFIX = "ema."  # exponential moving average of the weights
@@ -63,20 +63,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor | np.ndarray | str]:
     """
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"checkpoint {path}: no such file")
-    if path.suffix == ".ckpt":
+        raise WeightsError(f"checkpoint {path}: " + ("a folder, not a file" if path.is_dir() else "no such file"))
+    suffix = path.suffix.lower()
+    if suffix == ".ckpt":
         try:
             return ms.load_checkpoint(str(path), crc_check=True)
         except (ValueError, RuntimeError, OSError) as error:
             raise WeightsError(
                 f"checkpoint {path}: not a readable MindSpore checkpoint (damaged or cut short?)"
             ) from error
-    if path.suffix == ".safetensors":
+    if suffix == ".safetensors":
         try:
             return load_file(path)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, KeyError, AttributeError) as error:  # the latter two: types NumPy lacks
             raise WeightsError(f"checkpoint {path}: not a readable safetensors file ({error})") from error
-    if path.suffix in PTH_SUFFIXES:
+    if suffix in PTH_SUFFIXES:
         raw, average = pth.state_dicts(path)
         return raw | {EMA_PREFIX + name: array for name, array in average.items()}
     raise WeightsError(f"checkpoint {path}: unknown format {path.suffix!r}; expected .ckpt, .safetensors or .pth")
@@ -127,7 +128,7 @@ def write_checkpoint(path: Path, tensors: dict[str, Tensor], texts: dict[str, st
         WeightsError: no room, no permission; what was there before is untouched.
     """
     # MindSpore writes through a file of its own choosing beside the one it is asked for: a folder holds both.
-    scratch = path.parent / ".writing"
+    scratch = path.parent / f".{path.name}.writing"
     # It also logs over several lines what it then raises.
     logging.disable(logging.CRITICAL)
     try:
@@ -153,19 +154,18 @@ def save_weights(model: nn.Cell, path: str | Path) -> None:
         WeightsError, pth.PthError: an unknown suffix, no room, no permission.
     """
     path = Path(path)
-    if path.suffix == ".ckpt":
+    suffix = path.suffix.lower()
+    if suffix == ".ckpt":
         write_checkpoint(path, {p.name: Tensor(p.asnumpy()) for p in model.get_parameters()})
         return
     arrays = {name: np.ascontiguousarray(p.asnumpy()) for name, p in official_names(model).items()}
-    if path.suffix == ".safetensors":
-        temporary = path.with_name(f".{path.name}.writing")
+    if suffix == ".safetensors":
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(arrays, temporary)
-            replace_synced(temporary, path)
+            with replacing(path) as temporary:
+                save_file(arrays, temporary)
         except (OSError, SafetensorError) as error:
             raise WeightsError(f"checkpoint {path}: cannot be written ({error})") from error
-    elif path.suffix in PTH_SUFFIXES:
+    elif suffix in PTH_SUFFIXES:
         # PyTorch indexes with int64.
         arrays = {name: a.astype(np.int64) if a.dtype.kind == "i" else a for name, a in arrays.items()}
         pth.save(path, arrays | (model.original_buffers() if hasattr(model, "original_buffers") else {}))
@@ -181,15 +181,19 @@ class LoadReport:
     """What loading weights did with every name that was not simply copied.
 
     Attributes:
+        loaded: number of the model's parameters that got a value from the file, of `total`.
         resized: position parameters interpolated to the model's image or window size.
-        rebuilt: key tables of another image size, for which the model keeps its own.
-        new: position parameters that the file's image size has no use for; initialised.
+        rebuilt: key tables of another image size or number of keys, for which the model keeps its own.
+        new: position parameters that the file has in no block of a stage, as another image size has no use for them;
+            initialised.
         reset: the head, for another number of classes; initialised.
-        left_out: position parameters of the file that the model's image size has no use for.
+        left_out: position parameters of the file that the model has in no block of a stage.
         missing: other names of the model without a value.
         unexpected: other names of the file without a use, or of another shape.
     """
 
+    loaded: int = field(default=0, compare=False)
+    total: int = field(default=0, compare=False)
     resized: list[str] = field(default_factory=list)
     rebuilt: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
@@ -202,10 +206,10 @@ class LoadReport:
         """One line for each kind with names in it; all names of what has no value from the file, or no use."""
         told = {
             "interpolated to the model's image or window size": _listed(self.resized, 3),
-            "built anew for the model's image size": _listed(self.rebuilt, 3),
-            "initialised (the file's image size has none)": _listed(self.new),
+            "kept as the model's own (the file's are of another size)": _listed(self.rebuilt, 3),
+            "initialised (the file has none in these stages)": _listed(self.new),
             "initialised (the head, for another number of classes)": _listed(self.reset),
-            "left out (the model's image size has none)": _listed(self.left_out),
+            "left out (the model has none in these stages)": _listed(self.left_out),
             "initialised (missing in the file)": _listed(self.missing),
             "left out (unknown, or of another shape)": _listed(self.unexpected),
         }
@@ -235,7 +239,8 @@ def load_weights(
         label: what to call a `source` that is no file, in messages.
 
     Raises:
-        WeightsError: with strict, weights that do not match, before anything is copied; always, an unreadable file.
+        WeightsError: before anything is copied; with strict, weights that do not match, otherwise nothing that does;
+            always, an unreadable file.
     """
     if isinstance(source, str | Path):
         label, path = f"checkpoint {source}", source
@@ -251,6 +256,8 @@ def load_weights(
     values, report, misshapen = _matched(model, targets, arrays, adapt)
     if strict and (report.missing or report.unexpected):
         raise WeightsError(f"{label}: not of this model; " + _differences(report, misshapen))
+    if targets.keys() - values.keys() >= {name for name in targets if not name.startswith(("head.", "norm."))}:
+        raise WeightsError(f"{label}: of another model, nothing in it fits; " + _differences(report, misshapen))
     for name, value in values.items():
         targets[name].set_data(Tensor(np.ascontiguousarray(value), targets[name].dtype))
     if hasattr(model, "adopt_key_tables"):
@@ -262,16 +269,17 @@ def load_weights(
 
 def _matched(model, targets, arrays, adapt):
     """The value of each of the model's parameters that gets one, the report, and what is of another shape, in words."""
-    values, report, misshapen = {}, LoadReport(), {}
+    values, report, misshapen = {}, LoadReport(total=len(targets)), {}
     sizes = "size" in adapt and hasattr(model, "resized")
+    is_key_table = getattr(model, "is_key_table", lambda name: False)
     for name, parameter in targets.items():
         array, shape = arrays.get(name), tuple(parameter.shape)
         if array is None:
             if sizes and model.is_optional(name, arrays):
                 report.new.append(name)
-            elif parameter.requires_grad:
+            elif not is_key_table(name):
                 report.missing.append(name)
-        elif not parameter.requires_grad:  # a key table
+        elif is_key_table(name):
             if model.fits_key_table(name, array):
                 values[name] = array
             elif sizes:
@@ -294,6 +302,7 @@ def _matched(model, targets, arrays, adapt):
         elif name not in targets:
             optional = sizes and model.is_optional(name, targets)
             (report.left_out if optional else report.unexpected).append(name)
+    report.loaded = len(values)
     return values, report, misshapen
 
 

@@ -61,7 +61,7 @@ def test_legacy_v2_to_safetensors(convert, tmp_path):
 def test_other_sizes_are_told(convert, tmp_path):
     code, out, _ = convert("focal_nano_112_bare_state_dict.pth", "x.ckpt", *NANO, "img_size=224", "num_classes=3")
     assert code == 0
-    assert "initialised (the file's image size has none): layers.2.blocks.0.attn.relative_position_bias" in out
+    assert "initialised (the file has none in these stages): layers.2.blocks.0.attn.relative_position_bias" in out
     assert "initialised (the head, for another number of classes): head.weight, head.bias" in out
     model = create_model("focal", **ARGUMENTS | {"img_size": 224, "num_classes": 3})
     load_weights(model, tmp_path / "x.ckpt", adapt=())
@@ -85,6 +85,7 @@ def test_a_checkpoint_of_a_few_tensors_needs_partial(convert, tmp_path):
 
 def test_bad_input_is_one_line_and_leaves_no_file(convert, tmp_path):
     shutil.copy(PTH / "focal_nano_112_bare_state_dict.pth", tmp_path / "wrong.txt")
+    shutil.copy(PTH / "focal_nano_112_bare_state_dict.pth", tmp_path / "same.pth")
     present = set(tmp_path.iterdir())
     for source, output, arguments, expected in (
         ("hostile_pickle.pth", "x.ckpt", NANO, "it wants to run posix.system('touch UNSAFE_PICKLE_WAS_EXECUTED')"),
@@ -92,6 +93,9 @@ def test_bad_input_is_one_line_and_leaves_no_file(convert, tmp_path):
         ("none.pth", "x.ckpt", NANO, "no such file"),
         (tmp_path / "wrong.txt", "x.ckpt", NANO, "unknown format '.txt'"),
         ("focal_nano_112_bare_state_dict.pth", "x.ckpt", [], "of another shape"),
+        (tmp_path / "same.pth", "same.pth", NANO, "is the input"),
+        (tmp_path, "x.ckpt", NANO, "a folder, not a file"),
+        ("focal_nano_112_bare_state_dict.pth", "x.ckpt", ["extra"], "'extra' is not of the form key=value"),
         ("focal_nano_112_bare_state_dict.pth", "x.txt", NANO, "unknown format '.txt'"),
         ("focal_nano_112_bare_state_dict.pth", "x.ckpt", [*NANO, "--to-pth"], "must end in .pth"),
         ("focal_nano_112_bare_state_dict.pth", "x.ckpt", ["embed_dims=3"], "did you mean embed_dim?"),

@@ -1,5 +1,7 @@
 """Weights in and out of files."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -265,3 +267,41 @@ def test_another_number_of_classes_leaves_the_rest(model):
     np.testing.assert_array_equal(after["norm.weight"], arrays(model)["norm.weight"])
     with pytest.raises(WeightsError, match=r"head.weight \(5, 32\), here \(7, 32\)"):
         load_weights(other, arrays(model), adapt=("size",))
+
+
+def test_frozen_weights_are_weights():
+    first, second = (create_model("focal", **NANO) for _ in range(2))
+    for parameter in second.get_parameters():
+        parameter.requires_grad = False
+    load_weights(second, arrays(first))
+    np.testing.assert_array_equal(arrays(second)["head.weight"], arrays(first)["head.weight"])
+    with pytest.raises(WeightsError, match=r"1 missing: head\.weight"):
+        load_weights(second, {name: value for name, value in arrays(first).items() if name != "head.weight"})
+
+
+def test_weights_of_another_family_are_refused_even_in_part(model):
+    with pytest.raises(WeightsError, match="of another model, nothing in it fits"):
+        load_weights(create_model("twins_svt_small"), arrays(model), strict=False)
+
+
+def test_only_the_head_may_change_with_the_classes(model):
+    weights = arrays(model)
+    weights["norm.weight"] = np.ones(7, np.float32)
+    with pytest.raises(WeightsError, match=r"norm\.weight"):
+        load_weights(create_model("focalv2", **SMALL), weights)
+
+
+def test_two_writers_in_a_folder_do_not_meet(model, tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(3):
+            list(pool.map(lambda name: save_weights(model, tmp_path / name), ("a.ckpt", "b.ckpt")))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ckpt", "b.ckpt"]
+    for path in tmp_path.iterdir():
+        load_weights(create_model("focalv2", **SMALL), path)
+
+
+def test_files_get_the_access_of_new_files(model, tmp_path):
+    (tmp_path / "plain").touch()
+    for suffix in (".ckpt", ".safetensors", ".pth"):
+        save_weights(model, tmp_path / f"x{suffix}")
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1

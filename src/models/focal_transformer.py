@@ -3,10 +3,10 @@
 Reading order: attention, block, stage, models, sizes. Parameter names are the official ones, MindSpore's gamma and beta
 aside, so official checkpoints load by name (src/weights.py).
 
-The attention gathers. Each window's keys are rows of one token matrix (the fine tokens, then the pooled tokens of each
-coarser level) chosen by a static table, so a block is two gathers, two batched products and one softmax, with static
-shapes throughout; see focal_windows.py for the tables. The two versions differ in which keys a window sees and where
-the bias of a query-key pair comes from, and in nothing else.
+The attention gathers (layers.GatheredAttention). Each window's keys are rows of one token matrix (the fine tokens, then
+the pooled tokens of each coarser level) chosen by a static table, with static shapes throughout. Windows, shifts and
+padding exist in the tables alone (focal_windows.py). The two versions differ in which keys a window sees and where the
+bias of a query-key pair comes from, and in nothing else.
 """
 
 import math
@@ -24,16 +24,16 @@ from src.models.layers import (
     Conv2d,
     Dropout,
     DropPath,
+    GatheredAttention,
+    ImageClassifier,
     Mlp,
     PatchEmbed,
-    SlicedDense,
-    WindowPadding,
-    WindowPartition,
+    RowGather,
+    check_common_arguments,
     dense,
-    draw_drop_path,
     image_size,
     layer_norm,
-    padded_size,
+    with_padding_token,
 )
 from src.models.registry import ArgumentError, register_family, register_model
 
@@ -41,92 +41,36 @@ POOLS = ("none", "mean", "max", "fc", "conv")
 RING_TABLE = "relative_position_bias_table_to_neighbors"
 
 
-class FocalAttention(nn.Cell):
-    """Attention of every window to keys gathered from all levels; the versions below bring their tables.
-
-    A subclass calls `set_keys` and defines `position_bias()`, the bias of every query-key pair, [nW, heads, N, K] or
-    with 1 for nW where all windows have the same.
-
-    Args:
-        map_size: (H, W) of the map, tiled by whole windows.
-        index: tells the dropouts of a model apart, see layers.Dropout.
-    """
-
-    def __init__(
-        self, dim, map_size, window_size, num_heads, qkv_bias=True, qk_scale=None, attn_drop=0.0, proj_drop=0.0, index=0
-    ):
-        super().__init__()
-        self.dim = dim
-        self.num_heads = num_heads
-        self.head_dim = dim // num_heads
-        self.window_area = window_size * window_size
-        self.map_size = map_size
-        self.window_size = window_size
-        self.grid = focal_windows.window_grid(map_size, window_size)
-        self.num_windows = math.prod(self.grid)
-        self.scale = float(qk_scale or self.head_dim**-0.5)  # the original's configs carry qk_scale: False
-
-        self.qkv = SlicedDense(dim, 3, qkv_bias)
-        self.proj = dense(dim, dim)
-        self.attn_drop = Dropout(attn_drop, index)
-        self.proj_drop = Dropout(proj_drop, index + 1)
-        self.scores = ops.BatchMatMul(transpose_b=True)
-        self.mix = ops.BatchMatMul()
-
-    def set_keys(self, key_index: list[np.ndarray]):
-        """The keys of every window: [nW, K_i] int32 each, indices into the tokens of all levels in turn."""
-        self.num_keys = sum(index.shape[1] for index in key_index)
-        self.key_index = Tensor(np.concatenate(key_index, axis=1).reshape(-1).astype(np.int32))
-
-    def gather_heads(self, tokens):
-        """Keys or values of every window: [B, T, C] to [B*nW, heads, K, head_dim]."""
-        rows = ops.gather(tokens, self.key_index, 1)  # [B, nW*K, C]
-        rows = rows.reshape((-1, self.num_keys, self.num_heads, self.head_dim))  # [B*nW, K, heads, head_dim]
-        return rows.transpose((0, 2, 1, 3))
-
-    def construct(self, windows, tokens, dropout_seed=None):
-        """windows [B, nW, N, C], tokens [B, T, C] (every level in turn) to windows [B*nW, N, C]."""
-        rows = tokens.reshape((-1, self.dim))
-        q = self.qkv(windows.reshape((-1, self.dim)), 0) * self.scale  # [B*nW*N, C]
-        k = self.qkv(rows, 1).reshape(tokens.shape)
-        v = self.qkv(rows, 2).reshape(tokens.shape)
-        q = q.reshape((-1, self.window_area, self.num_heads, self.head_dim)).transpose((0, 2, 1, 3))
-        scores = self.scores(q, self.gather_heads(k))  # [B*nW, heads, N, K]
-        # [B, nW, heads, N, K]
-        scores = scores.reshape((-1, self.num_windows, self.num_heads, self.window_area, self.num_keys))
-        weights = ops.softmax(scores + self.position_bias(), -1)
-        weights = self.attn_drop(weights, dropout_seed)
-        weights = weights.reshape((-1, self.num_heads, self.window_area, self.num_keys)).astype(v.dtype)
-        out = self.mix(weights, self.gather_heads(v))  # [B*nW, heads, N, head_dim]
-        out = out.transpose((0, 2, 1, 3)).reshape((-1, self.window_area, self.dim))  # [B*nW, N, C]
-        return self.proj_drop(self.proj(out), dropout_seed)
-
-
-class FocalAttentionV1(FocalAttention):
+class FocalAttentionV1(GatheredAttention):
     """The own window, a ring of neighbours, and pooled windows around it (WindowAttention in focal_transformer.py).
 
     Biases are learned tables: by displacement for the own window and for each pooled level, by query and key for the
     ring. Pooled keys outside the map are masked by -100, ring keys wrap around the edge of the map unmasked.
 
     Args:
-        shift: what the map is rolled by, for the mask of the own window.
+        map_size: (H, W) of the map, before padding.
+        shift: what the map is rolled by.
         expand: width of the ring in tokens; 0 is none.
         focal_window: side of the square of windows seen at the first pooled level, odd.
         pooled_levels: number of pooled levels.
     """
 
-    def __init__(self, dim, map_size, window_size, num_heads, shift, expand, focal_window, pooled_levels, **options):
-        super().__init__(dim, map_size, window_size, num_heads, **options)
-        area = self.window_area
-        self.shift = shift
+    has_bias = True
+
+    def __init__(self, dim, map_size, window_size, shift, num_heads, expand, focal_window, pooled_levels, **options):
+        super().__init__(dim, num_heads, **options)
+        self.window_size = window_size
         self.expand = expand
         self.focal_window = focal_window
         self.pooled_levels = pooled_levels
-        position = focal_windows.window_positions(map_size, window_size)
-        keys = [(position[..., 0] * map_size[1] + position[..., 1]).astype(np.int32)]
+        area = window_size**2
+        padded = focal_windows.padded_size(map_size, window_size)
+        grid = focal_windows.window_grid(padded, window_size)
+        own = focal_windows.window_positions(padded, window_size)
+        keys = [focal_windows.tokens_at(own, map_size, window_size, shift)]
         own_mask = np.zeros((1, area, area), np.float32)
         if shift:
-            own_mask = focal_windows.shift_mask(map_size, window_size, shift)
+            own_mask = focal_windows.shift_mask(padded, window_size, shift)
         masks = [own_mask]
 
         self.relative_position_bias_table = Parameter(
@@ -135,7 +79,8 @@ class FocalAttentionV1(FocalAttention):
         )
         self.own_index = Tensor(focal_windows.relative_positions(window_size, window_size).reshape(-1))
         if expand:
-            keys.append(focal_windows.ring_keys(map_size, window_size, expand))
+            neighbours = focal_windows.ring_positions(padded, window_size, expand)
+            keys.append(focal_windows.tokens_at(neighbours, map_size, window_size, shift))
             ring = keys[-1].shape[1]
             masks.append(np.zeros((1, 1, ring), np.float32))
             self.relative_position_bias_table_to_neighbors = Parameter(
@@ -143,13 +88,13 @@ class FocalAttentionV1(FocalAttention):
                 name=RING_TABLE,
             )
         tables, pooled_index = [], []
-        offset = math.prod(map_size)
+        offset = math.prod(map_size) + (padded != tuple(map_size))  # behind the map's tokens, and that of padding
         for level in range(pooled_levels):
-            index, inside = focal_windows.pooled_keys(self.grid, focal_window, level)
+            index, inside = focal_windows.pooled_keys(grid, focal_window, level)
             side = focal_windows.pooled_side(focal_window, level)
             keys.append(index + offset)
             masks.append(np.where(inside, 0, -100).astype(np.float32)[:, None])
-            offset += self.num_windows * 4**level
+            offset += math.prod(grid) * 4**level
             shape = (num_heads, (window_size + side - 1) ** 2)
             name = f"relative_position_bias_table_to_windows.{level}"
             tables.append(Parameter(initializer(WEIGHT_INIT, shape, ms.float32), name=name))
@@ -158,15 +103,20 @@ class FocalAttentionV1(FocalAttention):
             self.relative_position_bias_table_to_windows = ParameterTuple(tables)
         self.pooled_index = tuple(pooled_index)
 
-        self.set_keys(keys)
-        self.masked = any(mask.any() for mask in masks)
-        if self.masked:
-            windows, queries = (max(mask.shape[axis] for mask in masks) for axis in (0, 1))
-            mask = [np.broadcast_to(mask, (windows, queries, mask.shape[2])) for mask in masks]
-            self.mask = Tensor(np.concatenate(mask, axis=2)[:, None])  # [nW, 1, N or 1, K]
+        # Windows differ in their masks alone, which depend on the distance to the map's edges: there are few kinds.
+        windows, queries = (max(mask.shape[axis] for mask in masks) for axis in (0, 1))
+        mask = np.concatenate([np.broadcast_to(mask, (windows, queries, mask.shape[2])) for mask in masks], axis=2)
+        kinds, kind = np.unique(mask, axis=0, return_inverse=True)
+        self.mask = Tensor(kinds[:, None])  # [kinds, 1, N or 1, K]
+        self.masked = bool(kinds.any())
+        kind = np.broadcast_to(kind.reshape(-1), math.prod(grid))
+        self.set_tables(keys[0], np.concatenate(keys, axis=1), math.prod(map_size), kind)
+
+    def construct(self, fine, tokens, dropout_seed=None):
+        return self.attend(fine, tokens, dropout_seed)
 
     def position_bias(self):
-        """Bias and mask of every query-key pair: [nW, heads, N, K], or [heads, N, K] without a mask."""
+        """Bias and mask of every query-key pair: [kinds, heads, N, K]."""
         own = ops.gather(self.relative_position_bias_table, self.own_index, 0)  # [N*N, heads]
         biases = (own.transpose((1, 0)).reshape((self.num_heads, self.window_area, self.window_area)),)
         if self.expand:
@@ -175,6 +125,7 @@ class FocalAttentionV1(FocalAttention):
             bias = ops.gather(self.relative_position_bias_table_to_windows[level], self.pooled_index[level], 1)
             biases = biases + (bias.reshape((self.num_heads, self.window_area, -1)),)  # [heads, N, side^2]
         bias = ops.concat(biases, -1) if len(biases) > 1 else biases[0]
+        bias = bias.reshape((1, self.num_heads, self.window_area, self.num_keys))
         return bias + self.mask if self.masked else bias
 
     def original_buffers(self) -> dict[str, np.ndarray]:
@@ -184,7 +135,7 @@ class FocalAttentionV1(FocalAttention):
         if self.expand:
             token, roll = focal_windows.ring_tokens(ws, self.expand)
             quadrant = (roll[:, 0] < 0) * 2 + (roll[:, 1] < 0)
-            buffers["valid_ind_rolled"] = quadrant * self.window_area + token
+            buffers["valid_ind_rolled"] = quadrant * ws**2 + token
         for level in range(self.pooled_levels):
             side = focal_windows.pooled_side(self.focal_window, level)
             buffers[f"relative_position_index_{level}"] = focal_windows.relative_positions(ws, side)
@@ -195,18 +146,25 @@ class FocalAttentionV1(FocalAttention):
         return {name: buffer.astype(np.int64) for name, buffer in buffers.items()}
 
 
-class FocalAttentionV2(FocalAttention):
+class FocalAttentionV2(GatheredAttention):
     """The tokens nearest to the window at each level (WindowAttention in focal_transformer_v2.py).
 
     Biases are a small MLP of the displacement from query to key, run once per distinct displacement.
 
     Args:
+        map_size: (H, W) of the map, which windows tile.
+        shift: what the map is rolled by.
         levels: number of granularities; level 0 is the map itself.
         top_k: keys per window and level, at most.
     """
 
-    def __init__(self, dim, map_size, window_size, num_heads, levels, top_k, **options):
-        super().__init__(dim, map_size, window_size, num_heads, **options)
+    has_bias = True
+
+    def __init__(self, dim, map_size, window_size, shift, num_heads, levels, top_k, **options):
+        super().__init__(dim, num_heads, **options)
+        self.map_size = map_size
+        self.window_size = window_size
+        self.shift = shift
         self.levels = levels
         head_dim = self.head_dim
         self.coord2rpb_all = nn.CellList(
@@ -232,21 +190,28 @@ class FocalAttentionV2(FocalAttention):
         Raises:
             ValueError: a table does not fit the map.
         """
-        key_index, distinct, inverse = [], [], []
-        offset = 0
+        keys, distinct, inverse = [], [], []
         for level, table in enumerate(self.key_tables()):
             index = table.asnumpy()
             values, places = focal_windows.displacements(index, self.map_size, self.window_size, level)
             distinct.append(Tensor(values))
             inverse.append(Tensor(places))
-            key_index.append(index + offset)
-            offset += math.prod(self.map_size) if level == 0 else self.num_windows
+            if level == 0:
+                position = np.stack(np.divmod(index, self.map_size[1]), axis=-1)
+                keys.append(focal_windows.tokens_at(position, self.map_size, self.window_size, self.shift))
+            else:
+                keys.append(index + math.prod(self.map_size))
         self.distinct = tuple(distinct)
         self.inverse = tuple(inverse)
-        self.set_keys(key_index)
+        own = focal_windows.window_positions(self.map_size, self.window_size)
+        queries = focal_windows.tokens_at(own, self.map_size, self.window_size, self.shift)
+        self.set_tables(queries, np.concatenate(keys, axis=1), math.prod(self.map_size))
+
+    def construct(self, fine, tokens, dropout_seed=None):
+        return self.attend(fine, tokens, dropout_seed)
 
     def position_bias(self):
-        """Bias of every query-key pair: [nW, heads, N, K]."""
+        """Bias of every query-key pair, for every window: [nW, heads, N, K]."""
         biases = ()
         for level in range(self.levels):
             values = self.coord2rpb_all[level](self.distinct[level])  # [D, heads]
@@ -270,49 +235,44 @@ def key_table_name(level: int) -> str:
 
 
 class WindowPool(nn.Cell):
-    """The tokens of a coarse level: one for each of 2^level x 2^level parts of a window (pool_layers in the originals).
-
-    Parts are squares of floor(window_size / 2^level) tokens. Where they do not add up to the window, the map is trimmed
-    on all sides to as many parts as there are and cut anew, so that a part need not lie within its window.
+    """The tokens of a coarse level, one for each part of a window (pool_layers in the originals).
 
     "fc" weighs a part's tokens alike in every channel, "conv" each channel by itself, "mean" and "max" learn nothing.
     The original's 1/N initialisation of "fc" is overwritten by N(0, 0.02) afterwards; kept for fidelity.
+
+    Args:
+        part_index: [parts, area] the tokens of each part, see focal_windows.part_positions.
     """
 
-    def __init__(self, pool, dim, map_size, window_size, level):
+    def __init__(self, pool, dim, part_index):
         super().__init__()
         self.pool = pool
-        side = window_size // 2**level
-        area = side * side
-        self.dim, self.area = dim, area
+        self.parts, self.area = part_index.shape
+        self.dim = dim
+        self.pick = RowGather(part_index.T)  # tokens of the parts in turn: first all first ones
         if pool == "fc":
-            self.weight = Parameter(initializer(WEIGHT_INIT, (1, area), ms.float32), name="weight")
+            self.weight = Parameter(initializer(WEIGHT_INIT, (1, self.area), ms.float32), name="weight")
             self.bias = Parameter(initializer("zeros", (1,), ms.float32), name="bias")
         elif pool == "conv":
+            side = math.isqrt(self.area)
             convolution = Conv2d(dim, dim, side, stride=side, depthwise=True)
             self.weight, self.bias = convolution.weight, convolution.bias  # [C, 1, side, side], [C]
-        height, width = (size // window_size * 2**level * side for size in map_size)
-        self.top, self.left = (map_size[0] - height) // 2, (map_size[1] - width) // 2
-        self.bottom, self.right = self.top + height, self.left + width
-        self.recut = level > 0
-        self.partition = WindowPartition((height, width), side, dim)
+        self.matmul = ops.BatchMatMul()
 
-    def construct(self, windows, maps):
-        """windows [B, nW, N, C] of maps [B, H, W, C] to [B, nW * 4^level, C]."""
-        parts = windows
-        if self.recut:
-            parts = self.partition(
-                maps[:, self.top : self.bottom, self.left : self.right]
-            )  # [B, nW * 4^level, area, C]
+    def construct(self, fine):
+        """[B, L, C] to [B, parts, C]."""
+        tokens = self.pick(fine)  # [B, area * parts, C]
+        if self.pool == "fc":  # a product of matrices: 10 times as fast as weighing and summing
+            tokens = tokens.reshape((-1, self.area, self.parts * self.dim))
+            weight = ops.ones_like(tokens[:, :1, :1]) * self.weight.astype(tokens.dtype)  # [B, 1, area]
+            return self.matmul(weight, tokens).reshape((-1, self.parts, self.dim)) + self.bias
+        tokens = tokens.reshape((-1, self.area, self.parts, self.dim))
         if self.pool == "mean":
-            return parts.mean(2)
+            return tokens.mean(1)
         if self.pool == "max":
-            return ops.amax(parts, 2)
-        if self.pool == "fc":
-            weight = self.weight.reshape((self.area, 1))
-        else:
-            weight = self.weight.reshape((self.dim, self.area)).transpose((1, 0))  # [area, C]
-        return (parts * weight).sum(2) + self.bias
+            return ops.amax(tokens, 1)
+        weight = self.weight.reshape((self.dim, self.area)).transpose((1, 0)).reshape((self.area, 1, self.dim))
+        return (tokens * weight).sum(1) + self.bias
 
 
 class FocalBlock(nn.Cell):
@@ -333,22 +293,21 @@ class FocalBlock(nn.Cell):
         layerscale_value,
         index,
     ):
-        """`attention` is for the padded map. `index` is the block's place; `layerscale_value` None: no layer scale."""
+        """`index` is the block's place in the model; `layerscale_value` None means no layer scale."""
         super().__init__()
         self.map_size = map_size
-        padded = padded_size(map_size, window_size)
-        self.padded_shape = (-1, *padded, dim)
-        self.token_shape = (-1, math.prod(padded), dim)
-        self.shift = shift
         self.window_size = window_size
+        self.shift = shift
+        padded = focal_windows.padded_size(map_size, window_size)
+        self.padded = padded != tuple(map_size)
 
         self.norm1 = layer_norm(dim)
-        self.padding = WindowPadding(map_size, window_size, dim)
-        self.partition = WindowPartition(padded, window_size, dim)
         self.attn = attention
-        self.pool_layers = nn.CellList(
-            [WindowPool(pool, dim, padded, window_size, level) for level in range(pooled_levels)]
-        )
+        self.pool_layers = nn.CellList()
+        for level in range(pooled_levels):
+            position = focal_windows.part_positions(padded, window_size, level)
+            part_index = focal_windows.tokens_at(position, map_size, window_size, shift)
+            self.pool_layers.append(WindowPool(pool, dim, part_index))
         self.norm2 = layer_norm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop, 4 * index + 2)
         self.drop_path1 = DropPath(drop_path, 2 * index)
@@ -358,24 +317,21 @@ class FocalBlock(nn.Cell):
             self.gamma_1 = Parameter(Tensor(np.full(dim, layerscale_value, np.float32)), name="gamma_1")
             self.gamma_2 = Parameter(Tensor(np.full(dim, layerscale_value, np.float32)), name="gamma_2")
 
-    def attend(self, x, dropout_seed):
-        """Focal attention over a normalised map, [B, L, C] to [B, L, C]. Padding is attended to, as in the original."""
-        maps = self.padding(x)
-        if self.shift:
-            maps = roll(maps, -self.shift)
-        windows = self.partition(maps)
-        levels = (maps.reshape(self.token_shape),)
+    def focal_attention(self, x, dropout_seed):
+        """Attention over a normalised map and its pooled levels, [B, L, C] to [B, L, C].
+
+        Padding comes after the normalisation and is attended to, as in the original.
+        """
+        fine = with_padding_token(x) if self.padded else x
+        levels = (fine,)
         for pool in self.pool_layers:
-            levels = levels + (pool(windows, maps),)
-        tokens = ops.concat(levels, 1) if len(levels) > 1 else levels[0]  # [B, T, C]
-        maps = self.partition.merge(self.attn(windows, tokens, dropout_seed))
-        if self.shift:
-            maps = roll(maps.reshape(self.padded_shape), self.shift)
-        return self.padding.crop(maps)
+            levels = levels + (pool(fine),)
+        tokens = ops.concat(levels, 1) if len(levels) > 1 else fine  # [B, T, C]
+        return self.attn(fine, tokens, dropout_seed)
 
     def construct(self, x, drop_path=None, dropout_seed=None):
         """[B, L, C] to [B, L, C]."""
-        branch = self.attend(self.norm1(x), dropout_seed)
+        branch = self.focal_attention(self.norm1(x), dropout_seed)
         if self.use_layerscale:
             branch = self.gamma_1 * branch
         x = x + self.drop_path1(branch, drop_path)
@@ -390,12 +346,6 @@ class FocalBlock(nn.Cell):
         if self.shift:  # v2 stores the mask without using it
             buffers["attn_mask"] = focal_windows.shift_mask(self.map_size, self.window_size, self.shift)
         return buffers
-
-
-def roll(maps, shift):
-    """Cyclic shift of [B, H, W, C] by `shift` rows and columns, by slices (MindSpore's Roll has no CPU kernel)."""
-    maps = ops.concat((maps[:, -shift:], maps[:, :-shift]), 1)
-    return ops.concat((maps[:, :, -shift:], maps[:, :, :-shift]), 2)
 
 
 class FocalStage(nn.Cell):
@@ -425,22 +375,19 @@ def check_focal_transformer(arguments: dict) -> None:
         ArgumentError: names the argument and, where there is one, the nearest value that works.
     """
     a = arguments
+    check_common_arguments(
+        a, ("drop_rate", "attn_drop_rate", "drop_path_rate"), ("embed_dim", "window_size", "num_heads")
+    )
     stages = len(a["depths"])
-    if not stages or min(a["depths"]) < 1:
-        raise ArgumentError("depths", f"must be the number of blocks of each stage, at least 1, got {a['depths']}")
-    if not isinstance(a["img_size"], int) and len(a["img_size"]) != 2:
-        raise ArgumentError("img_size", f"must be one side or [height, width], got {a['img_size']}")
-    if a["mlp_ratio"] <= 0:
-        raise ArgumentError("mlp_ratio", f"must be above 0, got {a['mlp_ratio']}")
     for key in ("num_heads", "focal_levels"):
         if len(a[key]) != stages:
             raise ArgumentError(key, f"has {len(a[key])} entries for the {stages} stages of depths {a['depths']}")
-    for key in ("img_size", "patch_size", "in_chans", "embed_dim", "window_size", "num_classes"):
-        if min(a[key] if isinstance(a[key], list | tuple) else [a[key]]) < 1:
-            raise ArgumentError(key, f"must be at least 1, got {a[key]}")
-    for key in ("drop_rate", "attn_drop_rate", "drop_path_rate"):
-        if not 0 <= a[key] < 1:
-            raise ArgumentError(key, f"must be in [0, 1), got {a[key]}")
+    if a["embed_dim"] * a["mlp_ratio"] < 1:
+        raise ArgumentError("mlp_ratio", f"leaves {a['embed_dim']} channels no hidden ones, got {a['mlp_ratio']}")
+    for stage in a["focal_stages"]:
+        # The published default names four stages whatever the depths.
+        if not 0 <= stage < max(stages, 4):
+            raise ArgumentError("focal_stages", f"must number stages from 0, got {a['focal_stages']}")
     if a["focal_pool"] not in POOLS:
         raise ArgumentError("focal_pool", f"must be one of {', '.join(POOLS)}, got {a['focal_pool']!r}")
     if a["expand_layer"] not in ("all", "even", "odd"):
@@ -449,7 +396,7 @@ def check_focal_transformer(arguments: dict) -> None:
         raise ArgumentError("patch_size", "use_conv_embed has a fixed stem of stride 4; patch_size must be 4")
     for stage in range(stages):
         dim, heads = a["embed_dim"] * 2**stage, a["num_heads"][stage]
-        if heads < 1 or dim % heads:
+        if dim % heads:
             raise ArgumentError("num_heads", f"stage {stage} has {dim} channels, which {heads} heads do not divide")
 
 
@@ -480,7 +427,7 @@ def check_focal_transformer_v1(arguments: dict) -> None:
         if expand < 0 or (window == a["window_size"] and expand > window):
             raise ArgumentError("expand_sizes", f"must be from 0 to the window's {window}, got {expand}")
         is_shifted = a["use_shift"] and a["depths"][stage] > 1 and min(map_size) > a["window_size"] > 1
-        if is_shifted and padded_size(map_size, window) != map_size:
+        if is_shifted and focal_windows.padded_size(map_size, window) != map_size:
             raise ArgumentError(
                 "use_shift",
                 f"the original cannot shift a padded map: stage {stage} has {map_size[0]}x{map_size[1]} tokens, which "
@@ -570,7 +517,7 @@ def _tiled(arguments, image=None):
 
 
 @register_family("focal", check_focal_transformer_v1)
-class FocalTransformer(nn.Cell):
+class FocalTransformer(ImageClassifier):
     """Focal Transformer v1: images [B, in_chans, H, W] float32 to logits [B, num_classes].
 
     Arguments have the original constructor's names and defaults; build through `create_model`, which checks them.
@@ -634,7 +581,7 @@ class FocalTransformer(nn.Cell):
         super().__init__()
         self.build(arguments)
 
-    def attention(self, arguments, stage, block, shift):
+    def attention(self, arguments, stage, block):
         """The attention of a block, still to be given what both versions need."""
         a = arguments
         is_shrunk = min(map_sizes(a)[stage]) <= a["window_size"]  # one window covers the short side
@@ -642,7 +589,6 @@ class FocalTransformer(nn.Cell):
         has_ring = not is_shrunk and block % 2 != without_ring and a["focal_levels"][stage] > 0
         return partial(
             FocalAttentionV1,
-            shift=shift,
             expand=a["expand_sizes"][stage] if has_ring else 0,
             focal_window=a["focal_windows"][stage],
             pooled_levels=pooled_levels(a, stage),
@@ -704,10 +650,11 @@ class FocalTransformer(nn.Cell):
         window_size = focal_windows.fit_window(map_size, a["window_size"])
         is_shifted = a["use_shift"] and block % 2 and min(map_size) > a["window_size"]
         shift = a["window_size"] // 2 if is_shifted else 0
-        attention = self.attention(a, stage, block, shift)(
+        attention = self.attention(a, stage, block)(
             dim,
-            padded_size(map_size, window_size),
+            map_size,
             window_size,
+            shift,
             a["num_heads"][stage],
             qkv_bias=a["qkv_bias"],
             qk_scale=a["qk_scale"],
@@ -730,14 +677,9 @@ class FocalTransformer(nn.Cell):
             index=index,
         )
 
-    def draw_drop_path(self, generator: np.random.Generator, batch_size: int) -> Tensor | None:
-        """Stochastic-depth scales for one training step, or None for a model without stochastic depth."""
-        if not any(self.drop_path_rates):
-            return None
-        return Tensor(draw_drop_path(self.drop_path_rates, generator, batch_size))
-
     def forward_features(self, images, drop_path=None, dropout_seed=None):
         """Images to the mean of the last stage's normalised tokens, [B, C]."""
+        self.check_images(images)
         x = self.patch_embed(images)
         if self.ape:
             x = x + self.absolute_pos_embed
@@ -753,7 +695,8 @@ class FocalTransformer(nn.Cell):
     def resized(self, name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
         """A parameter from a model of another image or window size, by its official name, in the shape it has here.
 
-        None where the name is not a position's, or its shape tells of another difference than size.
+        None where the name is not a position's, or its shape tells of another difference than size. A file does not say
+        how high and wide its map was: see position_tables.resize_map.
         """
         rules = {
             r"\.relative_position_bias_table$": position_tables.resize_own_table,
@@ -803,8 +746,12 @@ class FocalTransformerV2(FocalTransformer):
         self.focal_topK = focal_topK
         super().__init__(**arguments)
 
-    def attention(self, arguments, stage, block, shift):
+    def attention(self, arguments, stage, block):
         return partial(FocalAttentionV2, levels=arguments["focal_levels"][stage], top_k=self.focal_topK)
+
+    def is_key_table(self, name: str) -> bool:
+        """Whether an official name is that of a key table."""
+        return ".topk_cloest_indice_" in name
 
     def fits_key_table(self, name: str, table: np.ndarray) -> bool:
         """Whether a table, by its official name, is of this model's image size: its keys are as near as one's own."""

@@ -135,12 +135,29 @@ def fit_window(map_size: tuple[int, int], window_size: int) -> int:
     return min(window_size, *map_size)
 
 
+def padded_size(map_size: tuple[int, int], window_size: int) -> tuple[int, int]:
+    """A map's size after padding below and to the right to whole windows."""
+    height, width = (-(-side // window_size) * window_size for side in map_size)
+    return height, width
+
+
 def window_positions(map_size: tuple[int, int], window_size: int) -> np.ndarray:
     """(row, column) of every token of every window: [nW, window_size^2, 2] int64."""
     grid = window_grid(map_size, window_size)
     corner = np.stack(np.divmod(np.arange(grid[0] * grid[1]), grid[1]), axis=-1) * window_size
     within = np.stack(np.divmod(np.arange(window_size**2), window_size), axis=-1)
     return corner[:, None] + within[None]
+
+
+def tokens_at(position: np.ndarray, map_size: tuple[int, int], window_size: int, shift: int = 0) -> np.ndarray:
+    """The tokens of an H x W map at positions of the padded and rolled map that windows tile: [..., 2] to [...] int32.
+
+    The padded map is a torus: positions beyond an edge are those of the opposite edge. It is rolled by -shift rows and
+    columns, as Swin Transformer shifts windows. All padding is number H * W, one past the last token.
+    """
+    row, column = np.moveaxis((position + shift) % np.array(padded_size(map_size, window_size)), -1, 0)
+    inside = (row < map_size[0]) & (column < map_size[1])
+    return np.where(inside, row * map_size[1] + column, map_size[0] * map_size[1]).astype(np.int32)
 
 
 def ring_tokens(window_size: int, expand: int) -> tuple[np.ndarray, np.ndarray]:
@@ -166,14 +183,23 @@ def ring_tokens(window_size: int, expand: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(tokens), np.concatenate(rolls)
 
 
-def ring_keys(map_size: tuple[int, int], window_size: int, expand: int) -> np.ndarray:
-    """The neighbours of every window: [nW, keys of ring_tokens] int32, indices into the map.
-
-    The map is a torus here: neighbours beyond the edge are those of the opposite edge, as torch.roll makes them.
-    """
+def ring_positions(map_size: tuple[int, int], window_size: int, expand: int) -> np.ndarray:
+    """(row, column) of every window's neighbours: [nW, keys of ring_tokens, 2] int64, beyond the map's edge too."""
     token, roll = ring_tokens(window_size, expand)
-    position = window_positions(map_size, window_size)[:, token] + roll
-    return (position[..., 0] % map_size[0] * map_size[1] + position[..., 1] % map_size[1]).astype(np.int32)
+    return window_positions(map_size, window_size)[:, token] + roll
+
+
+def part_positions(map_size: tuple[int, int], window_size: int, level: int) -> np.ndarray:
+    """(row, column) of the tokens behind every pooled token of a coarse level: [parts, area, 2], parts row by row.
+
+    A window is pooled in 2^level x 2^level parts, squares of floor(window_size / 2^level) tokens. Where they do not add
+    up to the window, the map is trimmed on all sides to as many parts as there are and cut anew, so that a part need
+    not lie within its window. Source: FocalTransformerBlock.forward in the original focal_transformer.py.
+    """
+    side = window_size // 2**level
+    height, width = (size // window_size * 2**level * side for size in map_size)
+    trimmed = np.array([(map_size[0] - height) // 2, (map_size[1] - width) // 2])
+    return window_positions((height, width), side) + trimmed
 
 
 def pooled_side(focal_window: int, level: int) -> int:

@@ -6,10 +6,55 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, Uniform, initializer
+from mindspore.ops.functional import is_sequence_value_unknown
+
+from src.models.registry import ArgumentError
 
 # The originals draw with timm's trunc_normal_(std=0.02), which cuts at the absolute values -2 and 2: a hundred standard
 # deviations away, so it is a plain normal distribution.
 WEIGHT_INIT = Normal(0.02)
+
+
+class ImageClassifier(nn.Cell):
+    """What the models have in common. A model sets img_size (height, width), in_chans and drop_path_rates."""
+
+    def draw_drop_path(self, generator: np.random.Generator, batch_size: int) -> Tensor | None:
+        """Stochastic-depth scales for one training step, or None for a model without stochastic depth."""
+        if not any(self.drop_path_rates):
+            return None
+        return Tensor(draw_drop_path(self.drop_path_rates, generator, batch_size))
+
+    def check_images(self, images):
+        """Raises ValueError, when the graph is compiled, for images of another size than the model's."""
+        if images.shape[1:] != (self.in_chans, *self.img_size):
+            raise ValueError(
+                f"images of shape {images.shape[1:]} for a model of {self.in_chans} channels, height "
+                f"{self.img_size[0]} and width {self.img_size[1]}; build it with another img_size"
+            )
+
+
+def check_common_arguments(arguments: dict, rates: tuple[str, ...], positive: tuple[str, ...]) -> None:
+    """Refuse what no model can do.
+
+    Args:
+        rates: names of probabilities. positive: names of numbers, or lists of them, that must be at least 1.
+
+    Raises:
+        ArgumentError: names the argument.
+    """
+    a = arguments
+    if not a["depths"] or min(a["depths"]) < 1:
+        raise ArgumentError("depths", f"must be the number of blocks of each stage, at least 1, got {a['depths']}")
+    if not isinstance(a["img_size"], int) and len(a["img_size"]) != 2:
+        raise ArgumentError("img_size", f"must be one side or [height, width], got {a['img_size']}")
+    for key in ("img_size", "patch_size", "in_chans", "num_classes", *positive):
+        if min(a[key] if isinstance(a[key], list | tuple) else [a[key]]) < 1:
+            raise ArgumentError(key, f"must be at least 1, got {a[key]}")
+    for key in rates:
+        if not 0 <= a[key] < 1:
+            raise ArgumentError(key, f"must be in [0, 1), got {a[key]}")
+    if a["conv_implementation"] not in ("unfold", "conv2d"):
+        raise ArgumentError("conv_implementation", f"must be unfold or conv2d, got {a['conv_implementation']!r}")
 
 
 def image_size(img_size: int | tuple[int, int]) -> tuple[int, int]:
@@ -42,6 +87,7 @@ class SlicedDense(nn.Cell):
         if has_bias:
             self.bias = Parameter(initializer("zeros", (parts * dim,), ms.float32), name="bias")
         self.matmul = ops.MatMul(transpose_b=True)
+        self.add_bias = ops.BiasAdd()
 
     def construct(self, rows, part):
         """rows [R, C] by the part-th layer: [R, C]."""
@@ -49,7 +95,7 @@ class SlicedDense(nn.Cell):
         # Mixed precision casts parameters, not slices of them: the slices follow the activations.
         projected = self.matmul(rows, self.weight[start : start + self.dim].astype(rows.dtype))
         if self.has_bias:
-            projected = projected + self.bias[start : start + self.dim].astype(rows.dtype)
+            projected = self.add_bias(projected, self.bias[start : start + self.dim].astype(rows.dtype))
         return projected
 
 
@@ -93,6 +139,7 @@ class Conv2d(nn.Cell):
         self.fan_in = fan_in
         self.depthwise = depthwise
         self.unfold = implementation == "unfold"
+        self.add_bias = ops.BiasAdd()
         self.conv2d = ops.Conv2D(out_channels, kernel_size, pad_mode="pad", pad=padding, stride=stride, group=groups)
 
     def construct(self, x):
@@ -108,7 +155,8 @@ class Conv2d(nn.Cell):
         else:
             maps = self.conv2d(x, self.weight)  # [B, out, H', W']
             tokens = maps.reshape((maps.shape[0], self.out_channels, -1)).transpose((0, 2, 1))  # [B, L, out]
-        return tokens + self.bias
+        rows = self.add_bias(tokens.reshape((-1, self.out_channels)), self.bias.astype(tokens.dtype))
+        return rows.reshape(tokens.shape)
 
 
 class PatchEmbed(nn.Cell):
@@ -145,54 +193,121 @@ class PatchEmbed(nn.Cell):
         return x
 
 
-def padded_size(map_size: tuple[int, int], window_size: int) -> tuple[int, int]:
-    """A map's size after padding below and to the right to whole windows."""
-    height, width = (-(-side // window_size) * window_size for side in map_size)
-    return height, width
+class RowGather(nn.Cell):
+    """Rows of every sample's matrix by a static table: [B, R, D] to [B, n, D].
 
+    The batch becomes part of the row number: the gradient of a gather along the first axis is a plain scatter-add,
+    along another it is wrapped in two transposes (2.3 times as slow, forward and backward together). A batch of unknown
+    size, as exported models have, is left alone.
+    """
 
-class WindowPadding(nn.Cell):
-    """Zeros below and to the right of a map, up to whole windows: [B, L, C] to [B, H', W', C]; `crop` undoes it."""
-
-    def __init__(self, map_size, window_size, dim):
+    def __init__(self, index: np.ndarray):
         super().__init__()
-        self.height, self.width = map_size
-        padded = padded_size(map_size, window_size)
-        self.pads = padded != tuple(map_size)
-        self.map_shape = (-1, *map_size, dim)
-        self.padded_shape = (-1, *padded, dim)
-        self.token_shape = (-1, math.prod(map_size), dim)
-        self.pad = ops.Pad(((0, 0), (0, padded[0] - self.height), (0, padded[1] - self.width), (0, 0)))
+        self.set_index(index)
 
-    def construct(self, tokens):
-        maps = tokens.reshape(self.map_shape)
-        return self.pad(maps) if self.pads else maps
+    def set_index(self, index: np.ndarray):
+        """`index`: row numbers below R, of any shape; they are used in row-major order."""
+        self.index = Tensor(index.reshape(-1).astype(np.int32))
 
-    def crop(self, maps):
-        """[B, H', W', C] or [B, H' * W', C] to [B, L, C]."""
-        if self.pads:
-            maps = maps.reshape(self.padded_shape)[:, : self.height, : self.width]
-        return maps.reshape(self.token_shape)
+    def construct(self, rows):
+        if is_sequence_value_unknown(rows.shape):
+            return ops.gather(rows, self.index, 1)
+        batch, count, width = rows.shape
+        first = Tensor(np.arange(batch, dtype=np.int32) * count).reshape((-1, 1))
+        index = (first + self.index.reshape((1, -1))).reshape(-1)  # [B * n]
+        return ops.gather(rows.reshape((-1, width)), index, 0).reshape((batch, -1, width))
 
 
-class WindowPartition(nn.Cell):
-    """Windows of a map that they tile: [B, L, C] or [B, H, W, C] to [B, nW, N, C], row by row; `merge` undoes it."""
+class GatheredAttention(nn.Cell):
+    """Attention within windows that a table describes: queries and keys are rows of token matrices.
 
-    def __init__(self, map_size, window_size, dim):
+    A window has N queries and K keys, which may be any tokens and may repeat. Rows are gathered head by head, so that
+    they arrive in the order of the batched products and nothing needs transposing; the results are gathered back into
+    the order of the map.
+
+    A subclass calls `set_tables`. If `has_bias`, it defines `position_bias()`, [kinds, heads, N, K], which is added to
+    the scores of every window according to its kind.
+
+    Args:
+        index: tells the dropouts of a model apart, see Dropout.
+    """
+
+    has_bias = False
+
+    def __init__(self, dim, num_heads, qkv_bias=True, qk_scale=None, attn_drop=0.0, proj_drop=0.0, index=0):
         super().__init__()
-        rows, columns = (side // window_size for side in map_size)
-        # Whole rows of a window move together: [B, rows, ws, columns, ws * C].
-        self.split_shape = (-1, rows, window_size, columns, window_size * dim)
-        self.merge_shape = (-1, rows, columns, window_size, window_size * dim)
-        self.window_shape = (-1, rows * columns, window_size * window_size, dim)
-        self.token_shape = (-1, math.prod(map_size), dim)
+        self.dim = dim
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.scale = float(qk_scale or self.head_dim**-0.5)  # Focal's configs carry qk_scale: False
+        self.qkv = SlicedDense(dim, 3, qkv_bias)
+        self.proj = dense(dim, dim)
+        self.attn_drop = Dropout(attn_drop, index)
+        self.proj_drop = Dropout(proj_drop, index + 1)
+        self.scores = ops.BatchMatMul(transpose_b=True)
+        self.mix = ops.BatchMatMul()
+        nothing = np.zeros(1, np.int32)
+        self.pick_queries, self.pick_keys, self.restore = RowGather(nothing), RowGather(nothing), RowGather(nothing)
 
-    def construct(self, maps):
-        return maps.reshape(self.split_shape).transpose((0, 1, 3, 2, 4)).reshape(self.window_shape)
+    def set_tables(self, query_index: np.ndarray, key_index: np.ndarray, length: int, kind: np.ndarray | None = None):
+        """Which tokens each window has.
 
-    def merge(self, windows):
-        """[B * nW, N, C] or [B, nW, N, C] to [B, L, C]."""
-        return windows.reshape(self.merge_shape).transpose((0, 1, 3, 2, 4)).reshape(self.token_shape)
+        Args:
+            query_index: [nW, N] row numbers of the queries; every token below `length` is one once. Numbers from
+                `length` on are padding: their results are dropped.
+            key_index: [nW, K] row numbers.
+            kind: [nW] which of the position biases each window has; None: the first, second, ...
+        """
+        self.kind = Tensor((np.arange(len(query_index)) if kind is None else kind).astype(np.int32))
+        self.num_windows, self.window_area = query_index.shape
+        self.num_keys = key_index.shape[1]
+        self.length = length
+        heads = np.arange(self.num_heads)
+        for gather, index in ((self.pick_queries, query_index), (self.pick_keys, key_index)):
+            gather.set_index(index[:, None] * self.num_heads + heads[None, :, None])  # [nW, heads, N or K]
+        place = np.argsort(query_index.reshape(-1), kind="stable")[:length]  # of every token among the queries
+        window, query = np.divmod(place, self.window_area)
+        # The result of (window, head, query) is row (window * heads + head) * N + query.
+        self.restore.set_index((window[:, None] * self.num_heads + heads) * self.window_area + query[:, None])
+
+    def heads_of(self, rows, pick, count):
+        """Tokens [B, T, C] to [B * nW, heads, count, head_dim]."""
+        rows = rows.reshape((-1, rows.shape[1] * self.num_heads, self.head_dim))  # [B, T * heads, head_dim]
+        return pick(rows).reshape((-1, self.num_heads, count, self.head_dim))
+
+    def add_position_bias(self, scores):
+        """To scores [B * nW, heads, N, K] of every window. A gather and a plain sum: on CPU a sum that repeats one of
+        its sides takes twice as long, and holds four times its result for as long as the graph lives.
+        """
+        bias = self.position_bias()  # [kinds, heads, N, K]
+        if is_sequence_value_unknown(scores.shape):
+            windows = (-1, self.num_windows, self.num_heads, self.window_area, self.num_keys)
+            return (scores.reshape(windows) + ops.gather(bias, self.kind, 0)).reshape(
+                (-1, self.num_heads, self.window_area, self.num_keys)
+            )
+        kind = ops.tile(self.kind, (scores.shape[0] // self.num_windows,))  # [B * nW]
+        return scores + ops.gather(bias, kind, 0)
+
+    def attend(self, queries, tokens, dropout_seed):
+        """queries [B, L or more, C] and tokens [B, T, C], by the numbers of the tables, to [B, L, C]."""
+        q = (self.qkv(queries.reshape((-1, self.dim)), 0) * self.scale).reshape(queries.shape)
+        rows = tokens.reshape((-1, self.dim))
+        k, v = self.qkv(rows, 1).reshape(tokens.shape), self.qkv(rows, 2).reshape(tokens.shape)
+        q = self.heads_of(q, self.pick_queries, self.window_area)
+        scores = self.scores(q, self.heads_of(k, self.pick_keys, self.num_keys))  # [B * nW, heads, N, K]
+        if self.has_bias:
+            scores = self.add_position_bias(scores)
+        weights = self.attn_drop(ops.softmax(scores, -1), dropout_seed)
+        weights = weights.reshape((-1, self.num_heads, self.window_area, self.num_keys)).astype(v.dtype)
+        out = self.mix(weights, self.heads_of(v, self.pick_keys, self.num_keys))  # [B * nW, heads, N, head_dim]
+        out = out.reshape((-1, self.num_windows * self.num_heads * self.window_area, self.head_dim))
+        out = self.restore(out).reshape((-1, self.length, self.dim))  # [B, L, C]
+        return self.proj_drop(self.proj(out), dropout_seed)
+
+
+def with_padding_token(tokens):
+    """[B, L, C] to [B, L + 1, C]: a last token of zeros, which stands for all padding of a map."""
+    return ops.concat((tokens, ops.zeros_like(tokens[:, :1])), 1)
 
 
 class DropPath(nn.Cell):
@@ -207,13 +322,18 @@ class DropPath(nn.Cell):
         super().__init__()
         self.rate = rate
         self.index = index
+        self.outer = ops.MatMul()
 
     def construct(self, x, scales):
         if not self.training or self.rate == 0.0:
             return x
         if scales is None:
             raise ValueError("training with drop_path_rate > 0 needs drop_path=model.draw_drop_path(generator, batch)")
-        return x * scales[self.index].reshape((-1, 1, 1)).astype(x.dtype)
+        # The scale of a sample, spread over it by a product with ones: repeating it in the multiplication is slower on
+        # CPU (4 times, with the gradient) and holds memory.
+        ones = Tensor(np.ones((1, x.shape[1] * x.shape[2]), np.float32))
+        spread = self.outer(scales[self.index].reshape((-1, 1)), ones).reshape(x.shape)  # [B, L, C]
+        return x * spread.astype(x.dtype)
 
 
 def draw_drop_path(rates: list[float], generator: np.random.Generator, batch_size: int) -> np.ndarray:
@@ -262,13 +382,36 @@ def logical_shift(word, bits):
     return (word // (2**bits)) & (2 ** (32 - bits) - 1)
 
 
+class Gelu(nn.Cell):
+    """Exact GELU (arXiv 1606.08415), x times the normal distribution function of x.
+
+    With its own gradient, which keeps nothing but x: nn.GELU's holds four times the activation for as long as the graph
+    lives on CPU, in inference too, and forward and backward together take 1.25 times as long.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.erf = ops.Erf()
+        self.exp = ops.Exp()
+
+    def distribution(self, x):
+        return self.erf(x * 0.7071067811865476) * 0.5 + 0.5
+
+    def construct(self, x):
+        return x * self.distribution(x)
+
+    def bprop(self, x, out, gradient):
+        density = self.exp(x * x * -0.5) * 0.3989422804014327
+        return (gradient * (self.distribution(x) + x * density),)
+
+
 class Mlp(nn.Cell):
     """Two-layer perceptron with exact GELU (paper section 3.2; Mlp in the original files)."""
 
     def __init__(self, dim, hidden_dim, drop=0.0, dropout_index=0):
         super().__init__()
         self.fc1 = dense(dim, hidden_dim)
-        self.act = nn.GELU(approximate=False)
+        self.act = Gelu()
         self.fc2 = dense(hidden_dim, dim)
         self.drop1 = Dropout(drop, dropout_index)
         self.drop2 = Dropout(drop, dropout_index + 1)

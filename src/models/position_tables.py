@@ -60,15 +60,15 @@ def geometric(values: np.ndarray, side: int) -> np.ndarray:
 
 
 def whole_root(number: int) -> int | None:
-    """The square root of a number if it is whole."""
+    """The square root of a number if it is whole, and not 0."""
     root = math.isqrt(number)
-    return root if root * root == number else None
+    return root if root and root * root == number else None
 
 
 def resize_own_table(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
     """Biases within a window, [(2w - 1)^2, heads], for another window; None where that is not the difference."""
     sides = whole_root(len(table)), whole_root(shape[0])
-    if None in sides or table.shape[1:] != shape[1:]:
+    if None in sides or sides[0] % 2 == 0 or sides[1] % 2 == 0 or table.shape[1:] != shape[1:]:
         return None
     maps = table.T.reshape(-1, sides[0], sides[0])
     return geometric(maps, sides[1]).reshape(-1, shape[0]).T
@@ -89,8 +89,10 @@ def resize_pooled_table(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray
 def resize_ring_table(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
     """Biases to the ring of neighbours, [1, heads, w^2, keys], for another window or width of the ring.
 
-    Bicubic over the queries' places in the window, and over the keys' along the two arms of each quadrant's L.
+    Bicubic over the queries' places in the window, and over the keys' in the strips and corners around it.
     """
+    if table.shape == shape:
+        return table
     source, target = _window_and_ring(table.shape), _window_and_ring(shape)
     if source is None or target is None or table.shape[1] != shape[1]:
         return None
@@ -98,29 +100,43 @@ def resize_ring_table(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray |
     heads = table.shape[1]
     queries = table[0].reshape(heads, window, window, -1).transpose(0, 3, 1, 2)  # [heads, keys, w, w]
     queries = bicubic(queries, (new_window, new_window)).reshape(heads, -1, new_window**2).transpose(0, 2, 1)
-    quadrants = []
-    tokens = ring_tokens(window, expand)[0].reshape(4, -1)
-    new_tokens = ring_tokens(new_window, new_expand)[0].reshape(4, -1)
-    for quadrant, values in enumerate(np.split(queries, 4, axis=2)):
-        canvas = np.zeros((heads, new_window**2, window, window))
-        canvas.reshape(heads, new_window**2, -1)[..., tokens[quadrant]] = values
-        # Quadrants hold neighbours below or above, and right or left: the arms of the L lie at those edges.
-        rows = slice(window - expand, None) if quadrant < 2 else slice(expand)
-        columns = slice(window - expand, None) if quadrant % 2 == 0 else slice(expand)
-        new_rows = slice(new_window - new_expand, None) if quadrant < 2 else slice(new_expand)
-        new_columns = slice(new_window - new_expand, None) if quadrant % 2 == 0 else slice(new_expand)
-        result = np.zeros((heads, new_window**2, new_window, new_window))
-        result[..., :, new_columns] = bicubic(canvas[..., :, columns], (new_window, new_expand))
-        result[..., new_rows, :] = bicubic(canvas[..., rows, :], (new_expand, new_window))
-        quadrants.append(result.reshape(heads, new_window**2, -1)[..., new_tokens[quadrant]])
-    return np.concatenate(quadrants, axis=2)[None]
+
+    # The ring as a picture of the window and its surroundings; keys that come twice are averaged.
+    side = window + 2 * expand
+    rows, columns = _ring_places(window, expand)
+    picture, count = np.zeros((heads, new_window**2, side, side)), np.zeros((side, side))
+    np.add.at(picture, (slice(None), slice(None), rows, columns), queries)
+    np.add.at(count, (rows, columns), 1)
+    picture /= np.maximum(count, 1)
+
+    # Its strips and corners stretch as the window and the ring do.
+    new_side = new_window + 2 * new_expand
+    result = np.zeros((heads, new_window**2, new_side, new_side))
+    for row, new_row in zip(_thirds(window, expand), _thirds(new_window, new_expand), strict=True):
+        for column, new_column in zip(_thirds(window, expand), _thirds(new_window, new_expand), strict=True):
+            size = new_row.stop - new_row.start, new_column.stop - new_column.start
+            result[..., new_row, new_column] = bicubic(picture[..., row, column], size)
+    rows, columns = _ring_places(new_window, new_expand)
+    return result[None, ..., rows, columns]
+
+
+def _ring_places(window, expand):
+    """Row and column of every key of a ring table, counted from the top left of the ring."""
+    token, roll = ring_tokens(window, expand)
+    row, column = np.divmod(token, window)
+    return row + roll[:, 0] + expand, column + roll[:, 1] + expand
+
+
+def _thirds(window, expand):
+    """Above, within and below the window; left, within and right of it."""
+    return slice(0, expand), slice(expand, expand + window), slice(expand + window, window + 2 * expand)
 
 
 def _window_and_ring(shape):
     """(window, expand) of a ring table's shape [1, heads, w^2, 4 w^2 - 4 (w - expand)^2]."""
-    window = whole_root(shape[2])
-    inner = whole_root(shape[2] - shape[3] // 4)
-    return None if window is None or inner is None else (window, window - inner)
+    window, inside = whole_root(shape[2]), shape[2] - shape[3] // 4
+    inner = 0 if inside == 0 else whole_root(max(inside, 0))
+    return None if window is None or inner is None or shape[3] % 4 else (window, window - inner)
 
 
 def resize_map(values: np.ndarray, map_size: tuple[int, int]) -> np.ndarray | None:

@@ -7,29 +7,30 @@ a map subsampled by a strided convolution; SVT alternates that with attention wi
 import math
 
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import nn, ops
 
+from src.models.focal_windows import padded_size, tokens_at, window_positions
 from src.models.layers import (
     Conv2d,
     Dropout,
     DropPath,
+    GatheredAttention,
+    ImageClassifier,
     Mlp,
     PatchEmbed,
     SlicedDense,
-    WindowPadding,
-    WindowPartition,
+    check_common_arguments,
     dense,
-    draw_drop_path,
     image_size,
     layer_norm,
-    padded_size,
+    with_padding_token,
 )
 from src.models.registry import ArgumentError, register_family, register_model
 
 BLOCK_NORM_EPSILON = 1e-6  # of the norms in blocks and the final one; patch embeddings and subsampling have 1e-5
 
 
-class LocallyGroupedAttention(nn.Cell):
+class LocallyGroupedAttention(GatheredAttention):
     """LSA: attention within windows (paper section 3.2; LocallyGroupedAttn in timm).
 
     A map that windows do not tile is padded with zeros below and to the right, before the projections as in the
@@ -37,35 +38,16 @@ class LocallyGroupedAttention(nn.Cell):
     """
 
     def __init__(self, dim, map_size, num_heads, window_size, attn_drop, proj_drop, index):
-        super().__init__()
-        self.dim = dim
-        self.num_heads = num_heads
-        self.head_dim = dim // num_heads
-        self.scale = self.head_dim**-0.5
-        self.window_area = window_size * window_size
-        self.padding = WindowPadding(map_size, window_size, dim)
-        self.partition = WindowPartition(padded_size(map_size, window_size), window_size, dim)
-        self.qkv = SlicedDense(dim, 3)
-        self.proj = dense(dim, dim)
-        self.attn_drop = Dropout(attn_drop, index)
-        self.proj_drop = Dropout(proj_drop, index + 1)
-        self.scores = ops.BatchMatMul(transpose_b=True)
-        self.mix = ops.BatchMatMul()
-
-    def split_heads(self, rows):
-        """[B*nW*N, C] to [B*nW, heads, N, head_dim]."""
-        return rows.reshape((-1, self.window_area, self.num_heads, self.head_dim)).transpose((0, 2, 1, 3))
+        super().__init__(dim, num_heads, attn_drop=attn_drop, proj_drop=proj_drop, index=index)
+        padded = padded_size(map_size, window_size)
+        self.padded = padded != tuple(map_size)
+        own = tokens_at(window_positions(padded, window_size), map_size, window_size)
+        self.set_tables(own, own, math.prod(map_size))
 
     def construct(self, x, dropout_seed=None):
         """[B, L, C] to [B, L, C]."""
-        rows = self.partition(self.padding(x)).reshape((-1, self.dim))  # [B*nW*N, C]
-        q = self.split_heads(self.qkv(rows, 0) * self.scale)
-        k = self.split_heads(self.qkv(rows, 1))
-        v = self.split_heads(self.qkv(rows, 2))
-        weights = self.attn_drop(ops.softmax(self.scores(q, k), -1), dropout_seed)  # [B*nW, heads, N, N]
-        out = self.mix(weights.astype(v.dtype), v).transpose((0, 2, 1, 3))  # [B*nW, N, heads, head_dim]
-        out = self.padding.crop(self.partition.merge(out))  # [B, L, C]
-        return self.proj_drop(self.proj(out), dropout_seed)
+        tokens = with_padding_token(x) if self.padded else x
+        return self.attend(tokens, tokens, dropout_seed)
 
 
 class GlobalSubsampledAttention(nn.Cell):
@@ -154,24 +136,19 @@ def check_twins(arguments: dict) -> None:
         ArgumentError: names the argument and, where there is one, the nearest value that works.
     """
     a = arguments
+    check_common_arguments(
+        a,
+        ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"),
+        ("embed_dims", "num_heads", "sr_ratios"),
+    )
     stages = len(a["depths"])
-    if not stages or min(a["depths"]) < 1:
-        raise ArgumentError("depths", f"must be the number of blocks of each stage, at least 1, got {a['depths']}")
-    if not isinstance(a["img_size"], int) and len(a["img_size"]) != 2:
-        raise ArgumentError("img_size", f"must be one side or [height, width], got {a['img_size']}")
     for key in ("embed_dims", "num_heads", "mlp_ratios", "sr_ratios", "wss"):
         if a[key] is not None and len(a[key]) != stages:
             raise ArgumentError(key, f"has {len(a[key])} entries for the {stages} stages of depths {a['depths']}")
-    for key in ("img_size", "patch_size", "in_chans", "num_classes", "embed_dims", "num_heads", "sr_ratios"):
-        if min(a[key] if isinstance(a[key], list | tuple) else [a[key]]) < 1:
-            raise ArgumentError(key, f"must be at least 1, got {a[key]}")
-    if min(a["mlp_ratios"]) <= 0:
-        raise ArgumentError("mlp_ratios", f"must be above 0, got {a['mlp_ratios']}")
+    if min(dim * ratio for dim, ratio in zip(a["embed_dims"], a["mlp_ratios"], strict=True)) < 1:
+        raise ArgumentError("mlp_ratios", f"leaves a stage no hidden channels, got {a['mlp_ratios']}")
     if a["wss"] is not None and min(a["wss"]) < 1:
         raise ArgumentError("wss", f"must be at least 1 (1 attends globally), got {a['wss']}")
-    for key in ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"):
-        if not 0 <= a[key] < 1:
-            raise ArgumentError(key, f"must be in [0, 1), got {a[key]}")
     unit = a["patch_size"] * 2 ** (stages - 1)
     for side in image_size(a["img_size"]):
         if side % unit:
@@ -189,7 +166,7 @@ def check_twins(arguments: dict) -> None:
 
 
 @register_family("twins", check_twins)
-class Twins(nn.Cell):
+class Twins(ImageClassifier):
     """Twins: images [B, in_chans, H, W] float32 to logits [B, num_classes].
 
     Arguments have timm's names and defaults; build through `create_model`, which checks them.
@@ -275,14 +252,9 @@ class Twins(nn.Cell):
         self.head_drop = Dropout(drop_rate, 4 * sum(depths) + len(depths))
         self.head = dense(channels, num_classes)
 
-    def draw_drop_path(self, generator: np.random.Generator, batch_size: int) -> Tensor | None:
-        """Stochastic-depth scales for one training step, or None for a model without stochastic depth."""
-        if not any(self.drop_path_rates):
-            return None
-        return Tensor(draw_drop_path(self.drop_path_rates, generator, batch_size))
-
     def forward_features(self, images, drop_path=None, dropout_seed=None):
         """Images to the mean of the last stage's normalised tokens, [B, C]."""
+        self.check_images(images)
         x = images
         for stage in range(len(self.blocks)):
             if stage > 0:

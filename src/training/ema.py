@@ -7,7 +7,6 @@ from mindspore import ParameterTuple, Tensor, nn, ops
 
 from src.weights import EMA_PREFIX
 
-
 approach = ops.MultitypeFuncGraph("approach")
 
 

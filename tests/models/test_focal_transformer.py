@@ -3,7 +3,7 @@
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, ops
+from mindspore import Tensor
 
 from src.models import ArgumentError, create_model, list_models, resolve_arguments
 from src.models.focal_transformer import WindowPool
@@ -105,54 +105,29 @@ def test_published_models_can_be_configured_at_other_sizes(name):
 
 @pytest.mark.parametrize("pool", ["mean", "max", "fc", "conv"])
 def test_window_pool_equals_numpy(pool):
-    layer = WindowPool(pool, dim=3, map_size=(2, 10), window_size=2, level=0)
-    windows = images((2, 5, 4, 3))
-    expected = {"mean": windows.mean(2), "max": windows.max(2)}
+    index = np.random.default_rng(1).permutation(20).reshape(5, 4)
+    layer = WindowPool(pool, 3, index)
+    tokens = images((2, 20, 3))
+    parts = tokens[:, index]  # [2, 5, 4, 3]
+    expected = {"mean": parts.mean(2), "max": parts.max(2)}
     if pool == "fc":
-        expected["fc"] = np.einsum("bwnc,n->bwc", windows, layer.weight.asnumpy()[0]) + layer.bias.asnumpy()
+        expected["fc"] = np.einsum("bwnc,n->bwc", parts, layer.weight.asnumpy()[0]) + layer.bias.asnumpy()
     elif pool == "conv":  # depthwise: one kernel per channel
         kernels = layer.weight.asnumpy().reshape(3, 4)
-        expected["conv"] = np.einsum("bwnc,cn->bwc", windows, kernels) + layer.bias.asnumpy()
-    np.testing.assert_allclose(layer(Tensor(windows), None).asnumpy(), expected[pool], atol=1e-6)
+        expected["conv"] = np.einsum("bwnc,cn->bwc", parts, kernels) + layer.bias.asnumpy()
+    np.testing.assert_allclose(layer(Tensor(tokens)).asnumpy(), expected[pool], atol=1e-6)
 
 
-def test_parts_of_windows_are_cut_from_the_middle_of_the_map():
-    """Windows of 7 have 2x2 parts of 3: of the 14 rows and columns, the middle 12 are pooled."""
-    layer = WindowPool("mean", dim=1, map_size=(14, 14), window_size=7, level=1)
-    maps = images((1, 14, 14, 1))
-    expected = maps[0, 1:13, 1:13, 0].reshape(4, 3, 4, 3).mean((1, 3))
-    np.testing.assert_allclose(layer(None, Tensor(maps)).asnumpy().reshape(4, 4), expected, atol=1e-6)
-
-
-def test_recomputing_activations_changes_nothing():
-    losses, norms = [], []
-    for recompute in (False, True):
-        model = create_model("focalv2", **SMALL, use_checkpoint=recompute)
-        weights = {name: formula_value(name, p.shape) for name, p in official_names(model).items() if p.requires_grad}
-        load_weights(model, weights)
-
-        def loss(x, labels, model=model):
-            return ops.cross_entropy(model(x), labels)
-
-        step = ms.value_and_grad(loss, None, model.trainable_params())
-        value, gradients = step(Tensor(images((2, 3, 32, 32))), Tensor([1, 2], ms.int32))
-        losses.append(float(value.asnumpy()))
-        norms.append([float(np.linalg.norm(gradient.asnumpy())) for gradient in gradients])
-    assert losses[0] == losses[1]
-    np.testing.assert_allclose(*norms, rtol=1e-5)
-
-
-def test_shifted_block_equals_rolling_its_input():
-    """With shift, a block is the same block on a rolled map, rolled back (the original ignores the mask)."""
-    model = create_model("focalv2", **SMALL, use_shift=True).set_train(False)
-    block = model.layers[0].blocks[1]
-    assert block.shift == 1
-    x = images((1, 64, 16))
-    shifted = block.attend(Tensor(x), None).asnumpy().reshape(8, 8, 16)
-    block.shift = 0
-    rolled = np.roll(x.reshape(8, 8, 16), (-1, -1), (0, 1)).reshape(1, 64, 16)
-    plain = np.roll(block.attend(Tensor(rolled), None).asnumpy().reshape(8, 8, 16), (1, 1), (0, 1))
-    np.testing.assert_allclose(shifted, plain, atol=1e-6)
+@pytest.mark.parametrize("family", ["focal", "focalv2", "twins"])
+def test_images_of_another_size_are_refused(family):
+    sizes = {"embed_dims": [16], "num_heads": [1], "mlp_ratios": [1.0], "depths": [1], "sr_ratios": [2]}
+    if family != "twins":
+        sizes = {"embed_dim": 16, "num_heads": [1], "depths": [1], "focal_levels": [1], "window_size": 4}
+    model = create_model(family, img_size=[32, 48], num_classes=2, **sizes).set_train(False)
+    assert model(Tensor(images((1, 3, 32, 48)))).shape == (1, 2)
+    for shape in ((1, 3, 48, 32), (1, 3, 35, 51), (1, 1, 32, 48)):
+        with pytest.raises(ValueError, match="height 32 and width 48"):
+            model(Tensor(images(shape)))
 
 
 def test_convolution_implementations_agree():
@@ -204,6 +179,9 @@ def test_pynative_equals_graph_mode():
         ({"img_size": [32, 32, 32]}, "img_size"),
         ({"mlp_ratio": 0.0}, "mlp_ratio"),
         ({"patch_size": 2, "use_conv_embed": True}, "patch_size"),
+        ({"conv_implementation": "unfodl"}, "conv_implementation"),
+        ({"focal_stages": [0, 1, 9]}, "focal_stages"),
+        ({"mlp_ratio": 0.01}, "mlp_ratio"),
     ],
     ids=str,
 )

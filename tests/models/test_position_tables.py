@@ -76,21 +76,37 @@ def test_geometric_keeps_the_nearest_and_reaches_the_farthest():
     np.testing.assert_array_equal(geometric(table, 5), table[4:9, 4:9])
 
 
-def test_ring_keeps_how_far_and_where_a_neighbour_is():
-    """Biases by quadrant and distance from the window, in rows or else in columns, are those of the larger window."""
+def ring_places(window, expand):
+    """Row and column of the keys of a ring table, from -expand to window + expand - 1."""
+    token, roll = ring_tokens(window, expand)
+    return np.stack(np.divmod(token, window), axis=-1) + roll
 
-    def table(window, expand):
-        token, roll = ring_tokens(window, expand)
-        place = np.stack(np.divmod(token, window), axis=-1) + roll
-        rows, columns = np.maximum(np.maximum(-place, place - window + 1), 0).T  # outside the window
-        quadrant = (roll[:, 0] < 0) * 2 + (roll[:, 1] < 0)
-        values = 10 * quadrant + np.where(rows > 0, rows, columns)
-        return np.broadcast_to(values, ring_shape(window, expand)).astype(np.float64), rows > 0
 
-    (small, _), (large, in_rows) = table(7, 3), table(12, 3)
-    error = np.abs(resize_ring_table(small, large.shape) - large)
-    assert (error[..., in_rows] < 1e-9).all()
-    assert (error[..., ~in_rows] < 1e-9).mean() > 0.5  # the others see the corner, where the rows' distance counts
+@pytest.mark.parametrize("expand", [3, 4])
+def test_ring_stretches_with_the_window(expand):
+    """A table that is linear in the place around the window stays so; keys of one token get one bias."""
+
+    def table(window, ring):
+        """The row of a key: a unit a token outside the window, 7 units across it."""
+        row = ring_places(window, ring)[:, 0] + 0.5
+        outside = np.minimum(row, 0) * 3 / ring + np.maximum(row - window, 0) * 3 / ring
+        values = outside + np.clip(row, 0, window) * 7 / window
+        return np.broadcast_to(values, ring_shape(window, ring)).astype(np.float64)
+
+    small, large = table(7, 3), table(12, expand)
+    resized = resize_ring_table(small, large.shape)
+    assert np.abs(resized - large).max() < 0.2  # the rounding of bicubic at borders, of a range of 13
+    _, same = np.unique(ring_places(12, expand), axis=0, return_inverse=True)
+    for token in range(same.max() + 1):
+        assert np.ptp(resized[..., same.reshape(-1) == token], axis=-1).max() < 1e-9
+
+
+def test_own_table_keeps_its_orientation():
+    """The first index of a table is the displacement in rows."""
+    rows = np.repeat(np.arange(-6.0, 7), 13)[:, None]
+    resized = resize_own_table(rows, (23 * 23, 1)).reshape(23, 23)
+    assert (np.diff(resized, axis=0) > 0).all()
+    assert np.ptp(resized, axis=1).max() < 1e-9
 
 
 def test_maps_keep_their_aspect():
@@ -107,6 +123,9 @@ def test_maps_keep_their_aspect():
 def test_other_differences_are_not_resized():
     assert resize_own_table(np.zeros((169, 3)), (529, 4)) is None
     assert resize_own_table(np.zeros((168, 3)), (529, 3)) is None
+    assert resize_own_table(np.zeros((36, 3)), (529, 3)) is None
+    assert resize_own_table(np.zeros((0, 3)), (529, 3)) is None
+    assert resize_ring_table(np.zeros((1, 2, 49, 63)), ring_shape(12, 3)) is None
     assert resize_pooled_table(np.zeros((3, 169)), (4, 144)) is None
     assert resize_ring_table(np.zeros(ring_shape(7, 3)), (1, 2, 144, 250)) is None
     assert resize_pool(np.zeros((1, 49)), (1, 50)) is None

@@ -1,0 +1,94 @@
+"""What only training does, in every family: stochastic depth, dropout, recomputation."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn, ops
+
+from src.graph import compiled_operators
+from src.models import create_model
+from src.weights import load_weights, official_names
+from tests.reference import formula_value, images
+
+FOCAL = {
+    "img_size": 32, "num_classes": 5, "embed_dim": 16, "depths": [2, 1], "num_heads": [2, 4], "window_size": 2,
+    "focal_stages": [0, 1], "focal_levels": [2, 2], "drop_path_rate": 0.0,
+}  # fmt: skip
+TWINS = {
+    "img_size": 32, "num_classes": 5, "embed_dims": [16, 32], "num_heads": [2, 4], "mlp_ratios": [2.0, 2.0],
+    "depths": [2, 1], "sr_ratios": [2, 1], "wss": [3, 3], "drop_path_rate": 0.0,
+}  # fmt: skip
+FAMILIES = {"focal": FOCAL | {"expand_sizes": [1, 1], "focal_windows": [3, 1]}, "focalv2": FOCAL, "twins": TWINS}
+X = Tensor(images((4, 3, 32, 32)))
+
+
+class Gradients(nn.Cell):
+    """Gradients of the sum of squared logits by every parameter."""
+
+    def __init__(self, model):
+        super().__init__(auto_prefix=False)
+        self.model = model
+        self.gradients = ops.grad(self.loss, None, model.trainable_params())
+
+    def loss(self, x):
+        return ops.square(self.model(x)).sum()
+
+    def construct(self, x):
+        return self.gradients(x)
+
+
+def build(family, **options):
+    model = create_model(family, **FAMILIES[family] | options).set_train()
+    named = official_names(model).items()
+    load_weights(model, {name: formula_value(name, p.shape) for name, p in named if p.requires_grad})
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_recomputation_changes_the_graph_and_not_the_gradients(family):
+    kept, recomputed = (Gradients(build(family, use_checkpoint=flag)) for flag in (False, True))
+    for expected, value in zip(kept(X), recomputed(X), strict=True):
+        np.testing.assert_allclose(value.asnumpy(), expected.asnumpy(), rtol=1e-4, atol=1e-4)
+    products = [
+        sum(operator.name == "BatchMatMul" for operator in compiled_operators(cell, X)) for cell in (kept, recomputed)
+    ]
+    assert products[1] >= products[0] + 3 * 2  # at least the scores and mixtures of three blocks, once more
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stochastic_depth_scales_every_branch(family):
+    """Both branches of every block follow their row of the scales, those of rate 0 excepted."""
+    model = build(family, drop_path_rate=0.5)
+    rates = model.drop_path_rates
+    assert rates == [0, 0, 0.25, 0.25, 0.5, 0.5]
+    ones = np.ones((6, 4), np.float32)
+    logits = model(X, Tensor(ones)).asnumpy()
+    for branch in range(6):
+        scales = ones.copy()
+        scales[branch, 2] = 0
+        changed = np.abs(model(X, Tensor(scales)).asnumpy() - logits).max(axis=1) > 1e-4
+        assert changed.tolist() == [False, False, rates[branch] > 0, False]
+    drawn = model.draw_drop_path(np.random.default_rng(0), 1000).asnumpy()
+    np.testing.assert_allclose(drawn.mean(axis=1), 1, atol=0.1)
+    with pytest.raises(ValueError, match="draw_drop_path"):
+        model(X)
+    np.testing.assert_allclose(model.set_train(False)(X).asnumpy(), logits, atol=1e-5)
+
+
+DROPOUTS = [
+    ("focal", "drop_rate"),
+    ("focal", "attn_drop_rate"),
+    ("focalv2", "drop_rate"),
+    ("focalv2", "attn_drop_rate"),
+]
+DROPOUTS += [("twins", f"{place}drop_rate") for place in ("", "pos_", "proj_", "attn_")]
+
+
+@pytest.mark.parametrize(("family", "option"), DROPOUTS)
+def test_dropout_acts_in_training_only(family, option):
+    model = build(family, **{option: 0.4})
+    one, again, two = (model(X, None, Tensor(seed, ms.int32)).asnumpy() for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, again)
+    assert np.abs(one - two).max() > 1e-4
+    plain = build(family).set_train(False)(X).asnumpy()
+    np.testing.assert_allclose(model.set_train(False)(X).asnumpy(), plain, atol=1e-5)
