@@ -306,14 +306,15 @@ def _matched(model, targets, arrays, adapt):
     return values, report, misshapen
 
 
-def _differences(report, misshapen, shown=20):
-    """One line with the first names of each kind."""
+def _differences(report, misshapen):
+    """One line with the names of each kind, or the first if there are many."""
     kinds = {
         "of another shape": list(misshapen.values()),
         "missing": [name for name in report.missing if name not in misshapen],
         "unexpected": [name for name in report.unexpected if name not in misshapen],
     }
-    return "; ".join(f"{len(names)} {kind}: {_listed(names, shown)}" for kind, names in kinds.items() if names)
+    listed = {kind: _listed(names, 20 if len(names) <= 20 else 3) for kind, names in kinds.items()}
+    return "; ".join(f"{len(kinds[kind])} {kind}: {names}" for kind, names in listed.items() if names)
 
 
 def _listed(names, shown=None):

@@ -1,5 +1,6 @@
 """Fixtures shared by the tests."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -53,3 +54,10 @@ def run_script(capsys, monkeypatch):
         return code, captured.out, captured.err
 
     return call
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _free_graphs():
+    """Compiled graphs live as long as their cells, which cyclic references keep alive: together, some 10 GB."""
+    yield
+    gc.collect()

@@ -33,6 +33,38 @@ def run(digits, tmp_path_factory):
     return output, [*options, f"runtime.output={output}"]
 
 
+OTHER_FAMILIES = {
+    # A map of 9 x 9 in windows of 4: padded, with neighbours and three levels.
+    "focal": "img_size: 36\n  embed_dim: 16\n  depths: [2, 1]\n  num_heads: [1, 2]\n  window_size: 4\n"
+             "  focal_levels: [3, 2]\n  focal_windows: [3, 1]\n  expand_sizes: [1, 1]\n",
+    "twins": "img_size: 40\n  embed_dims: [16, 32]\n  depths: [2, 1]\n  num_heads: [1, 2]\n  mlp_ratios: [2.0, 2.0]\n"
+             "  sr_ratios: [2, 1]\n  wss: [4, 4]\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", OTHER_FAMILIES)
+def test_other_families_train_evaluate_and_export(family, digits, run_script, tmp_path):
+    config = tmp_path / f"{family}.yaml"
+    config.write_text(
+        f"model:\n  name: {family}\n  in_chans: 1\n  num_classes: 10\n  drop_path_rate: 0.1\n"
+        f"  {OTHER_FAMILIES[family]}data:\n  path: {digits}\n  workers: 1\n  mean: [0.3]\n  std: [0.37]\n"
+        "train:\n  epochs: 1\n  batch_size: 32\nschedule:\n  warmup_epochs: 0\noptimizer:\n  base_lr: 2e-3\n"
+        f"  lr_batch_size: null\neval:\n  batch_size: 60\nruntime:\n  output: {tmp_path / 'run'}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "train.py", "--config", str(config)],
+        cwd=ROOT, capture_output=True, text=True, env=os.environ | {"GLOG_v": "4"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    code, out, err = run_script("eval.py", "--config", config, "--weights", "ema")
+    assert (code, err) == (0, "")
+    assert f"top-1 {summary['best_top1']:.2f}%" in out
+    code, out, err = run_script("export.py", "--config", config, "--output", tmp_path / "x.mindir")
+    assert (code, err) == (0, "")
+    assert "verified on validation images" in out
+
+
 def test_train_writes_what_it_says(run):
     output, _ = run
     summary = json.loads((output / "summary.json").read_text())

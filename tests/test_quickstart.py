@@ -26,5 +26,5 @@ def test_quickstart_configuration_is_a_focal_network():
     model = config.build_model("CPU")
     attentions = [stage.blocks[0].attn for stage in model.layers]
     assert [attention.num_windows for attention in attentions] == [16, 4, 1]
-    assert [attention.focal_level for attention in attentions] == [2, 2, 2]
+    assert [attention.levels for attention in attentions] == [2, 2, 2]
     assert config.augment.hflip == config.augment.vflip == 0

@@ -322,17 +322,14 @@ class DropPath(nn.Cell):
         super().__init__()
         self.rate = rate
         self.index = index
-        self.outer = ops.MatMul()
 
     def construct(self, x, scales):
         if not self.training or self.rate == 0.0:
             return x
         if scales is None:
             raise ValueError("training with drop_path_rate > 0 needs drop_path=model.draw_drop_path(generator, batch)")
-        # The scale of a sample, spread over it by a product with ones: repeating it in the multiplication is slower on
-        # CPU (4 times, with the gradient) and holds memory.
-        ones = Tensor(np.ones((1, x.shape[1] * x.shape[2]), np.float32))
-        spread = self.outer(scales[self.index].reshape((-1, 1)), ones).reshape(x.shape)  # [B, L, C]
+        # Spread over the sample first: on CPU a product that repeats one of its sides is slower and holds memory.
+        spread = ops.tile(scales[self.index].reshape((-1, 1)), (1, x.shape[1] * x.shape[2])).reshape(x.shape)
         return x * spread.astype(x.dtype)
 
 

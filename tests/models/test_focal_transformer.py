@@ -94,8 +94,7 @@ def test_other_resolutions(name, size):
 @pytest.mark.parametrize("name", list_models())
 def test_published_models_can_be_configured_at_other_sizes(name):
     for size in (224, 448, 896):
-        if "window12" not in name:
-            resolve_arguments(name, {"img_size": size})
+        resolve_arguments(name, {"img_size": size})
     if name.startswith("focalv2"):
         with pytest.raises(ArgumentError, match="the nearest that does is"):
             resolve_arguments(name, {"img_size": 384})
