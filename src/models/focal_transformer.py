@@ -376,12 +376,12 @@ def check_focal_transformer(arguments: dict) -> None:
     """
     a = arguments
     check_common_arguments(
-        a, ("drop_rate", "attn_drop_rate", "drop_path_rate"), ("embed_dim", "window_size", "num_heads")
+        a,
+        rates=("drop_rate", "attn_drop_rate", "drop_path_rate"),
+        positive=("embed_dim", "window_size", "num_heads"),
+        per_stage=("num_heads", "focal_levels"),
     )
     stages = len(a["depths"])
-    for key in ("num_heads", "focal_levels"):
-        if len(a[key]) != stages:
-            raise ArgumentError(key, f"has {len(a[key])} entries for the {stages} stages of depths {a['depths']}")
     if a["embed_dim"] * a["mlp_ratio"] < 1:
         raise ArgumentError("mlp_ratio", f"leaves {a['embed_dim']} channels no hidden ones, got {a['mlp_ratio']}")
     for stage in a["focal_stages"]:
@@ -504,16 +504,12 @@ def map_sizes(arguments: dict, image: tuple[int, int] | None = None) -> list[tup
 
 def _tiled(arguments, image=None):
     """Whether whole windows tile the map of every stage; a window larger than a map shrinks to its short side."""
-    for stage in range(len(arguments["depths"])):
-        unit = arguments["patch_size"] * 2**stage
-        sides = image or image_size(arguments["img_size"])
-        map_size = [side // unit for side in sides]
-        if any(side % unit for side in sides) or min(map_size) < 1:
-            return False
-        window = focal_windows.fit_window(map_size, arguments["window_size"])
-        if any(side % window for side in map_size):
-            return False
-    return True
+    unit = arguments["patch_size"] * 2 ** (len(arguments["depths"]) - 1)
+    maps = map_sizes(arguments, image)
+    if maps is None or any(side % unit for side in image or image_size(arguments["img_size"])):
+        return False
+    windows = [focal_windows.fit_window(map_size, arguments["window_size"]) for map_size in maps]
+    return all(side % window == 0 for map_size, window in zip(maps, windows, strict=True) for side in map_size)
 
 
 @register_family("focal", check_focal_transformer_v1)

@@ -33,11 +33,14 @@ class ImageClassifier(nn.Cell):
             )
 
 
-def check_common_arguments(arguments: dict, rates: tuple[str, ...], positive: tuple[str, ...]) -> None:
+def check_common_arguments(
+    arguments: dict, rates: tuple[str, ...], positive: tuple[str, ...], per_stage: tuple[str, ...]
+) -> None:
     """Refuse what no model can do.
 
     Args:
         rates: names of probabilities. positive: names of numbers, or lists of them, that must be at least 1.
+        per_stage: names of lists with an entry for each stage, or None.
 
     Raises:
         ArgumentError: names the argument.
@@ -50,6 +53,10 @@ def check_common_arguments(arguments: dict, rates: tuple[str, ...], positive: tu
     for key in ("img_size", "patch_size", "in_chans", "num_classes", *positive):
         if min(a[key] if isinstance(a[key], list | tuple) else [a[key]]) < 1:
             raise ArgumentError(key, f"must be at least 1, got {a[key]}")
+    for key in per_stage:
+        if a[key] is not None and len(a[key]) != len(a["depths"]):
+            stages = len(a["depths"])
+            raise ArgumentError(key, f"has {len(a[key])} entries for the {stages} stages of depths {a['depths']}")
     for key in rates:
         if not 0 <= a[key] < 1:
             raise ArgumentError(key, f"must be in [0, 1), got {a[key]}")
@@ -202,11 +209,8 @@ class RowGather(nn.Cell):
     """
 
     def __init__(self, index: np.ndarray):
-        super().__init__()
-        self.set_index(index)
-
-    def set_index(self, index: np.ndarray):
         """`index`: row numbers below R, of any shape; they are used in row-major order."""
+        super().__init__()
         self.index = Tensor(index.reshape(-1).astype(np.int32))
 
     def construct(self, rows):
@@ -246,8 +250,6 @@ class GatheredAttention(nn.Cell):
         self.proj_drop = Dropout(proj_drop, index + 1)
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
-        nothing = np.zeros(1, np.int32)
-        self.pick_queries, self.pick_keys, self.restore = RowGather(nothing), RowGather(nothing), RowGather(nothing)
 
     def set_tables(self, query_index: np.ndarray, key_index: np.ndarray, length: int, kind: np.ndarray | None = None):
         """Which tokens each window has.
@@ -263,12 +265,12 @@ class GatheredAttention(nn.Cell):
         self.num_keys = key_index.shape[1]
         self.length = length
         heads = np.arange(self.num_heads)
-        for gather, index in ((self.pick_queries, query_index), (self.pick_keys, key_index)):
-            gather.set_index(index[:, None] * self.num_heads + heads[None, :, None])  # [nW, heads, N or K]
+        self.pick_queries = RowGather(query_index[:, None] * self.num_heads + heads[:, None])  # [nW, heads, N]
+        self.pick_keys = RowGather(key_index[:, None] * self.num_heads + heads[:, None])  # [nW, heads, K]
         place = np.argsort(query_index.reshape(-1), kind="stable")[:length]  # of every token among the queries
         window, query = np.divmod(place, self.window_area)
         # The result of (window, head, query) is row (window * heads + head) * N + query.
-        self.restore.set_index((window[:, None] * self.num_heads + heads) * self.window_area + query[:, None])
+        self.restore = RowGather((window[:, None] * self.num_heads + heads) * self.window_area + query[:, None])
 
     def heads_of(self, rows, pick, count):
         """Tokens [B, T, C] to [B * nW, heads, count, head_dim]."""

@@ -138,13 +138,11 @@ def check_twins(arguments: dict) -> None:
     a = arguments
     check_common_arguments(
         a,
-        ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"),
-        ("embed_dims", "num_heads", "sr_ratios"),
+        rates=("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"),
+        positive=("embed_dims", "num_heads", "sr_ratios"),
+        per_stage=("embed_dims", "num_heads", "mlp_ratios", "sr_ratios", "wss"),
     )
     stages = len(a["depths"])
-    for key in ("embed_dims", "num_heads", "mlp_ratios", "sr_ratios", "wss"):
-        if a[key] is not None and len(a[key]) != stages:
-            raise ArgumentError(key, f"has {len(a[key])} entries for the {stages} stages of depths {a['depths']}")
     if min(dim * ratio for dim, ratio in zip(a["embed_dims"], a["mlp_ratios"], strict=True)) < 1:
         raise ArgumentError("mlp_ratios", f"leaves a stage no hidden channels, got {a['mlp_ratios']}")
     if a["wss"] is not None and min(a["wss"]) < 1:
