@@ -1,152 +1,43 @@
-"""Configuration: the typed schema with every default, YAML inheritance, overrides and validation.
+"""Configuration: YAML inheritance, overrides and validation.
 
-A configuration is a YAML file with the sections below. `base: ../base/imagenet.yaml` (or a list) names files whose
-values this one inherits; keys merge section by section, and the command line's `section.key=value` comes last. Keys of
-the model section are the arguments of the model's constructor (src/models), which is where their defaults are.
+A configuration is a YAML file with the sections of src/schema.py. `base: ../base/imagenet.yaml` (or a list) names files
+whose values this one inherits; keys merge section by section, and the command line's `section.key=value` comes last.
+Keys of the model section are the arguments of the model's constructor (src/models), which is where their defaults are.
 """
 
 import difflib
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 from pydantic import create_model as create_schema
 
 from src.errors import UserError
 from src.models import ArgumentError, create_model, find_model, resolve_arguments
+from src.schema import (
+    RENAMED_KEYS,
+    SECTIONS,
+    AmpConfig,
+    AugmentConfig,
+    DataConfig,
+    EmaConfig,
+    EvalConfig,
+    OptimizerConfig,
+    RuntimeConfig,
+    ScheduleConfig,
+    Section,
+    TrainConfig,
+)
 
 CONFIG_ROOT = Path(__file__).resolve().parent.parent / "configs"
 COMMAND_LINE = "command line"
 
-Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(ge=0)]
-
 
 class ConfigError(UserError):
     """A configuration that cannot work; the message names the file and the key."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class DataConfig(Section):
-    """Where images come from and how they are read."""
-
-    path: str = "data/imagenet"  # folder that holds train/ and val/, each with one folder per class
-    train: str = "train"
-    val: str = "val"
-    workers: Literal["auto"] | Positive = (
-        "auto"  # reader processes per device; auto: the cores divided among the devices
-    )
-    prefetch: Positive = 4  # batches kept ready
-    mean: list[float] = Field([0.485, 0.456, 0.406], min_length=1)  # of pixels scaled to [0, 1], per channel
-    std: list[Annotated[float, Field(gt=0)]] = Field([0.229, 0.224, 0.225], min_length=1)
-
-
-class AugmentConfig(Section):
-    """What training does to images and targets."""
-
-    scale: list[Annotated[float, Field(gt=0, le=1)]] = Field([0.08, 1.0], min_length=2, max_length=2)  # crop area
-    ratio: list[Annotated[float, Field(gt=0)]] = Field([0.75, 4 / 3], min_length=2, max_length=2)  # crop width / height
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    hflip: Fraction = 0.5
-    vflip: Fraction = 0.0
-    repeats: Positive = (
-        1  # repeated augmentation (arXiv 1901.09335): copies of an image, each augmented anew, in an epoch
-    )
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    auto_augment: str | None = None  # for example rand-m9-mstd0.5-inc1
-    erasing: Fraction = 0.0  # probability of random erasing
-    erasing_mode: Literal["const", "rand", "pixel"] = "pixel"
-    erasing_count: Positive = 1
-    mixup: Rate = 0.0  # alpha of the Beta distribution; 0 is off
-    cutmix: Rate = 0.0
-    mixup_prob: Fraction = 1.0  # probability of mixing a batch at all
-    switch_prob: Fraction = 0.5  # probability of cutmix where both are on
-    mixup_mode: Literal["batch", "pair", "elem"] = "batch"
-
-    @model_validator(mode="after")
-    def check(self):
-        for name in ("scale", "ratio"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"{name}: [{low}, {high}] must be in ascending order")
-        return self
-
-
-class OptimizerConfig(Section):
-    name: Literal["adamw"] = "adamw"
-    base_lr: Annotated[float, Field(gt=0)] = 5e-4  # at a global batch of lr_batch_size; scaled linearly
-    lr_batch_size: Positive | None = 512  # null: base_lr is used as it is
-    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.9, 0.999], min_length=2, max_length=2)
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    weight_decay: Rate = 0.05
-    clip_norm: Annotated[float, Field(gt=0)] | None = 5.0  # of the global gradient norm; null: no clipping
-
-
-class ScheduleConfig(Section):
-    """Learning rate against time, in epochs; rates are at lr_batch_size and scaled with base_lr."""
-
-    name: Literal["cosine", "official_cosine"] = "cosine"
-    min_lr: Rate = 5e-6
-    warmup_epochs: Rate = 20.0
-    warmup_lr: Rate = 1e-5  # at the first update
-    cooldown_epochs: Rate = 0.0  # at the end, at cooldown_lr
-    cooldown_lr: Rate = 5e-6
-
-
-class TrainConfig(Section):
-    epochs: Positive = 300
-    batch_size: Positive = 64  # images per device and forward pass
-    accumulation_steps: Positive = 1  # forward passes per update
-    resume: bool | str = False  # false, auto (the run's last checkpoint) or a path
-    pretrained: str | None = None  # weights to start from
-    keep_checkpoints: Positive = 3  # newest epochs kept, beside last and best
-    log_interval: Positive = 50  # updates between lines of the log
-    stop_after_epoch: Positive | None = (
-        None  # end early with the schedule of the full length; resume goes on from there
-    )
-
-
-class EmaConfig(Section):
-    """Exponential moving average of the weights."""
-
-    enabled: bool = True
-    decay: Annotated[float, Field(ge=0, lt=1)] = 0.99992
-    warmup: bool = False  # decay at update t is at most (1 + t) / (10 + t), so that early averages are not the start
-
-
-class AmpConfig(Section):
-    """Mixed precision and loss scaling."""
-
-    level: Literal["O0", "O1", "O2", "O3"] = "O0"
-    loss_scale: Literal["dynamic", "fixed", "none"] = "dynamic"
-    init_scale: Annotated[float, Field(ge=1)] = 1024.0
-    growth_interval: Positive = 2000  # updates without overflow before the scale doubles
-
-
-class EvalConfig(Section):
-    batch_size: Positive = 64
-    crop_ratio: Annotated[float, Field(gt=0, le=1)] = 0.875  # the short side becomes floor(img_size / crop_ratio)
-    interval: Positive = 1  # epochs between evaluations while training
-
-
-class RuntimeConfig(Section):
-    device_target: Literal["auto", "CPU", "Ascend"] = "auto"
-    device_id: Annotated[int, Field(ge=0)] | None = None  # null: by local rank
-    mode: Literal["graph", "pynative"] = "graph"
-    jit_level: Literal["auto", "O0", "O1", "O2"] = "auto"  # O2 is Ascend's graph engine
-    precision_mode: Literal[  # of Ascend's operators
-        "must_keep_origin_dtype", "allow_fp32_to_fp16", "allow_mix_precision", "force_fp16"
-    ] = "must_keep_origin_dtype"
-    conv_implementation: Literal["auto", "unfold", "conv2d"] = "auto"  # auto: unfold on CPU, conv2d on Ascend
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    output: str = "auto"  # folder of the run; auto: runs/<name of the configuration>
 
 
 # Constructor arguments that are a matter of the device and live in the runtime section.
@@ -164,71 +55,6 @@ class ModelConfig:
         """Every constructor argument that the model section may hold."""
         arguments = resolve_arguments(self.name, self.arguments)[1]
         return {key: value for key, value in arguments.items() if key not in RUNTIME_ARGUMENTS}
-
-
-SECTIONS: dict[str, type[Section]] = {
-    "data": DataConfig,
-    "augment": AugmentConfig,
-    "optimizer": OptimizerConfig,
-    "schedule": ScheduleConfig,
-    "train": TrainConfig,
-    "ema": EmaConfig,
-    "amp": AmpConfig,
-    "eval": EvalConfig,
-    "runtime": RuntimeConfig,
-}
-
-# Flat keys of the 2022 MindSpore ports, and where each went.
-RENAMED_KEYS = {
-    "arch": "model.name",
-    "num_classes": "model.num_classes",
-    "image_size": "model.img_size",
-    "data_url": "data.path",
-    "num_parallel_workers": "data.workers",
-    "mix_up": "augment.mixup",
-    "mixup": "augment.mixup",
-    "cutmix": "augment.cutmix",
-    "mixup_prob": "augment.mixup_prob",
-    "switch_prob": "augment.switch_prob",
-    "mixup_mode": "augment.mixup_mode",
-    "auto_augment": "augment.auto_augment",
-    "interpolation": "augment.interpolation",
-    "re_prob": "augment.erasing",
-    "re_mode": "augment.erasing_mode",
-    "re_count": "augment.erasing_count",
-    "label_smoothing": "augment.label_smoothing",
-    "crop_ratio": "eval.crop_ratio",
-    "optimizer": "optimizer.name",
-    "base_lr": "optimizer.base_lr",
-    "beta": "optimizer.betas",
-    "eps": "optimizer.eps",
-    "weight_decay": "optimizer.weight_decay",
-    "clip_global_norm_value": "optimizer.clip_norm",
-    "use_global_norm": "optimizer.clip_norm",
-    "lr_scheduler": "schedule.name",
-    "min_lr": "schedule.min_lr",
-    "warmup_length": "schedule.warmup_epochs",
-    "warmup_lr": "schedule.warmup_lr",
-    "cool_length": "schedule.cooldown_epochs",
-    "cool_lr": "schedule.cooldown_lr",
-    "epochs": "train.epochs",
-    "batch_size": "train.batch_size",
-    "accumulation_step": "train.accumulation_steps",
-    "pretrained": "train.pretrained",
-    "keep_checkpoint_max": "train.keep_checkpoints",
-    "print_freq": "train.log_interval",
-    "enable_ema": "ema.enabled",
-    "with_ema": "ema.enabled",
-    "ema_decay": "ema.decay",
-    "amp_level": "amp.level",
-    "is_dynamic_loss_scale": "amp.loss_scale",
-    "loss_scale": "amp.init_scale",
-    "device_target": "runtime.device_target",
-    "device_id": "runtime.device_id",
-    "graph_mode": "runtime.mode",
-    "seed": "runtime.seed",
-    "train_url": "runtime.output",
-}
 
 
 @dataclass(frozen=True)

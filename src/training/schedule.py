@@ -41,7 +41,7 @@ def official_cosine(update: int, updates_per_epoch: int, epochs: float, base_lr:
     return schedule.cooldown_lr if schedule.cooldown_epochs else schedule.min_lr
 
 
-SCHEDULES = {"cosine": cosine, "official_cosine": official_cosine}
+SCHEDULES = {"clipped_cosine": cosine, "cosine": official_cosine}
 
 
 def learning_rate(schedule, optimizer, epochs: int, update: int, updates_per_epoch: int, global_batch: int) -> float:

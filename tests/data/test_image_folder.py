@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.config import AugmentConfig, DataConfig
+from src.schema import AugmentConfig, DataConfig
 from src.data.image_folder import (
     DataError,
     Epochs,

@@ -7,7 +7,7 @@ from mindspore.dataset.vision import Inter
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from src.config import AugmentConfig
+from src.schema import AugmentConfig
 from src.data.transforms import (
     EvalTransform,
     TrainTransform,
