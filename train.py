@@ -12,11 +12,10 @@ def main(arguments: list[str]) -> None:
 
     from src.distributed import check_device_num, start
     from src.staging import stage_out
-    from src.training.trainer import Trainer, refuse_missing_features
+    from src.training.trainer import Trainer
 
     check_device_num(options.device_num, "train.py", arguments)
     config = configuration(options, train__pretrained=options.pretrained)
-    refuse_missing_features(config)
     dist = start(config.runtime)
     trainer = Trainer(with_local_data(config, options), dist)
     try:

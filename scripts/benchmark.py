@@ -29,7 +29,8 @@ def training(model, network, images, num_classes):
     import numpy as np
     from mindspore import Tensor
 
-    from src.training.loss import SoftTargetCrossEntropy, soft_targets
+    from src.data.mixup import soft_targets
+    from src.training.loss import SoftTargetCrossEntropy
     from src.training.optimizer import create_optimizer
     from src.training.train_step import LossScale, TrainStep
 

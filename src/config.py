@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic import create_model as create_schema
 
+from src.data.rand_augment import PolicyError, parse_policy
 from src.errors import UserError
 from src.models import ArgumentError, create_model, find_model, resolve_arguments
 from src.schema import (
@@ -336,6 +337,11 @@ def _check_across_sections(config: Config) -> None:
     for key in ("mean", "std"):
         if len(getattr(config.data, key)) != channels:
             raise config.error(f"data.{key}", f"has {len(getattr(config.data, key))} values for {channels} channels")
+    if config.augment.auto_augment:
+        try:
+            parse_policy(config.augment.auto_augment)
+        except PolicyError as error:
+            raise config.error("augment.auto_augment", str(error)) from error
     schedule, train = config.schedule, config.train
     if schedule.warmup_epochs + schedule.cooldown_epochs > train.epochs:
         raise config.error(

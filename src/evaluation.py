@@ -10,15 +10,8 @@ from mindspore import Tensor, nn
 
 from src.atomic import write_text
 from src.config import Config
-from src.data.image_folder import (
-    DataError,
-    Epochs,
-    ImageFolder,
-    UnreadableImages,
-    check_num_classes,
-    eval_dataset,
-    resolve_workers,
-)
+from src.data.image_set import DataError, check_num_classes, open_images
+from src.data.pipeline import EvalBatches, UnreadableImages, configure_reading, resolve_workers
 from src.data.transforms import EvalTransform
 from src.distributed import Dist
 from src.errors import UserError
@@ -71,16 +64,17 @@ def batch_counts(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) ->
 
 
 def evaluate(network: nn.Cell, epoch, batch_size: int, dist) -> Metrics:
-    """Metrics of a network over one pass of an evaluation dataset (src/data/image_folder.py).
+    """Metrics of a network over one pass of an evaluation dataset (src/data/pipeline.py).
 
     Args:
         network: images [B, C, H, W] to logits [B, classes]; put into evaluation mode and back.
-        epoch: iterable of (images, labels, weights); a short last batch is filled up, for the graph to keep its shape.
+        epoch: iterable of (images, labels, weights, indices); a short last batch is filled up, for the graph to keep
+            its shape.
     """
     was_training = network.training
     network.set_train(False)
     counts = np.zeros(4)
-    for images, labels, weights in epoch:
+    for images, labels, weights, _ in epoch:
         short = batch_size - len(labels)
         if short:
             images = np.concatenate([images, np.zeros((short, *images.shape[1:]), images.dtype)])
@@ -134,7 +128,7 @@ def evaluate_checkpoint(
         UserError: no checkpoint, weights of another model, or data of other classes.
     """
     path = run_checkpoint(config, checkpoint)
-    folder = ImageFolder.open(Path(config.data.path) / config.data.val)
+    folder = open_images(config.data.path, config.data.val)
     model, used, classes = load_for_inference(config, path, weights, dist.device_target)
     check_num_classes(folder, model.num_classes)
     if classes is not None and classes != folder.classes:
@@ -142,9 +136,10 @@ def evaluate_checkpoint(
             f"data folder {folder.path}: its classes are not those of checkpoint {path} ({', '.join(classes[:3])}, ...)"
         )
     network = apply_precision(model, config.amp.level)
+    configure_reading(config.data)
     with tempfile.TemporaryDirectory() as scratch:
         unreadable = UnreadableImages(Path(scratch) / "unreadable_images.txt")
-        batches = eval_dataset(
+        batches = EvalBatches(
             folder,
             EvalTransform(model.img_size, config.eval.crop_ratio, config.augment.interpolation),
             config.data,
@@ -155,7 +150,7 @@ def evaluate_checkpoint(
             workers=resolve_workers(config.data.workers, dist.local_size),
         )
         with missing_kernels_named(config.amp.level, dist.device_target):
-            metrics = evaluate(network, Epochs(batches), config.eval.batch_size, dist)
+            metrics = evaluate(network, batches, config.eval.batch_size, dist)
         skipped = unreadable.read()
     if dist.is_main:
         for image, reason in skipped.items():

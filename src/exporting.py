@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from src.config import Config
-from src.data.image_folder import DataError, ImageFolder
+from src.data.image_set import DataError, ImageSet, open_images
 from src.data.transforms import EvalTransform, UnreadableImage, decode
 from src.distributed import Dist
 from src.errors import UserError
@@ -67,11 +67,11 @@ def export_checkpoint(
 def sample_images(config: Config, model: nn.Cell, count: int) -> tuple[np.ndarray, str]:
     """Preprocessed images [count, C, H, W] and what they are: the first readable of the validation set, else noise."""
     try:
-        folder = ImageFolder.open(Path(config.data.path) / config.data.val)
+        found = open_images(config.data.path, config.data.val)
     except DataError:
-        folder = None
+        found = None
     channels = len(config.data.mean)
-    images = list(islice(_readable(folder, channels), count)) if folder is not None else []
+    images = list(islice(_readable(found, channels), count)) if found is not None else []
     if not images:
         shape = (count, model.in_chans, *model.img_size)
         noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
@@ -82,14 +82,14 @@ def sample_images(config: Config, model: nn.Cell, count: int) -> tuple[np.ndarra
     return ((pixels - mean) / std).transpose(0, 3, 1, 2).astype(np.float32), "validation images"
 
 
-def _readable(folder: ImageFolder, channels: int):
-    """The images of a folder that can be read: the first of every class, then the second of every class, and so on."""
-    by_class = [folder.files(label) for label in range(len(folder.classes))]
-    for file in chain.from_iterable(zip_longest(*by_class)):
+def _readable(found: ImageSet, channels: int):
+    """The images of a set that can be read: the first of every class, then the second of every class, and so on."""
+    by_class = [np.flatnonzero(found.labels == label) for label in range(len(found.classes))]
+    for index in chain.from_iterable(zip_longest(*by_class)):
         try:
-            if file is not None:
-                yield decode(np.fromfile(file, np.uint8), channels)
-        except UnreadableImage:
+            if index is not None:
+                yield decode(found.content(index), channels)
+        except (UnreadableImage, OSError):
             continue
 
 

@@ -41,6 +41,7 @@ class Progress:
     """Where a run stands. Random streams are keyed by seed, epoch and update, so this is their whole state."""
 
     epoch: int = 0  # whole epochs done
+    images: int = 0  # of the epoch begun, on all devices together
     update: int = 0  # updates done, skipped ones included
     skipped: int = 0  # of these, skipped for overflow
     seconds: float = 0.0  # spent so far, evaluation and compilation included
@@ -143,6 +144,14 @@ class CheckpointFolder:
                 f"checkpoints in {self.path}: cannot be written ({error}); {path} is whole"
             ) from error
         return path
+
+    def save_within_epoch(self, state: TrainState) -> None:
+        """Write the state as last.ckpt alone; the next save takes its place.
+
+        Raises:
+            CheckpointError: see TrainState.save.
+        """
+        state.save(self.last)
 
     def epochs(self) -> list[Path]:
         """Per-epoch files, oldest first."""

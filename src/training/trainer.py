@@ -1,6 +1,7 @@
 """The training loop."""
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -10,15 +11,8 @@ from mindspore import Tensor
 
 from src.atomic import write_text
 from src.config import Config
-from src.data.image_folder import (
-    Epochs,
-    ImageFolder,
-    UnreadableImages,
-    check_classes,
-    eval_dataset,
-    resolve_workers,
-    train_dataset,
-)
+from src.data.image_set import ImageSet, check_classes, open_images
+from src.data.pipeline import EvalBatches, TrainBatches, UnreadableImages, configure_reading, resolve_workers
 from src.data.transforms import EvalTransform, TrainTransform
 from src.distributed import Dist
 from src.errors import UserError
@@ -26,7 +20,7 @@ from src.evaluation import Metrics, evaluate
 from src.precision import apply_precision, missing_kernels_named
 from src.training.checkpoint import CheckpointError, CheckpointFolder, TrainState
 from src.training.ema import ExponentialMovingAverage
-from src.training.loss import SoftTargetCrossEntropy, soft_targets
+from src.training.loss import SoftTargetCrossEntropy
 from src.training.optimizer import create_optimizer
 from src.training.progress import ProgressLog, duration
 from src.training.schedule import learning_rate
@@ -41,23 +35,15 @@ INCIDENTAL = (
     "data.path",
     "data.workers",
     "data.prefetch",
+    "data.numa",
     "train.resume",
     "train.stop_after_epoch",
     "train.log_interval",
     "train.keep_checkpoints",
+    "train.save_interval",
     "runtime.output",
     "runtime.device_id",
 )
-
-
-def refuse_missing_features(config: Config) -> None:
-    """Raises UserError for recipe options whose training side does not exist yet."""
-    augment = config.augment
-    neutral = {"mixup": 0.0, "cutmix": 0.0, "auto_augment": None, "erasing": 0.0}
-    wanted = [key for key, off in neutral.items() if getattr(augment, key) != off]
-    if wanted:
-        off = " ".join(f"augment.{key}={'null' if neutral[key] is None else 0}" for key in wanted)
-        raise UserError(f"training with {', '.join(wanted)} is not there yet (evaluation is); to train without: {off}")
 
 
 class Trainer:
@@ -74,9 +60,9 @@ class Trainer:
         resume_from = self._resume_from()
 
         arguments = config.model.resolved()
-        train_folder = ImageFolder.open(Path(config.data.path) / config.data.train)
-        val_folder = ImageFolder.open(Path(config.data.path) / config.data.val)
-        check_classes(train_folder, val_folder, arguments["num_classes"])
+        train_images = open_images(config.data.path, config.data.train)
+        val_images = open_images(config.data.path, config.data.val, train_images.classes)
+        check_classes(train_images, val_images, arguments["num_classes"])
         self.num_classes = arguments["num_classes"]
 
         self.model = config.build_model(dist.device_target)
@@ -97,7 +83,7 @@ class Trainer:
             if config.ema.enabled
             else None,
             config=config,
-            classes=train_folder.classes,
+            classes=train_images.classes,
         )
         self.resume_from = resume_from
         self.saved_config = self.state.restore(resume_from) if resume_from is not None else None
@@ -107,7 +93,7 @@ class Trainer:
             raise UserError(
                 f"the processes found different checkpoints under {self.output}; a run needs a folder that all see"
             )
-        self._build_data(train_folder, val_folder)
+        self._build_data(train_images, val_images)
 
         self.network = apply_precision(self.model, config.amp.level)
         parameters = self.model.trainable_params()
@@ -137,50 +123,53 @@ class Trainer:
             )
         return path
 
-    def _build_data(self, train_folder: ImageFolder, val_folder: ImageFolder) -> None:
-        config, dist = self.config, self.dist
+    def _build_data(self, train_images: ImageSet, val_images: ImageSet) -> None:
+        config, dist, progress = self.config, self.dist, self.state.progress
         train = config.train
         size = tuple(self.model.img_size)
-        workers = resolve_workers(config.data.workers, dist.local_size)
         # Every rank names what its own workers could not read; the main one gathers the files.
         self.unreadable = UnreadableImages(self.output / f"unreadable_images_{dist.rank}.txt")
         make_folder(self.output)
         self.unreadable.clear()
         self.named = set()
         self.global_batch = train.batch_size * train.accumulation_steps * dist.size
-        self.updates_per_epoch = train_folder.size // self.global_batch
-        # Whole epochs are what a checkpoint counts: under another global batch they are another number of updates.
-        self.state.progress.update = self.state.progress.epoch * self.updates_per_epoch
-        ms.dataset.config.set_prefetch_size(config.data.prefetch)
-        remaining = max(train.epochs - self.state.progress.epoch, 1)
-        self.train_batches = Epochs(
-            train_dataset(
-                train_folder,
-                TrainTransform(size, config.augment, config.runtime.seed),
-                config.data,
-                batch_size=train.batch_size,
-                batches_per_update=train.accumulation_steps,
-                unreadable=self.unreadable,
-                first_epoch=self.state.progress.epoch,
-                rank=dist.rank,
-                ranks=dist.size,
-                workers=workers,
+        self.updates_per_epoch = train_images.size // self.global_batch
+        # Epochs and images are what a checkpoint counts: under another global batch they are another number of updates.
+        updates_done = min(progress.images // self.global_batch, max(self.updates_per_epoch - 1, 0))
+        progress.update = progress.epoch * self.updates_per_epoch + updates_done
+        configure_reading(config.data)
+        cooldown = config.schedule.cooldown_epochs
+        reading = {
+            "unreadable": self.unreadable,
+            "rank": dist.rank,
+            "ranks": dist.size,
+            "workers": resolve_workers(config.data.workers, dist.local_size),
+        }
+        self.train_batches = TrainBatches(
+            train_images,
+            TrainTransform(
+                size,
+                config.augment,
+                config.runtime.seed,
+                config.data.mean,
+                train.epochs - cooldown if cooldown else math.inf,
             ),
-            remaining,
+            config.data,
+            batch_size=train.batch_size,
+            batches_per_update=train.accumulation_steps,
+            epochs=train.epochs,
+            first_epoch=progress.epoch,
+            first_batch=updates_done * train.accumulation_steps,
+            **reading,
         )
-        passes = 2 if config.ema.enabled else 1
-        self.eval_batches = Epochs(
-            eval_dataset(
-                val_folder,
-                EvalTransform(size, config.eval.crop_ratio, config.augment.interpolation),
-                config.data,
-                batch_size=config.eval.batch_size,
-                unreadable=self.unreadable,
-                rank=dist.rank,
-                ranks=dist.size,
-                workers=workers,
-            ),
-            remaining * passes,
+        remaining = max(train.epochs - progress.epoch, 1)
+        self.eval_batches = EvalBatches(
+            val_images,
+            EvalTransform(size, config.eval.crop_ratio, config.augment.interpolation),
+            config.data,
+            batch_size=config.eval.batch_size,
+            passes=remaining * (2 if config.ema.enabled else 1),
+            **reading,
         )
 
     def run(self) -> dict:
@@ -201,13 +190,13 @@ class Trainer:
             return json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else self._finish()
         if self.dist.is_main:
             write_text(self.output / "config.yaml", config.to_yaml())
-        before, start = progress.seconds, time.perf_counter()
+        self.started = time.perf_counter() - progress.seconds
         for epoch in range(progress.epoch, last_epoch):
             self._train_epoch(epoch)
-            progress.epoch = epoch + 1
+            progress.epoch, progress.images = epoch + 1, 0
             evaluates = progress.epoch % config.eval.interval == 0 or progress.epoch == last_epoch
             is_best = self._evaluate() if evaluates else False
-            progress.seconds = before + time.perf_counter() - start
+            progress.seconds = time.perf_counter() - self.started
             if self.dist.is_main:
                 self.checkpoints.save(self.state, is_best)
                 self._name_unreadable()
@@ -226,18 +215,20 @@ class Trainer:
             f"images an epoch, amp {config.amp.level}"
         )
         if self.resume_from is not None:
-            self.log.line(f"resuming {self.resume_from} after epoch {progress.epoch}")
+            within = progress.update - progress.epoch * self.updates_per_epoch
+            where = f"epoch {progress.epoch}" + (f" and {within} updates of the next" if within else "")
+            self.log.line(f"resuming {self.resume_from} after {where}")
             for key, before, now in changed_keys(self.saved_config, config):
                 self.log.line(f"changed since: {key} {before} -> {now}")
 
     def _train_epoch(self, epoch: int) -> None:
-        """One epoch of updates."""
+        """One epoch of updates, or what is left of it."""
         config, progress = self.config, self.state.progress
         accumulation = config.train.accumulation_steps
         self.network.set_train()
         self.log.start_epoch(epoch + 1)
         finite_flags = []
-        for index, (images, labels) in enumerate(self.train_batches):
+        for index, (images, targets) in enumerate(self.train_batches):
             rate = learning_rate(
                 config.schedule,
                 config.optimizer,
@@ -247,28 +238,45 @@ class Trainer:
                 self.global_batch,
             )
             completes = (index + 1) % accumulation == 0
-            loss, _, finite = self._step(images, labels, rate, index % accumulation, completes)
+            loss, _, finite = self._step(images, targets, rate, index % accumulation, completes)
             if completes:
                 progress.update += 1
                 finite_flags.append(finite)
                 self.log.update(progress.update, self.global_batch, lambda value=loss: float(value.asnumpy()), rate)
+                self._save_within_epoch(finite_flags)
         self.log.end_epoch()
+        self._count_skipped(finite_flags)
+
+    def _save_within_epoch(self, finite_flags: list[Tensor]) -> None:
+        """Write last.ckpt when train.save_interval says so; the end of an epoch has its own save."""
+        progress, interval = self.state.progress, self.config.train.save_interval
+        within = progress.update % self.updates_per_epoch
+        if interval is None or progress.update % interval or within == 0:
+            return
+        self._count_skipped(finite_flags)
+        progress.images = within * self.global_batch
+        progress.seconds = time.perf_counter() - self.started
+        if self.dist.is_main:
+            self.checkpoints.save_within_epoch(self.state)
+
+    def _count_skipped(self, finite_flags: list[Tensor]) -> None:
+        """Take the flags of updates into the count of skipped ones, and empty the list."""
         skipped = sum(not bool(flag.asnumpy()) for flag in finite_flags)
-        progress.skipped += skipped
+        finite_flags.clear()
+        self.state.progress.skipped += skipped
         if skipped:
             scale = float(self.state.loss_scale.value.asnumpy())
-            self.log.line(f"epoch {epoch + 1}: {skipped} updates skipped for overflow, loss scale now {scale:g}")
+            self.log.line(f"{skipped} updates skipped for overflow, loss scale now {scale:g}")
 
-    def _step(self, images: np.ndarray, labels: np.ndarray, rate: float, part: int, completes: bool):
+    def _step(self, images: np.ndarray, targets: np.ndarray, rate: float, part: int, completes: bool):
         config, progress = self.config, self.state.progress
-        targets = soft_targets(labels, self.num_classes, config.augment.label_smoothing)
         noise = np.random.default_rng([config.runtime.seed, NOISE_STREAM, progress.update, part, self.dist.rank])
         with missing_kernels_named(config.amp.level, self.dist.device_target):
             return self.step(
                 Tensor(images),
                 Tensor(targets),
                 Tensor(rate, ms.float32),
-                self.model.draw_drop_path(noise, len(labels)),
+                self.model.draw_drop_path(noise, len(targets)),
                 Tensor(noise.integers(2**31), ms.int32),
                 completes,
             )

@@ -1,10 +1,12 @@
 """What happens to one image."""
 
+import io
+
 import mindspore.dataset.vision as vision
 import numpy as np
 import pytest
 from mindspore.dataset.vision import Inter
-from PIL import Image
+from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_image
 
 from src.schema import AugmentConfig
@@ -12,20 +14,25 @@ from src.data.transforms import (
     EvalTransform,
     TrainTransform,
     UnreadableImage,
+    as_image,
     decode,
+    draw_color_jitter,
+    jitter_colors,
+    pixels,
     random_resized_crop_box,
+    resize,
     sample_generator,
 )
 
 
 @pytest.fixture(scope="module")
 def photograph():
-    return Image.fromarray(load_sample_image("china.jpg")).resize((500, 375))
+    return np.asarray(Image.fromarray(load_sample_image("china.jpg")).resize((500, 375)))
 
 
 def test_evaluation_resizes_the_short_side_and_crops_the_centre(photograph):
     """224 / 0.875 = 256, by MindSpore's PILCUBIC, then the central 224 x 224."""
-    resized = vision.Resize(256, Inter.PILCUBIC)(np.asarray(photograph))
+    resized = vision.Resize(256, Inter.PILCUBIC)(photograph)
     assert resized.shape[:2] == (256, 341)
     top, left = round((256 - 224) / 2), round((341 - 224) / 2)
     expected = resized[top : top + 224, left : left + 224]
@@ -36,7 +43,7 @@ def test_evaluation_resizes_the_short_side_and_crops_the_centre(photograph):
 @pytest.mark.parametrize("source", [(500, 375), (375, 500), (8, 8), (1, 300)])
 @pytest.mark.parametrize("crop_ratio", [1.0, 0.875, 0.9])
 def test_evaluation_gives_the_size_asked_for(size, source, crop_ratio):
-    pixels = EvalTransform(size, crop_ratio, "bicubic")(Image.new("RGB", source, (10, 20, 30)))
+    pixels = EvalTransform(size, crop_ratio, "bicubic")(np.asarray(Image.new("RGB", source, (10, 20, 30))))
     assert pixels.shape == (*size, 3)
     assert (pixels == [10, 20, 30]).all()  # nothing was padded
 
@@ -75,13 +82,93 @@ def test_randomness_is_keyed_by_seed_epoch_and_position(photograph):
 
 
 def test_flips_happen_as_often_as_asked():
-    ramp = Image.fromarray(np.tile(np.arange(0, 256, 32, dtype=np.uint8), (8, 1)))
-    augment = AugmentConfig(scale=[1.0, 1.0], ratio=[1.0, 1.0], hflip=0.3)
+    ramp = np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8, 1)  # grows by 4 to the right and by 32 downwards
+    augment = AugmentConfig(scale=[1.0, 1.0], ratio=[1.0, 1.0], hflip=0.3, vflip=0.6)
     transform = TrainTransform((8, 8), augment, 0)
-    flipped = [transform(ramp, 0, position)[0, 0, 0] > 128 for position in range(5000)]
-    assert abs(np.mean(flipped) - 0.3) < 0.02
-    never = TrainTransform((8, 8), augment.model_copy(update={"hflip": 0.0}), 0)
-    assert all(never(ramp, 0, position)[0, 0, 0] == 0 for position in range(100))
+    corners = np.array([transform(ramp, 0, position)[0, 0, 0] for position in range(20000)])
+    shares = [(corners == corner).mean() for corner in (0, 28, 224, 252)]
+    np.testing.assert_allclose(shares, [0.7 * 0.4, 0.3 * 0.4, 0.7 * 0.6, 0.3 * 0.6], atol=0.012)
+    never = TrainTransform((8, 8), AugmentConfig(scale=[1.0, 1.0], ratio=[1.0, 1.0], hflip=0.0), 0)
+    assert all((never(ramp, 0, position) == ramp).all() for position in range(100))
+
+
+def test_resizing_is_pillows_two_passes():
+    """Bicubic: exactly, the horizontal pass first, also at odd sizes. Bilinear and grey: Pillow itself."""
+    generator = np.random.default_rng(0)
+    for _ in range(100):
+        height, width, new_height, new_width = (int(side) for side in np.exp(generator.uniform(0, np.log(400), 4)))
+        array = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        horizontal = Image.fromarray(array).resize((new_width, height), Image.Resampling.BICUBIC)
+        expected = np.asarray(horizontal.resize((new_width, new_height), Image.Resampling.BICUBIC))
+        np.testing.assert_array_equal(resize(array, (new_height, new_width), Image.Resampling.BICUBIC), expected)
+    for array in (array, array[:, :, :1]):
+        expected = as_image(array).resize((20, 10), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(resize(array, (10, 20), Image.Resampling.BILINEAR), pixels(expected))
+
+
+@pytest.mark.parametrize("options", [{"quality": 90}, {"quality": 50, "subsampling": 0}, {"progressive": True}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpeg_is_decoded_as_pillow_does(photograph, options, mode, channels):
+    buffer = io.BytesIO()
+    Image.fromarray(photograph).convert(mode).save(buffer, "JPEG", **options)
+    expected = pixels(Image.open(buffer).convert("RGB" if channels == 3 else "L"))
+    np.testing.assert_array_equal(decode(np.frombuffer(buffer.getvalue(), np.uint8), channels), expected)
+
+
+def test_a_jpeg_that_was_cut_short_is_unreadable(photograph):
+    buffer = io.BytesIO()
+    Image.fromarray(photograph).save(buffer, "JPEG")
+    with pytest.raises(UnreadableImage, match="truncated"):
+        decode(np.frombuffer(buffer.getvalue()[:-2000], np.uint8), 3)
+
+
+def test_color_jitter_draws_factors_and_orders_uniformly():
+    generator = np.random.default_rng(0)
+    drawn = [draw_color_jitter(generator, 0.4) for _ in range(20000)]
+    factors = np.array([[factor for _, factor in sorted(steps)] for steps in drawn])
+    np.testing.assert_allclose(np.quantile(factors, [0, 0.25, 0.5, 0.75, 1], axis=0)[:, 0], [0.6, 0.8, 1, 1.2, 1.4], atol=0.01)
+    orders = [tuple(name for name, _ in steps) for steps in drawn]
+    counts = [orders.count(order) for order in set(orders)]
+    assert len(counts) == 6
+    np.testing.assert_allclose(counts, 20000 / 6, rtol=0.06)
+    assert min(factor for factor in (draw_color_jitter(generator, 3.0)[0][1] for _ in range(1000))) >= 0
+
+
+def test_color_jitter_is_pillows_and_gives_way_to_a_policy(photograph):
+    drawn = [("Contrast", 1.3), ("Brightness", 0.7), ("Color", 0.6)]
+    image = Image.fromarray(photograph)
+    for enhancement, factor in ((ImageEnhance.Contrast, 1.3), (ImageEnhance.Brightness, 0.7), (ImageEnhance.Color, 0.6)):
+        image = enhancement(image).enhance(factor)
+    np.testing.assert_array_equal(jitter_colors(photograph, drawn), np.asarray(image))
+
+    def sample(**augment):
+        return TrainTransform((32, 32), AugmentConfig(**augment), 0)(photograph, 0, 1)
+
+    assert not np.array_equal(sample(color_jitter=0.4), sample())
+    np.testing.assert_array_equal(sample(color_jitter=0.4, auto_augment="v0"), sample(auto_augment="v0"))
+
+
+def test_the_cooldown_leaves_out_what_it_says(photograph):
+    augment = {"auto_augment": "rand-m9-n4-p1", "hflip": 0.0}
+
+    def sample(epoch, **others):
+        transform = TrainTransform((32, 32), AugmentConfig(**augment | others), 0, cooldown_epoch=3)
+        return transform(photograph, epoch, 1)
+
+    np.testing.assert_array_equal(sample(2, cooldown="none"), sample(2))
+    np.testing.assert_array_equal(sample(3), TrainTransform((32, 32), AugmentConfig(**augment), 0)(photograph, 3, 1))
+    np.testing.assert_array_equal(sample(3, cooldown="crop"), sample(3, auto_augment=None))
+    np.testing.assert_array_equal(sample(3, cooldown="none"), EvalTransform((32, 32), 1.0, "bicubic")(photograph))
+
+
+def test_interpolation_can_be_random(photograph):
+    augment = AugmentConfig(scale=[1, 1], ratio=[4 / 3, 4 / 3], hflip=0, interpolation="random")
+    transform = TrainTransform((32, 32), augment, 0)
+    bilinear, bicubic = (resize(photograph, (32, 32), r) for r in (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC))
+    kinds = [np.array_equal(sample, bicubic) for sample in (transform(photograph, 0, i) for i in range(400))]
+    assert abs(np.mean(kinds) - 0.5) < 0.1
+    assert all(np.array_equal(transform(photograph, 0, i), bicubic if kinds[i] else bilinear) for i in range(400))
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
+from src.data.mixup import soft_targets
 from src.models import create_model
 from src.training.ema import ExponentialMovingAverage
-from src.training.loss import SoftTargetCrossEntropy, soft_targets
+from src.training.loss import SoftTargetCrossEntropy
 from src.training.optimizer import create_optimizer
 from src.training.train_step import LossScale, TrainStep
 from src.weights import load_weights

@@ -1,0 +1,133 @@
+"""Where images come from: folders of class folders, zip files, MindRecord files.
+
+All are an ImageSet. Its samples are numbered in the order of (class, file name), so that a seed gives the same batches
+whatever the format.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from src.errors import UserError
+
+EXTENSIONS = [".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"]
+# ImageFolderDataset tells cases apart; these are the ones that cameras and people write.
+SPELLINGS = [spelling for e in EXTENSIONS for spelling in (e, e.upper(), f".{e[1:].capitalize()}")]
+
+
+class DataError(UserError):
+    """A data set that cannot be used; the message names the folder and the remedy."""
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file's name has the extension of an image."""
+    return name.endswith(tuple(SPELLINGS))
+
+
+class ImageSet(ABC):
+    """Labelled image files.
+
+    Attributes:
+        path: what messages name.
+        classes: names of the classes by label.
+        size: number of images.
+        fixed_order: the reader takes samplers of one fixed order only, so that every epoch needs a reader of its own.
+    """
+
+    path: Path
+    classes: tuple[str, ...]
+    size: int
+    fixed_order = False
+
+    @abstractmethod
+    def reader(self, sampler):
+        """A MindSpore dataset of (image: file content, label int32) in the order of a MindSpore sampler."""
+
+    @cached_property
+    @abstractmethod
+    def names(self) -> list[str]:
+        """File names by sample, relative to the path."""
+
+    @cached_property
+    @abstractmethod
+    def labels(self) -> np.ndarray:
+        """Labels [size] by sample, ascending."""
+
+    @abstractmethod
+    def content(self, index: int) -> np.ndarray:
+        """File content [n] uint8 of one sample.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+
+    def successors(self, index: int) -> list[int]:
+        """The other samples of a sample's class, from the next one on and around."""
+        first, end = np.searchsorted(self.labels, [self.labels[index], self.labels[index] + 1])
+        return [*range(index + 1, end), *range(first, index)]
+
+
+def open_images(root: str | Path, name: str, classes: tuple[str, ...] | None = None) -> ImageSet:
+    """The images called `name` (train, val) under a folder: the folder of that name, NAME.zip, or NAME.mindrecord.
+
+    Args:
+        classes: names of the classes, for formats that do not say them (a zip file of images without class folders).
+
+    Raises:
+        DataError: there are none, or they cannot be used.
+    """
+    # Imported here, for each of these imports what is above.
+    from src.data.image_folder import ImageFolder
+    from src.data.mindrecord_images import INDEX_SUFFIX, MindRecordImages
+    from src.data.zip_images import ZipImages
+
+    root = Path(root)
+    zipped, recorded = root / f"{name}.zip", root / f"{name}{INDEX_SUFFIX}"
+    if (root / name).is_dir():
+        return ImageFolder.open(root / name)
+    if zipped.is_file():
+        return ZipImages.open(zipped, classes)
+    if recorded.is_file():
+        return MindRecordImages.open(recorded)
+    raise DataError(
+        f"data folder {root / name}: no such folder (nor {zipped.name}, nor {recorded.name}); "
+        "set data.path (--data_url) to the folder that holds it"
+    )
+
+
+def check_classes(train: ImageSet, val: ImageSet, num_classes: int) -> None:
+    """Hold the images of training and evaluation against each other and against the model.
+
+    Raises:
+        DataError: they differ.
+    """
+    if train.classes != val.classes:
+        only = sorted(set(train.classes) ^ set(val.classes))
+        where = train.path if only[0] in train.classes else val.path
+        raise DataError(
+            f"data folders {train.path} and {val.path} have different classes: {only[0]!r} is only in {where}"
+        )
+    check_num_classes(train, num_classes)
+
+
+def check_num_classes(images: ImageSet, num_classes: int) -> None:
+    """Raises DataError when a model has another number of classes than the images."""
+    if len(images.classes) != num_classes:
+        raise DataError(
+            f"data folder {images.path}: has {len(images.classes)} classes, the model {num_classes}; "
+            f"set model.num_classes={len(images.classes)}"
+        )
+
+
+def check_class_count(path: Path, classes: tuple[str, ...]) -> None:
+    """Raises DataError for fewer than two classes."""
+    if len(classes) < 2:
+        raise DataError(f"data folder {path}: has the one class {classes[0]!r}; classification needs two or more")
+
+
+def reader_threads() -> int:
+    """Threads that read files."""
+    return min(4, os.cpu_count())

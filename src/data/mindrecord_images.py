@@ -1,0 +1,204 @@
+"""Images in MindRecord files, MindSpore's format for large sets: a few big files instead of a million small ones.
+
+NAME.mindrecord.json, which `scripts/make_mindrecord.py` writes last, says what belongs to the set: the classes, and for
+every part its file, number of images and checksum. The images of all parts together are in the order of ImageFolder, so
+that a run on them repeats one on the folder bit for bit.
+"""
+
+import hashlib
+import json
+from concurrent.futures import ProcessPoolExecutor
+from functools import cached_property
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import mindspore.dataset as ds
+import numpy as np
+from mindspore.mindrecord import FileWriter
+
+from src.atomic import replace_synced, write_text
+from src.data.image_set import DataError, ImageSet, open_images, reader_threads
+from src.data.transforms import UnreadableImage, decode
+
+INDEX_SUFFIX = ".mindrecord.json"
+ROWS_PER_WRITE = 256
+SCHEMA = {"image": {"type": "bytes"}, "label": {"type": "int32"}, "name": {"type": "string"}}
+
+
+class MindRecordImages(ImageSet):
+    """MindRecord files and their index. MindDataset takes no samplers of ours, hence a fixed order."""
+
+    fixed_order = True
+
+    def __init__(self, path: Path, classes: tuple[str, ...], parts: list[Path], size: int):
+        self.path = path
+        self.classes = classes
+        self.parts = parts
+        self.size = size
+
+    @classmethod
+    def open(cls, path: Path) -> "MindRecordImages":
+        """Read the index and see that all parts are there, by their sizes in bytes.
+
+        Raises:
+            DataError: a part is missing or was cut short.
+        """
+        path = Path(path)
+        try:
+            index = json.loads(path.read_text(encoding="utf-8"))
+            classes, parts = tuple(index["classes"]), index["parts"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"data file {path}: not an index of MindRecord files; make it anew") from error
+        for part in parts:
+            for name, size in part["bytes"].items():
+                file = path.with_name(name)
+                if not file.is_file() or file.stat().st_size != size:
+                    raise DataError(
+                        f"data file {file}: missing or not of {size} bytes; scripts/make_mindrecord.py makes it anew"
+                    )
+        return cls(path, classes, [path.with_name(part["file"]) for part in parts], sum(p["images"] for p in parts))
+
+    def reader(self, sampler):
+        return ds.MindDataset(
+            [str(part) for part in self.parts],
+            columns_list=["image", "label"],
+            num_parallel_workers=reader_threads(),
+            sampler=sampler,
+        )
+
+    def _column(self, name: str) -> list:
+        parts = [str(part) for part in self.parts]
+        dataset = ds.MindDataset(parts, columns_list=[name], sampler=ds.SequentialSampler())
+        return [row[0][()] for row in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)]
+
+    @cached_property
+    def names(self):
+        return [str(name) for name in self._column("name")]
+
+    @cached_property
+    def labels(self):
+        return np.array(self._column("label"), dtype=np.int32)
+
+    def content(self, index):
+        """Not by single samples: unreadable images never get into the files."""
+        raise OSError(f"{self.path}: the files were damaged after they were made")
+
+
+def make_mindrecord(root: Path, name: str, output: Path, images_per_file: int, workers: int | None = None) -> Path:
+    """Pack the images called `name` (train, val) under a folder; returns the index. Goes on where an earlier call was cut.
+
+    Raises:
+        DataError: no images, none that is readable, an index from elsewhere in the way, or no room.
+    """
+    images = open_images(root, name)
+    if isinstance(images, MindRecordImages):
+        raise DataError(f"data file {images.path}: is what would be made; name the folder of the images themselves")
+    if images_per_file < 1:
+        raise DataError(f"--images-per-file {images_per_file}: must be 1 or more")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        starts = range(0, images.size, images_per_file)
+        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+            parts = []
+            for number, start in enumerate(starts):
+                chosen = range(start, min(start + images_per_file, images.size))
+                parts.append(_make_part(images, chosen, output / f"{name}.mindrecord{number:05d}", pool))
+                print(f"{name}: {chosen.stop} of {images.size} images", flush=True)
+        left_out = [image for part in parts for image in part["unreadable"]]
+        index = output / f"{name}{INDEX_SUFFIX}"
+        parts = [part for part in parts if part["images"]]
+        if not parts:
+            raise DataError(f"data folder {images.path}: none of its images is readable")
+        write_text(index, json.dumps({"classes": images.classes, "parts": parts}))
+    except OSError as error:
+        raise DataError(f"data folder {output}: cannot be written ({error})") from error
+    for image in left_out:
+        print(f"unreadable image {images.path / image}: left out")
+    if left_out:
+        print(f"{len(left_out)} unreadable images left out")
+    return index
+
+
+def _make_part(images: ImageSet, chosen: range, path: Path, pool) -> dict:
+    """One MindRecord file, of the chosen samples; what the index says of it. A whole one that is there is kept."""
+    names = [images.names[i] for i in chosen]
+    source = hashlib.sha256("\n".join([str(images.path.resolve()), *names]).encode()).hexdigest()
+    record = path.with_name(f"{path.name}.json")
+    files = [path, path.with_name(f"{path.name}.db")]
+    if record.is_file():
+        part = json.loads(record.read_text(encoding="utf-8"))  # written last and at once, so whole
+        if part["source"] == source and all(f.is_file() and checksum(f) == part["sha256"][f.name] for f in files):
+            return part
+    for leftover in (record, *files):
+        leftover.unlink(missing_ok=True)
+    written = hashlib.sha256()
+    unreadable, count = [], 0
+    with TemporaryDirectory(dir=path.parent, prefix=".making-") as scratch:
+        # MindRecord keeps the name of its file within: it is written under the final one, elsewhere.
+        writer = FileWriter(str(Path(scratch) / path.name), shard_num=1)
+        writer.add_schema(SCHEMA)
+        for begin in range(0, len(chosen), ROWS_PER_WRITE):
+            rows = chosen[begin : begin + ROWS_PER_WRITE]
+            contents = [_content(images, i) for i in rows]
+            readable = list(pool.map(is_readable, contents, chunksize=16))
+            kept = [(c, i) for c, i, good in zip(contents, rows, readable, strict=True) if good]
+            unreadable += [images.names[i] for i, good in zip(rows, readable, strict=True) if not good]
+            for content, _ in kept:
+                written.update(content)
+            if kept:
+                writer.write_raw_data(
+                    [{"image": c, "label": int(images.labels[i]), "name": images.names[i]} for c, i in kept]
+                )
+            count += len(kept)
+        if count:
+            writer.commit()
+            if _contents_hash(Path(scratch) / path.name) != written.hexdigest():
+                raise OSError(f"{path.name} does not read back as it was written")
+            for file in files:
+                replace_synced(Path(scratch) / file.name, file)
+    part = {
+        "file": path.name,
+        "images": count,
+        "unreadable": unreadable,
+        "source": source,
+        "bytes": {file.name: file.stat().st_size for file in files} if count else {},
+        "sha256": {file.name: checksum(file) for file in files} if count else {},
+    }
+    if count:
+        write_text(record, json.dumps(part))
+    return part
+
+
+def _content(images: ImageSet, index: int) -> bytes:
+    try:
+        return images.content(index).tobytes()
+    except OSError:
+        return b""
+
+
+def is_readable(content: bytes) -> bool:
+    """Whether Pillow can decode a file's content; called in worker processes."""
+    try:
+        decode(np.frombuffer(content, np.uint8), 3)
+    except UnreadableImage:
+        return False
+    return True
+
+
+def _contents_hash(path: Path) -> str:
+    """SHA-256 of the images of a MindRecord file, one after the other."""
+    result = hashlib.sha256()
+    dataset = ds.MindDataset(str(path), columns_list=["image"], sampler=ds.SequentialSampler())
+    for (image,) in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True):
+        result.update(image.tobytes())
+    return result.hexdigest()
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    result = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            result.update(block)
+    return result.hexdigest()

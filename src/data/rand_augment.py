@@ -1,0 +1,369 @@
+"""RandAugment (arXiv 1909.13719) and AutoAugment (arXiv 1805.09501) by the usual strings, such as rand-m9-mstd0.5-inc1.
+
+The semantics are timm's (auto_augment.py), by which the original recipes are defined. A policy first draws what to do,
+then does it: `draw` is a pure function of the generator, and `apply` of the image. Operations work on [H, W, 3] uint8
+arrays. Each is the fastest of NumPy, MindSpore's C++ operators and Pillow that stays within one grey level of Pillow.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from mindspore.dataset import vision
+from PIL import Image, ImageEnhance, ImageOps
+
+DENOMINATOR = 10  # magnitudes are tenths of an operation's range
+GREYS = np.uint8(255)
+
+
+class PolicyError(ValueError):
+    """A policy string that means nothing; the message says which part."""
+
+
+class Geometry(NamedTuple):
+    """What operations that move pixels need to know."""
+
+    resample: Image.Resampling
+    fill: tuple[int, int, int]  # colour of what comes in from outside
+
+
+class Step(NamedTuple):
+    """One drawn operation."""
+
+    name: str
+    argument: float | None  # degrees, factor, share of the side, threshold...; None where there is none
+    resample: Image.Resampling
+
+
+# What a magnitude means. Those with a sign take the negative one half of the time.
+
+
+def signed(greatest: float) -> Callable:
+    """Level 10 is the greatest value; either sign."""
+    return lambda level, generator: _negated(level / DENOMINATOR * greatest, generator)
+
+
+def _negated(value, generator):
+    return -value if generator.random() < 0.5 else value
+
+
+def enhancement(level, generator):
+    """0.1 (a tenth of the original) to 1.9."""
+    return level / DENOMINATOR * 1.8 + 0.1
+
+
+def increasing_enhancement(level, generator):
+    """1 at level 0, away from it in either direction with the level, at least 0.1."""
+    return max(0.1, 1 + _negated(level / DENOMINATOR * 0.9, generator))
+
+
+def scaled(greatest: int, limit: float = math.inf) -> Callable:
+    """Whole numbers up to the greatest at level 10, never above the limit."""
+    return lambda level, generator: min(limit, int(level / DENOMINATOR * greatest))
+
+
+def posterize_original_bits(level, generator):
+    """4 bits kept at level 0, all 8 at level 10."""
+    return int(level / DENOMINATOR * 4) + 4
+
+
+def posterize_increasing_bits(level, generator):
+    """4 bits kept at level 0, none at level 10."""
+    return 4 - int(level / DENOMINATOR * 4)
+
+
+def increasing_solarize_threshold(level, generator):
+    """From 256 (nothing is inverted) at level 0 to 0 (everything) at level 10."""
+    return 256 - min(256, int(level / DENOMINATOR * 256))
+
+
+# Operations: pixels [H, W, 3] uint8, the argument and the geometry to pixels.
+
+
+def with_pillow(operation: Callable[[Image.Image, float, Geometry], Image.Image]) -> Callable:
+    """An operation on Pillow images as one on arrays."""
+    return lambda pixels, argument, geometry: np.asarray(operation(Image.fromarray(pixels), argument, geometry))
+
+
+def invert(pixels, argument, geometry):
+    return ~pixels
+
+
+def posterize(pixels, bits, geometry):
+    """Keep the highest bits of every value; fewer than none of them are none."""
+    kept = min(max(bits, 0), 8)
+    return pixels & np.uint8(256 - 2 ** (8 - kept))
+
+
+def solarize(pixels, threshold, geometry):
+    """Invert the values from the threshold on."""
+    return pixels ^ (GREYS * (pixels >= threshold))
+
+
+def solarize_add(pixels, addend, geometry):
+    """Add to the values below 128, up to white."""
+    return pixels + np.minimum(np.uint8(addend) * (pixels < 128), ~pixels)
+
+
+def auto_contrast(pixels, argument, geometry):
+    return vision.AutoContrast()(pixels)
+
+
+def brightness(pixels, factor, geometry):
+    return vision.AdjustBrightness(factor)(pixels)
+
+
+def contrast(pixels, factor, geometry):
+    return vision.AdjustContrast(factor)(pixels)
+
+
+def sharpness(pixels, factor, geometry):
+    return vision.AdjustSharpness(factor)(pixels)
+
+
+# MindSpore's saturation is up to two levels off, for it rounds twice, and its equalization is another function.
+saturation = with_pillow(lambda image, factor, _: ImageEnhance.Color(image).enhance(factor))
+equalize = with_pillow(lambda image, *_: ImageOps.equalize(image))
+rotate = with_pillow(lambda image, degrees, g: image.rotate(degrees, g.resample, fillcolor=g.fill))
+
+
+def affine(image: Image.Image, matrix: tuple[float, ...], geometry: Geometry) -> Image.Image:
+    """Pixels from where the matrix (a, b, c, d, e, f) points: (a x + b y + c, d x + e y + f)."""
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, geometry.resample, fillcolor=geometry.fill)
+
+
+shear_x = with_pillow(lambda image, factor, g: affine(image, (1, factor, 0, 0, 1, 0), g))
+shear_y = with_pillow(lambda image, factor, g: affine(image, (1, 0, 0, factor, 1, 0), g))
+translate_x = with_pillow(lambda image, share, g: affine(image, (1, 0, share * image.width, 0, 1, 0), g))
+translate_y = with_pillow(lambda image, share, g: affine(image, (1, 0, 0, 0, 1, share * image.height), g))
+
+
+class Operation(NamedTuple):
+    """How a magnitude becomes an argument (None: there is none), and what is done with it."""
+
+    argument: Callable[[float, np.random.Generator], float] | None
+    apply: Callable[[np.ndarray, float, Geometry], np.ndarray]
+
+
+OPERATIONS = {
+    "AutoContrast": Operation(None, auto_contrast),
+    "Equalize": Operation(None, equalize),
+    "Invert": Operation(None, invert),
+    "Rotate": Operation(signed(30.0), rotate),
+    "Posterize": Operation(scaled(4), posterize),
+    "PosterizeIncreasing": Operation(posterize_increasing_bits, posterize),
+    "PosterizeOriginal": Operation(posterize_original_bits, posterize),
+    "Solarize": Operation(scaled(256, 256), solarize),
+    "SolarizeIncreasing": Operation(increasing_solarize_threshold, solarize),
+    "SolarizeAdd": Operation(scaled(110, 128), solarize_add),
+    "Color": Operation(enhancement, saturation),
+    "ColorIncreasing": Operation(increasing_enhancement, saturation),
+    "Contrast": Operation(enhancement, contrast),
+    "ContrastIncreasing": Operation(increasing_enhancement, contrast),
+    "Brightness": Operation(enhancement, brightness),
+    "BrightnessIncreasing": Operation(increasing_enhancement, brightness),
+    "Sharpness": Operation(enhancement, sharpness),
+    "SharpnessIncreasing": Operation(increasing_enhancement, sharpness),
+    "ShearX": Operation(signed(0.3), shear_x),
+    "ShearY": Operation(signed(0.3), shear_y),
+    "TranslateXRel": Operation(signed(0.45), translate_x),
+    "TranslateYRel": Operation(signed(0.45), translate_y),
+}
+
+# What RandAugment chooses from. With inc1 the five in the middle and the enhancements grow with the magnitude.
+RANDOM = (
+    "AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "SolarizeAdd", "Color", "Contrast",
+    "Brightness", "Sharpness", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel",
+)  # fmt: skip
+RANDOM_INCREASING = tuple(f"{name}Increasing" if f"{name}Increasing" in OPERATIONS else name for name in RANDOM)
+# The set of "tweights", with relative frequencies: mostly geometry.
+RANDOM_WEIGHTED = {
+    "Rotate": 3, "ShearX": 2, "ShearY": 2, "TranslateXRel": 1, "TranslateYRel": 1, "ColorIncreasing": 0.25,
+    "SharpnessIncreasing": 0.25, "AutoContrast": 0.25, "SolarizeIncreasing": 0.05, "SolarizeAdd": 0.05,
+    "ContrastIncreasing": 0.05, "BrightnessIncreasing": 0.05, "Equalize": 0.05, "PosterizeIncreasing": 0.05,
+    "Invert": 0.05,
+}  # fmt: skip
+
+# AutoAugment's sub-policies: pairs of (operation, probability, magnitude), of which an image gets one pair.
+# "original" is table 9 of the paper; "v0" that of TensorFlow's TPU code.
+AUTO_POLICIES = {
+    "original": """
+        PosterizeOriginal 0.4 8  Rotate 0.6 9            | Solarize 0.6 5  AutoContrast 0.6 5
+        Equalize 0.8 8  Equalize 0.6 3                   | PosterizeOriginal 0.6 7  PosterizeOriginal 0.6 6
+        Equalize 0.4 7  Solarize 0.2 4                   | Equalize 0.4 4  Rotate 0.8 8
+        Solarize 0.6 3  Equalize 0.6 7                   | PosterizeOriginal 0.8 5  Equalize 1.0 2
+        Rotate 0.2 3  Solarize 0.6 8                     | Equalize 0.6 8  PosterizeOriginal 0.4 6
+        Rotate 0.8 8  Color 0.4 0                        | Rotate 0.4 9  Equalize 0.6 2
+        Equalize 0.0 7  Equalize 0.8 8                   | Invert 0.6 4  Equalize 1.0 8
+        Color 0.6 4  Contrast 1.0 8                      | Rotate 0.8 8  Color 1.0 2
+        Color 0.8 8  Solarize 0.8 7                      | Sharpness 0.4 7  Invert 0.6 8
+        ShearX 0.6 5  Equalize 1.0 9                     | Color 0.4 0  Equalize 0.6 3
+        Equalize 0.4 7  Solarize 0.2 4                   | Solarize 0.6 5  AutoContrast 0.6 5
+        Invert 0.6 4  Equalize 1.0 8                     | Color 0.6 4  Contrast 1.0 8
+        Equalize 0.8 8  Equalize 0.6 3
+    """,
+    "v0": """
+        Equalize 0.8 1  ShearY 0.8 4                     | Color 0.4 9  Equalize 0.6 3
+        Color 0.4 1  Rotate 0.6 8                        | Solarize 0.8 3  Equalize 0.4 7
+        Solarize 0.4 2  Solarize 0.6 2                   | Color 0.2 0  Equalize 0.8 8
+        Equalize 0.4 8  SolarizeAdd 0.8 3                | ShearX 0.2 9  Rotate 0.6 8
+        Color 0.6 1  Equalize 1.0 2                      | Invert 0.4 9  Rotate 0.6 0
+        Equalize 1.0 9  ShearY 0.6 3                     | Color 0.4 7  Equalize 0.6 0
+        Posterize 0.4 6  AutoContrast 0.4 7              | Solarize 0.6 8  Color 0.6 9
+        Solarize 0.2 4  Rotate 0.8 9                     | Rotate 1.0 7  TranslateYRel 0.8 9
+        ShearX 0.0 0  Solarize 0.8 4                     | ShearY 0.8 0  Color 0.6 4
+        Color 1.0 0  Rotate 0.6 2                        | Equalize 0.8 4  Equalize 0.0 8
+        Equalize 1.0 4  AutoContrast 0.6 2               | ShearY 0.4 7  SolarizeAdd 0.6 7
+        Posterize 0.8 2  Solarize 0.6 10                 | Solarize 0.6 8  Equalize 0.6 1
+        Color 0.8 6  Rotate 0.4 5
+    """,
+}
+
+
+def sub_policies(name: str) -> tuple[tuple[tuple[str, float, float], ...], ...]:
+    """The sub-policies of an AutoAugment policy as tuples of (operation, probability, magnitude)."""
+    pairs = [pair.split() for line in AUTO_POLICIES[name].strip().splitlines() for pair in line.split("|")]
+    return tuple(
+        tuple((words[i], float(words[i + 1]), float(words[i + 2])) for i in range(0, len(words), 3)) for words in pairs
+    )
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is common to both kinds: how a magnitude varies, and how pixels outside the image are made up.
+
+    Attributes:
+        std: standard deviation of the magnitude about its mean; infinite: uniform from 0 to the magnitude.
+        limit: magnitudes are clipped to [0, limit].
+        resample: filters of which geometric operations draw one.
+        fill: colour of what comes in from outside.
+    """
+
+    std: float = 0.0
+    limit: float = DENOMINATOR
+    resample: tuple[Image.Resampling, ...] = (Image.Resampling.BICUBIC,)
+    fill: tuple[int, int, int] = (128, 128, 128)
+
+    def step(self, generator: np.random.Generator, name: str, probability: float, magnitude: float) -> list[Step]:
+        """The operation with its argument drawn, or nothing where the coin says so."""
+        if generator.random() >= probability:
+            return []
+        if math.isinf(self.std):
+            magnitude = generator.uniform(0, magnitude)
+        elif self.std > 0:
+            magnitude = generator.normal(magnitude, self.std)
+        argument = OPERATIONS[name].argument
+        level = min(max(magnitude, 0.0), self.limit)
+        value = None if argument is None else argument(level, generator)
+        filters = self.resample
+        return [Step(name, value, filters[generator.integers(len(filters))] if len(filters) > 1 else filters[0])]
+
+    def draw(self, generator: np.random.Generator) -> list[Step]:
+        """What to do with one image."""
+        raise NotImplementedError
+
+    def apply(self, pixels: np.ndarray, steps: list[Step]) -> np.ndarray:
+        """Pixels [H, W, C] uint8 after the drawn operations. Grey images (C = 1) are treated as colourless ones."""
+        if not steps:
+            return pixels
+        channels = pixels.shape[-1]
+        if channels == 1:
+            pixels = np.repeat(pixels, 3, axis=-1)
+        for step in steps:
+            pixels = OPERATIONS[step.name].apply(pixels, step.argument, Geometry(step.resample, self.fill))
+        return pixels[..., :channels]
+
+    def __call__(self, pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        return self.apply(pixels, self.draw(generator))
+
+
+@dataclass(frozen=True)
+class RandAugment(Policy):
+    """`layers` operations in a row, each drawn from the whole set and applied with a probability.
+
+    Without weights an operation may come twice; with weights (as in timm) it may not.
+    """
+
+    operations: tuple[str, ...] = RANDOM
+    weights: tuple[float, ...] | None = None
+    layers: int = 2
+    probability: float = 0.5
+    magnitude: float = 10.0
+
+    def draw(self, generator):
+        if self.weights is None:
+            chosen = generator.integers(len(self.operations), size=self.layers)
+        else:
+            shares = np.array(self.weights) / sum(self.weights)
+            chosen = generator.choice(len(self.operations), size=self.layers, replace=False, p=shares)
+        steps = [self.step(generator, self.operations[i], self.probability, self.magnitude) for i in chosen]
+        return [step for drawn in steps for step in drawn]
+
+
+@dataclass(frozen=True)
+class AutoAugment(Policy):
+    """One of the sub-policies, its operations in a row, each applied with its own probability."""
+
+    policies: tuple[tuple[tuple[str, float, float], ...], ...] = ()
+
+    def draw(self, generator):
+        chosen = self.policies[generator.integers(len(self.policies))]
+        return [step for operation in chosen for step in self.step(generator, *operation)]
+
+
+def parse_policy(text: str, resample=(Image.Resampling.BICUBIC,), fill=(128, 128, 128)) -> Policy:
+    """The policy of a string.
+
+    `rand` may be followed by m (magnitude, default 10), n (operations per image, 2), p (probability of each, 0.5), mstd
+    (standard deviation of the magnitude, 0; above 100: uniform from 0 to m), mmax (its limit, 10), inc (1: operations
+    that grow with the magnitude) and tweights (mostly geometry); `original` and `v0` by mstd.
+
+    Raises:
+        PolicyError: an unknown policy or part.
+    """
+    kind, *parts = text.split("-")
+    geometry = {"resample": tuple(resample), "fill": tuple(fill)}
+    if kind in AUTO_POLICIES:
+        values = _parse_parts(text, parts, {"mstd": float})
+        return AutoAugment(std=values.get("mstd", 0.0), policies=sub_policies(kind), **geometry)
+    if kind != "rand":
+        raise PolicyError(f"{text!r}: unknown policy {kind!r}; known: rand-..., {', '.join(AUTO_POLICIES)}")
+    weighted = "tweights" in parts
+    types = {"m": float, "n": int, "p": float, "mstd": float, "mmax": float, "inc": int}
+    values = _parse_parts(text, [part for part in parts if part != "tweights"], types)
+    if not 0 <= values.get("p", 0.5) <= 1:
+        raise PolicyError(f"{text!r}: p is a probability, from 0 to 1")
+    operations = RANDOM_INCREASING if values.get("inc") else RANDOM
+    if weighted and values.get("n", 2) > len(RANDOM_WEIGHTED):
+        raise PolicyError(f"{text!r}: tweights has {len(RANDOM_WEIGHTED)} operations, which come once each")
+    std = values.get("mstd", 0.0)
+    return RandAugment(
+        std=math.inf if std > 100 else std,
+        limit=values.get("mmax", DENOMINATOR),
+        operations=tuple(RANDOM_WEIGHTED) if weighted else operations,
+        weights=tuple(RANDOM_WEIGHTED.values()) if weighted else None,
+        layers=values.get("n", 2),
+        probability=values.get("p", 0.5),
+        magnitude=values.get("m", 10.0),
+        **geometry,
+    )
+
+
+def _parse_parts(text: str, parts: list[str], types: dict[str, type]) -> dict[str, float]:
+    """{"m": 9.0} of ["m9"]."""
+    values = {}
+    for part in parts:
+        match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?|inf)", part)
+        known = ", ".join([*types, "tweights"] if "m" in types else types)
+        if match is None or match[1] not in types:
+            raise PolicyError(f"{text!r}: unknown part {part!r}; known, each followed by a number: {known}")
+        if match[1] in values:
+            raise PolicyError(f"{text!r}: {match[1]} appears twice")
+        try:
+            values[match[1]] = types[match[1]](match[2])
+        except ValueError as error:
+            raise PolicyError(f"{text!r}: {match[1]} must be a whole number, got {match[2]}") from error
+    return values

@@ -1,0 +1,181 @@
+"""Folders, zip files and MindRecord files of images: the same samples, and clear refusals."""
+
+import json
+import zipfile
+
+import mindspore.dataset as ds
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.data.image_folder import ImageFolder
+from src.data.image_set import DataError, check_classes, open_images
+from src.data.mindrecord_images import MindRecordImages, make_mindrecord
+from src.data.zip_images import ZipImages
+from tests.image_files import make_folder, zip_folder
+
+COUNTS = {"b10": 6, "b9": 7, "cat": 8}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_folder(tmp_path / "images" / "train", COUNTS)
+
+
+def rows(images, indices):
+    reader = images.reader(ds.SubsetSampler(indices))
+    return [(content.tobytes(), int(label)) for content, label in reader.create_tuple_iterator(num_epochs=1, output_numpy=True)]
+
+
+def in_format(name, folder, tmp_path):
+    """The images of a folder, opened in a format."""
+    if name == "folder":
+        return open_images(folder.parent, "train")
+    if name == "zip":
+        zip_folder(folder).rename(tmp_path / "train.zip")
+        (folder.parent / "train_map.txt").rename(tmp_path / "train_map.txt")
+    else:
+        make_mindrecord(folder.parent, "train", tmp_path, images_per_file=8, workers=1)
+    return open_images(tmp_path, "train")
+
+
+@pytest.mark.parametrize("name", ["folder", "zip", "mindrecord"])
+def test_every_format_has_the_same_samples_in_the_same_order(name, folder, tmp_path):
+    images = in_format(name, folder, tmp_path)
+    assert images.classes == ("b10", "b9", "cat")
+    assert images.size == 21
+    files = [f"{label}/{index:03d}.png" for label, count in COUNTS.items() for index in range(count)]
+    assert images.names == files
+    assert images.labels.tolist() == [0] * 6 + [1] * 7 + [2] * 8
+    chosen = [20, 0, 7, 13, 5, 6]
+    expected = [((folder / files[i]).read_bytes(), int(images.labels[i])) for i in chosen]
+    assert rows(images, chosen) == expected
+    assert images.successors(8) == [9, 10, 11, 12, 6, 7]
+    if name != "mindrecord":
+        assert images.content(8).tobytes() == (folder / files[8]).read_bytes()
+
+
+def test_odd_names_are_read_in_the_order_of_names(tmp_path):
+    """The names by which images are reported are those that MindSpore reads, whatever they look like."""
+    odd = ["b.JPEG", "B.png", "a b.png", "10.png", "2.png", "ä.png", "_.Png", "a.jpg.png", "Z.PNG"]
+    for label in ("1", "0"):
+        (tmp_path / "train" / label).mkdir(parents=True)
+        for number, name in enumerate(odd):
+            Image.new("L", (2, 2), number).save(tmp_path / "train" / label / name, format="PNG")
+    images = open_images(tmp_path, "train")
+    assert len(images.names) == images.size == 18
+    expected = [((tmp_path / "train" / name).read_bytes(), int(name[0])) for name in images.names]
+    assert rows(images, list(range(18))) == expected
+
+
+def test_a_zip_file_without_class_folders_takes_the_names_of_others(folder, tmp_path):
+    with zipfile.ZipFile(tmp_path / "val.zip", "w") as archive:
+        for label in range(3):
+            archive.writestr(f"ILSVRC2012_val_{label}.JPEG", b"")
+    (tmp_path / "val_map.txt").write_text("".join(f"ILSVRC2012_val_{label}.JPEG\t{label}\n" for label in range(3)))
+    assert open_images(tmp_path, "val").classes == ("0", "1", "2")
+    train = ImageFolder.open(folder)
+    check_classes(train, open_images(tmp_path, "val", train.classes), 3)
+
+
+def test_map_lines_may_leave_out_the_folder_of_the_split(folder, tmp_path):
+    with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
+        for name in ("a/1.png", "b/2.png"):
+            archive.writestr(f"train/{name}", b"")
+    (tmp_path / "train_map.txt").write_text("b/2.png\t1\na/1.png\t0\n")
+    assert open_images(tmp_path, "train").names == ["train/a/1.png", "train/b/2.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, "its map train_map.txt"),
+        ("", "train_map.txt: empty"),
+        ("b10/000.png 0\n", "line 1: 'b10/000.png 0' is not a name, a tab and a label"),
+        ("b10/000.png\t0\nb10/100.png\t0\n", "line 2: 'b10/100.png' is not in train.zip"),
+        ("b10/000.png\t0\ncat/000.png\t2\n", "no image has label 1, though 2 occurs"),
+        ("b10/000.png\t0\n", "has the one class 'b10'"),
+    ],
+)
+def test_unusable_maps_are_refused(folder, text, expected):
+    path = zip_folder(folder)
+    map_path = path.with_name("train_map.txt")
+    map_path.unlink() if text is None else map_path.write_text(text)
+    with pytest.raises(DataError, match=expected) as error:
+        ZipImages.open(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_zip_file_is_refused(folder):
+    path = zip_folder(folder)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(DataError, match="not a readable zip file"):
+        ZipImages.open(path)
+
+
+def test_mindrecord_goes_on_where_it_was_cut(folder, tmp_path, capsys):
+    """Whole parts stay as they are; cut, damaged and missing ones are made anew; the result reads as the folder."""
+    make_mindrecord(folder.parent, "train", tmp_path, 8, 1)
+    parts = sorted(tmp_path.glob("train.mindrecord0000?"))
+    assert len(parts) == 3
+    kept = parts[0].stat().st_mtime_ns
+    damaged = bytearray(parts[1].read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    parts[1].write_bytes(damaged)
+    parts[2].with_name(parts[2].name + ".json").unlink()
+    images = open_images(make_mindrecord(folder.parent, "train", tmp_path, 8, 1).parent, "train")
+    assert parts[0].stat().st_mtime_ns == kept
+    whole = list(range(21))
+    assert rows(images, whole) == rows(ImageFolder.open(folder), whole)
+    # Other images under the same names are other parts.
+    (folder / "b9" / "003.png").rename(folder / "b9" / "0031.png")
+    images = open_images(make_mindrecord(folder.parent, "train", tmp_path, 8, 1).parent, "train")
+    assert "b9/0031.png" in images.names
+
+
+def test_mindrecord_leaves_unreadable_images_out_and_names_them(folder, tmp_path, capsys):
+    (folder / "b9" / "003.png").write_bytes(b"text")
+    (folder / "cat" / "001.png").write_bytes((folder / "cat" / "001.png").read_bytes()[:40])
+    images = open_images(make_mindrecord(folder.parent, "train", tmp_path, 8, 1).parent, "train")
+    assert images.size == 19
+    assert "b9/003.png" not in images.names
+    out = capsys.readouterr().out
+    assert "b9/003.png: left out" in out
+    assert "2 unreadable images left out" in out
+
+
+def test_incomplete_mindrecord_files_are_refused(folder, tmp_path):
+    index = make_mindrecord(folder.parent, "train", tmp_path, 8, 1)
+    with pytest.raises(DataError, match="is what would be made"):
+        make_mindrecord(tmp_path, "train", tmp_path, 8)
+    part = tmp_path / json.loads(index.read_text())["parts"][1]["file"]
+    part.write_bytes(part.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"train.mindrecord00001: missing or not of"):
+        MindRecordImages.open(index)
+    index.write_text("{}")
+    with pytest.raises(DataError, match="not an index of MindRecord files"):
+        MindRecordImages.open(index)
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        (lambda path: None, r"no such folder \(nor train.zip, nor train.mindrecord.json\); set data.path"),
+        (lambda path: path.mkdir(), "empty; expected one folder of images per class"),
+        (lambda path: make_folder(path, {"only": 2}), "has the one class 'only'"),
+        (lambda path: [make_folder(path, {"a": 2, "b": 1}), (path / "c").mkdir()], "c: holds no images"),
+    ],
+)
+def test_unusable_folders_are_refused(tmp_path, build, expected):
+    build(tmp_path / "train")
+    with pytest.raises(DataError, match=expected):
+        open_images(tmp_path, "train")
+
+
+def test_mismatches_are_refused(tmp_path, folder):
+    train = ImageFolder.open(folder)
+    val = ImageFolder.open(make_folder(tmp_path / "val", {"b10": 1, "b9": 1, "dog": 1}))
+    with pytest.raises(DataError, match=r"'cat' is only in .*train"):
+        check_classes(train, val, 3)
+    with pytest.raises(DataError, match=r"has 3 classes, the model 10; set model.num_classes=3"):
+        check_classes(train, train, 10)
