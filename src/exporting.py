@@ -11,7 +11,7 @@ from mindspore import Tensor, nn
 
 from src.config import Config
 from src.data.image_set import DataError, ImageSet, open_images
-from src.data.transforms import EvalTransform, UnreadableImage, decode
+from src.data.transforms import EvalTransform, UnreadableImage, decode, normalise
 from src.distributed import Dist
 from src.errors import UserError
 from src.evaluation import load_for_inference, run_checkpoint
@@ -78,8 +78,7 @@ def sample_images(config: Config, model: nn.Cell, count: int) -> tuple[np.ndarra
         return noise, "random input (no validation images here)"
     transform = EvalTransform(model.img_size, config.eval.crop_ratio, config.augment.interpolation)
     pixels = np.stack([transform(images[index % len(images)]) for index in range(count)])
-    mean, std = (np.asarray(values, np.float32) * 255 for values in (config.data.mean, config.data.std))
-    return ((pixels - mean) / std).transpose(0, 3, 1, 2).astype(np.float32), "validation images"
+    return normalise(pixels, config.data.mean, config.data.std), "validation images"
 
 
 def _readable(found: ImageSet, channels: int):

@@ -1,8 +1,8 @@
 """From files to batches.
 
 Files are found and read by MindSpore's datasets in C++; each image then goes to a Python worker process with its key
-(epoch, position), which decodes and augments it; MindSpore normalises and batches; erasing and mixing come last, on
-whole batches, one batch ahead of training. Order and randomness belong to (seed, epoch, position) and (seed, update,
+(epoch, position), which decodes and augments it; MindSpore makes batches of them. Normalising, erasing and mixing come
+last, on whole batches and in a thread, one batch ahead of training: bytes travel a quarter of the way of floats. Order and randomness belong to (seed, epoch, position) and (seed, update,
 rank), not to the state of any operator: they are the same with any number of workers and after a resume.
 """
 
@@ -15,12 +15,11 @@ from pathlib import Path
 
 import mindspore.dataset as ds
 import numpy as np
-from mindspore.dataset import vision
 
 from src.data.image_set import DataError, ImageSet
 from src.data.mixup import draw_mixing, is_on, mix_images, mix_targets, soft_targets
 from src.data.random_erasing import draw_rectangles, erase
-from src.data.transforms import EvalTransform, TrainTransform, UnreadableImage, decode
+from src.data.transforms import EvalTransform, TrainTransform, UnreadableImage, decode, normalise
 
 # What tells the generators of one seed apart.
 ORDER_STREAM = 0
@@ -193,13 +192,6 @@ def has_libnuma() -> bool:
     return True
 
 
-def normalise(dataset, mean: list[float], std: list[float]):
-    """[H, W, C] uint8 pixels to [C, H, W] float32, by mean and deviation of pixels scaled to [0, 1]; in C++ threads."""
-    scaled = [[value * 255 for value in values] for values in (mean, std)]
-    operations = [vision.Normalize(*scaled, is_hwc=True), vision.HWC2CHW()]
-    return dataset.map(operations, input_columns=["image"], num_parallel_workers=1)
-
-
 def readable_batches(iterator):
     """The batches of an iterator of MindSpore's.
 
@@ -216,6 +208,21 @@ def readable_batches(iterator):
         if found is None:
             raise
         raise DataError(found[1]) from error
+
+
+def one_ahead(batches, finish):
+    """finish(*batch) of each batch, each worked out in another thread while the one before is in use.
+
+    MindSpore's iterator stays in this thread: an error of its that another one receives ends the process.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        ahead = None
+        for batch in batches:
+            done, ahead = ahead, thread.submit(finish, *batch)
+            if done is not None:
+                yield done.result()
+        if ahead is not None:
+            yield ahead.result()
 
 
 class TrainBatches:
@@ -273,16 +280,8 @@ class TrainBatches:
         epoch, first = self.epoch, self.first_batch
         if self.iterator is None:
             self.iterator = self._open(epoch, first)
-        # While one batch is trained on, the next is erased and mixed. MindSpore's iterator stays in this thread: an error
-        # of its that another one receives ends the process.
-        with ThreadPoolExecutor(1) as thread:
-            ahead = None
-            for number, (images, labels) in enumerate(readable_batches(self.iterator), first):
-                done, ahead = ahead, thread.submit(self.finish, images, labels, epoch, number)
-                if done is not None:
-                    yield done.result()
-            if ahead is not None:
-                yield ahead.result()
+        numbered = ((*batch, epoch, number) for number, batch in enumerate(readable_batches(self.iterator), first))
+        yield from one_ahead(numbered, self.finish)
         self.epoch, self.first_batch = epoch + 1, 0
         if first or self.images.fixed_order:
             self.iterator = None
@@ -305,12 +304,13 @@ class TrainBatches:
             num_parallel_workers=self.workers,
             python_multiprocessing=self.workers > 1,
         )
-        dataset = normalise(dataset.project(["image", "label"]), self.data.mean, self.data.std)
+        dataset = dataset.project(["image", "label"])
         passes = 1 if first_batch or self.images.fixed_order else self.epochs - epoch
         return dataset.batch(self.batch_size, drop_remainder=True).create_tuple_iterator(num_epochs=passes, output_numpy=True)
 
     def finish(self, images: np.ndarray, labels: np.ndarray, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Erase and mix a normalised batch in place; returns it with its targets."""
+        """Normalise, erase and mix a batch of pixels [B, H, W, C]; returns it with its targets."""
+        images = normalise(images, self.data.mean, self.data.std)
         augment, seed, classes = self.transform.augment, self.transform.seed, len(self.images.classes)
         targets = soft_targets(labels, classes, augment.label_smoothing)
         if self.transform.mode(epoch) != "all":
@@ -378,8 +378,13 @@ class EvalBatches:
             num_parallel_workers=workers,
             python_multiprocessing=workers > 1,
         )
-        dataset = normalise(dataset.project(["image", "label", "weight", "index"]), data.mean, data.std)
+        dataset = dataset.project(["image", "label", "weight", "index"])
+        self.data = data
         self.iterator = dataset.batch(batch_size, drop_remainder=False).create_tuple_iterator(num_epochs=passes, output_numpy=True)
 
     def __iter__(self):
-        yield from readable_batches(self.iterator)
+        yield from one_ahead(readable_batches(self.iterator), self.finish)
+
+    def finish(self, images, labels, weights, indices):
+        """Normalise a batch of pixels [B, H, W, C]."""
+        return normalise(images, self.data.mean, self.data.std), labels, weights, indices
