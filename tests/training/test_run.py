@@ -1,77 +1,24 @@
-"""Whole runs on the digits: resuming, checkpoints, options."""
+"""Whole runs on the digits: checkpoints, options."""
 
 import json
-import os
 import resource
 import shutil
-import subprocess
-import sys
-from dataclasses import replace
-from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 import pytest
 
 from src.config import load_config
-from src.data.image_folder import Epochs, ImageFolder, eval_dataset
+from src.data.image_set import open_images
+from src.data.pipeline import EvalBatches
 from src.data.transforms import EvalTransform
-from src.distributed import start
 from src.errors import UserError
 from src.evaluation import evaluate
 from src.precision import missing_kernels_named
 from src.training.checkpoint import CheckpointError
-from src.training.trainer import Trainer
 from src.weights import WeightsError, load_weights, read_checkpoint, select_weights
-from tests.conftest import DIGITS_CONFIG, ROOT, SMALL_MODEL
 from tests.reference import images
-
-
-@pytest.fixture
-def trainer(digits, tmp_path):
-    """trainer("name", overrides...) builds a run of two epochs on a network that compiles fast."""
-
-    def build(name, *overrides):
-        common = [f"data.path={digits}", f"runtime.output={tmp_path / name}", "train.epochs=3", "train.batch_size=96",
-                  "schedule.warmup_epochs=1", "data.workers=1"]  # fmt: skip
-        config = load_config(DIGITS_CONFIG, [*SMALL_MODEL, *common, *overrides])
-        return Trainer(config, start(config.runtime))
-
-    return build
-
-
-def tensors(path):
-    return {name: value.asnumpy() for name, value in read_checkpoint(path).items() if isinstance(value, ms.Tensor)}
-
-
-def assert_same_state(a, b):
-    a, b = tensors(a), tensors(b)
-    assert a.keys() == b.keys()
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
-
-
-def test_interrupted_and_resumed_equals_uninterrupted(trainer):
-    """Weights, moments, average and loss scale, bit for bit; stochastic depth, dropout and augmentation on."""
-    noise = ["model.drop_path_rate=0.2", "model.drop_rate=0.1", "amp.growth_interval=8"]
-    whole = trainer("whole", *noise)
-    draw, drawn = whole.model.draw_drop_path, []
-    whole.model.draw_drop_path = lambda *arguments: drawn.append(draw(*arguments)) or drawn[-1]
-    whole.run()
-    assert len({scales.asnumpy().tobytes() for scales in drawn}) == len(drawn) == 3 * 14  # anew at every update
-    trainer("parts", *noise, "train.stop_after_epoch=1").run()
-    again = trainer("parts", *noise, "train.resume=auto")
-    assert again.state.progress.epoch == 1
-    again.run()
-    assert_same_state(whole.checkpoints.last, again.checkpoints.last)
-    one, two = (replace(run.state.progress, seconds=0.0) for run in (whole, again))
-    assert one == two
-    names = tensors(whole.checkpoints.last)
-    assert names["optimizer.step"] == 3 * 14
-    assert names["state.loss_scale"] > 1024
-
-    finished = trainer("parts", *noise, "train.resume=auto")
-    assert finished.run() == again.run()
+from tests.training.states import tensors
 
 
 def test_checkpoints_hold_the_run(trainer, capsys):
@@ -151,40 +98,6 @@ def test_missing_kernels_are_named_where_precision_is_to_blame():
         raise error
 
 
-def test_resuming_with_another_batch_keeps_the_epochs_of_the_schedule(trainer, capsys):
-    trainer("run", "train.stop_after_epoch=2").run()
-    again = trainer("run", "train.resume=auto", "train.batch_size=48")
-    assert again.state.progress.update == 2 * again.updates_per_epoch == 2 * 29
-    again.run()
-    out = capsys.readouterr().out
-    assert "changed since: train.batch_size 96 -> 48" in out
-    assert "epoch 3/3  update 29/29" in out
-    assert again.state.progress.update == 3 * 29
-
-
-def test_a_run_is_never_overwritten(trainer, tmp_path):
-    first = trainer("first", "train.epochs=2", "train.keep_checkpoints=2")
-    first.run()
-    trainer("second", "train.epochs=2").run()
-    before = {path.name: path.read_bytes() for path in first.checkpoints.path.iterdir()}
-    for resume in ("false", tmp_path / "second/checkpoints/last.ckpt", tmp_path / "first/checkpoints/epoch_0001.ckpt"):
-        with pytest.raises(UserError, match="holds a run"):
-            trainer("first", f"train.resume={resume}")
-    # A finished run stays as it is, whatever is asked of it; a lost summary comes back.
-    config = (first.output / "config.yaml").read_bytes()
-    summary = json.loads((first.output / "summary.json").read_text())
-    (first.output / "summary.json").unlink()
-    assert trainer("first", "train.epochs=1", "train.resume=auto").run() == summary
-    assert json.loads((first.output / "summary.json").read_text()) == summary
-    assert (first.output / "config.yaml").read_bytes() == config
-    assert {path.name: path.read_bytes() for path in first.checkpoints.path.iterdir()} == before
-    # Going on elsewhere from one of its checkpoints is fine.
-    elsewhere = trainer("third", f"train.resume={tmp_path / 'first/checkpoints/epoch_0001.ckpt'}", "train.epochs=2")
-    elsewhere.run()
-    assert_same_state(elsewhere.checkpoints.last, first.checkpoints.last)
-    assert elsewhere.checkpoints.best.exists()
-
-
 def test_best_is_chosen_by_the_average(trainer):
     run = trainer("run", "train.epochs=2", "ema.decay=0.9999", "ema.warmup=false")
     run.run()
@@ -197,12 +110,13 @@ def test_best_is_chosen_by_the_average(trainer):
 
 def make_eval(run):
     """One more pass over the validation images of a run."""
-    folder = ImageFolder.open(Path(run.config.data.path) / "val")
     transform = EvalTransform(run.model.img_size, run.config.eval.crop_ratio, run.config.augment.interpolation)
-    return Epochs(
-        eval_dataset(
-            folder, transform, run.config.data, batch_size=run.config.eval.batch_size, unreadable=run.unreadable
-        )
+    return EvalBatches(
+        open_images(run.config.data.path, "val"),
+        transform,
+        run.config.data,
+        batch_size=run.config.eval.batch_size,
+        unreadable=run.unreadable,
     )
 
 
@@ -233,27 +147,3 @@ def test_pynative_and_accumulation_equal_graph_mode_and_the_large_batch(trainer)
     a, b = tensors(graph.checkpoints.last), tensors(run.checkpoints.last)
     for name in a:
         np.testing.assert_allclose(a[name], b[name], rtol=1e-3, atol=1e-4, err_msg=name)
-
-
-def test_two_processes_equal_one(digits, tmp_path):
-    """Two processes by msrun against one with twice the batch: weights after an epoch, files and log written once."""
-    options = ["--config", str(DIGITS_CONFIG), *SMALL_MODEL, f"data.path={digits}", "train.epochs=1", "data.workers=1",
-               "schedule.warmup_epochs=0", "model.drop_path_rate=0.0"]  # fmt: skip
-    launcher = [str(Path(sys.executable).with_name("msrun")), "--worker_num=2", "--local_worker_num=2", "--join=True",
-                "--master_port=8219", f"--log_dir={tmp_path / 'logs'}", "train.py"]  # fmt: skip
-    environment = os.environ | {"GLOG_v": "4", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    for name, command in (("two", [*launcher, *options, "train.batch_size=48"]),
-                          ("one", [sys.executable, "train.py", *options, "train.batch_size=96"])):  # fmt: skip
-        done = subprocess.run(
-            [*command, f"runtime.output={tmp_path / name}"], cwd=ROOT, env=environment, capture_output=True, text=True,
-            timeout=300, check=False,
-        )  # fmt: skip
-        logs = {path.name: path.read_text() for path in tmp_path.glob("logs/*.log")}
-        assert done.returncode == 0, (done.stderr, logs)
-    assert "trained 1 epochs" in logs["worker_0.log"]
-    assert "trained" not in logs["worker_1.log"]
-    one, two = (tensors(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("one", "two"))
-    for name in one:
-        np.testing.assert_allclose(one[name], two[name], rtol=1e-3, atol=1e-4, err_msg=name)
-    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two")]
-    assert summaries[0]["updates"] == summaries[1]["updates"] == 14

@@ -1,0 +1,120 @@
+"""Runs that were interrupted, and what they go on from."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from src.errors import UserError
+from tests.training.states import assert_same_state, tensors
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(trainer):
+    """Weights, moments, average and loss scale, bit for bit; stochastic depth, dropout and augmentation on."""
+    noise = ["model.drop_path_rate=0.2", "model.drop_rate=0.1", "amp.growth_interval=8"]
+    whole = trainer("whole", *noise)
+    draw, drawn = whole.model.draw_drop_path, []
+    whole.model.draw_drop_path = lambda *arguments: drawn.append(draw(*arguments)) or drawn[-1]
+    whole.run()
+    assert len({scales.asnumpy().tobytes() for scales in drawn}) == len(drawn) == 3 * 14  # anew at every update
+    trainer("parts", *noise, "train.stop_after_epoch=1").run()
+    again = trainer("parts", *noise, "train.resume=auto")
+    assert again.state.progress.epoch == 1
+    again.run()
+    assert_same_state(whole.checkpoints.last, again.checkpoints.last)
+    one, two = (replace(run.state.progress, seconds=0.0) for run in (whole, again))
+    assert one == two
+    names = tensors(whole.checkpoints.last)
+    assert names["optimizer.step"] == 3 * 14
+    assert names["state.loss_scale"] > 1024
+
+    finished = trainer("parts", *noise, "train.resume=auto")
+    assert finished.run() == again.run()
+
+
+RECIPE = [
+    "augment.auto_augment=rand-m9-mstd0.5-inc1",
+    "augment.erasing=0.25",
+    "augment.mixup=0.8",
+    "augment.cutmix=1.0",
+    "model.drop_path_rate=0.2",
+    "model.drop_rate=0.1",
+]
+
+
+class Cut(Exception):
+    """The end of a run by force."""
+
+
+def run_until(run, update):
+    """Train until an update is due, and end there as by force."""
+    step = run._step
+
+    def cut(*arguments):
+        if run.state.progress.update == update:
+            raise Cut
+        return step(*arguments)
+
+    run._step = cut
+    with pytest.raises(Cut):
+        run.run()
+
+
+def test_a_run_cut_within_an_epoch_equals_the_uninterrupted_one(trainer, capsys):
+    """Bit for bit from the last save on, with the whole recipe on; twice, the second time in the resumed epoch."""
+    whole = trainer("whole", *RECIPE)
+    whole.run()
+    run_until(trainer("parts", *RECIPE, "train.save_interval=10"), 23)
+    again = trainer("parts", *RECIPE, "train.resume=auto", "train.save_interval=2")
+    assert again.state.progress.update == 20
+    capsys.readouterr()
+    run_until(again, 27)
+    assert "after epoch 1 and 6 updates of the next" in capsys.readouterr().out
+    last = trainer("parts", *RECIPE, "train.resume=auto")
+    assert last.state.progress.update == 26
+    last.run()
+    assert_same_state(whole.checkpoints.last, last.checkpoints.last)
+    one, two = (replace(run.state.progress, seconds=0.0) for run in (whole, last))
+    assert one == two
+
+
+def test_resuming_within_an_epoch_with_another_batch_repeats_at_most_part_of_an_update(trainer):
+    run_until(trainer("run", "train.save_interval=5"), 16)  # saved at update 15, the first of the second epoch
+    again = trainer("run", "train.resume=auto", "train.batch_size=40")
+    assert again.updates_per_epoch == 35
+    assert again.state.progress.update == 35 + 96 // 40
+    assert again.train_batches.first_batch == 2
+
+
+def test_resuming_with_another_batch_keeps_the_epochs_of_the_schedule(trainer, capsys):
+    trainer("run", "train.stop_after_epoch=2").run()
+    again = trainer("run", "train.resume=auto", "train.batch_size=48")
+    assert again.state.progress.update == 2 * again.updates_per_epoch == 2 * 29
+    again.run()
+    out = capsys.readouterr().out
+    assert "changed since: train.batch_size 96 -> 48" in out
+    assert "epoch 3/3  update 29/29" in out
+    assert again.state.progress.update == 3 * 29
+
+
+def test_a_run_is_never_overwritten(trainer, tmp_path):
+    first = trainer("first", "train.epochs=2", "train.keep_checkpoints=2")
+    first.run()
+    trainer("second", "train.epochs=2").run()
+    before = {path.name: path.read_bytes() for path in first.checkpoints.path.iterdir()}
+    for resume in ("false", tmp_path / "second/checkpoints/last.ckpt", tmp_path / "first/checkpoints/epoch_0001.ckpt"):
+        with pytest.raises(UserError, match="holds a run"):
+            trainer("first", f"train.resume={resume}")
+    # A finished run stays as it is, whatever is asked of it; a lost summary comes back.
+    config = (first.output / "config.yaml").read_bytes()
+    summary = json.loads((first.output / "summary.json").read_text())
+    (first.output / "summary.json").unlink()
+    assert trainer("first", "train.epochs=1", "train.resume=auto").run() == summary
+    assert json.loads((first.output / "summary.json").read_text()) == summary
+    assert (first.output / "config.yaml").read_bytes() == config
+    assert {path.name: path.read_bytes() for path in first.checkpoints.path.iterdir()} == before
+    # Going on elsewhere from one of its checkpoints is fine.
+    elsewhere = trainer("third", f"train.resume={tmp_path / 'first/checkpoints/epoch_0001.ckpt'}", "train.epochs=2")
+    elsewhere.run()
+    assert_same_state(elsewhere.checkpoints.last, first.checkpoints.last)
+    assert elsewhere.checkpoints.best.exists()
