@@ -71,6 +71,10 @@ class ImageFolder:
         """The image files of a class, sorted."""
         return sorted(p for p in (self.path / self.classes[label]).iterdir() if p.name.endswith(tuple(EXTENSIONS)))
 
+    def names(self) -> list[str]:
+        """"class/file" of every image, in the order that `reader` counts them."""
+        return [f"{name}/{path.name}" for label, name in enumerate(self.classes) for path in self.files(label)]
+
     def file_of(self, data: np.ndarray, label: int) -> Path | None:
         """The file of a class with the given content: how an unreadable image gets its name."""
         content = data.tobytes()
@@ -96,9 +100,10 @@ def check_classes(train: ImageFolder, val: ImageFolder, num_classes: int) -> Non
 def check_num_classes(folder: ImageFolder, num_classes: int) -> None:
     """Raises DataError when a model has another number of classes than a folder."""
     if len(folder.classes) != num_classes:
+        subset = ", or evaluate a subset by eval.class_map" if len(folder.classes) < num_classes else ""
         raise DataError(
             f"data folder {folder.path}: has {len(folder.classes)} classes, the model {num_classes}; "
-            f"set model.num_classes={len(folder.classes)}"
+            f"set model.num_classes={len(folder.classes)}{subset}"
         )
 
 
@@ -291,19 +296,25 @@ def eval_dataset(
     ranks: int = 1,
     workers: int = 1,
 ):
-    """A dataset of (images, labels, weights [B] float32) over every image once: rank r reads r, r + ranks, ...
+    """A dataset of (images, labels, weights [B] float32, indices [B] int64) over every image once.
 
+    Rank r reads the images r, r + ranks, ... of the sorted files, and `indices` are these numbers (see ImageFolder.names).
     The last batch is as small as it comes out.
     """
-    sampler = ds.SubsetSampler(list(range(rank, folder.size, ranks)))
-    dataset = folder.reader(sampler).map(
+    indices = np.arange(rank, folder.size, ranks)
+    dataset = folder.reader(ds.SubsetSampler(indices.tolist())).map(
         EvalSample(folder, transform, len(data.mean), unreadable),
         input_columns=["image", "label"],
         output_columns=["image", "label", "weight"],
         num_parallel_workers=workers,
         python_multiprocessing=workers > 1,
     )
-    return normalise(dataset, data.mean, data.std).batch(batch_size, drop_remainder=False)
+    batches = normalise(dataset, data.mean, data.std).batch(batch_size, drop_remainder=False)
+    # A Python row costs as much as reading a small image, so one per batch. There is one for no images too, as
+    # MindSpore refuses an empty column; zipping then ends with the images.
+    split = [(part,) for part in np.split(indices, range(batch_size, len(indices), batch_size))]
+    column = ds.GeneratorDataset(split, ["index"], shuffle=False, python_multiprocessing=False)
+    return ds.zip((batches, column))
 
 
 class Epochs:

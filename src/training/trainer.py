@@ -19,10 +19,11 @@ from src.data.image_folder import (
     resolve_workers,
     train_dataset,
 )
+from src.data.label_maps import LabelSpace
 from src.data.transforms import EvalTransform, TrainTransform
 from src.distributed import Dist
 from src.errors import UserError
-from src.evaluation import Metrics, evaluate
+from src.evaluation import Metrics, Scoring, evaluate, report, valid_labels, write_report
 from src.precision import apply_precision, missing_kernels_named
 from src.training.checkpoint import CheckpointError, CheckpointFolder, TrainState
 from src.training.ema import ExponentialMovingAverage
@@ -73,6 +74,8 @@ class Trainer:
         self.checkpoints = CheckpointFolder(self.output / "checkpoints", config.train.keep_checkpoints)
         resume_from = self._resume_from()
 
+        if config.eval.class_map:
+            raise config.error("eval.class_map", "is for eval.py; training evaluates on the classes it trains")
         arguments = config.model.resolved()
         train_folder = ImageFolder.open(Path(config.data.path) / config.data.train)
         val_folder = ImageFolder.open(Path(config.data.path) / config.data.val)
@@ -182,6 +185,12 @@ class Trainer:
             ),
             remaining * passes,
         )
+        self.val_folder = val_folder
+        self.scoring = Scoring(
+            LabelSpace.of_names(val_folder.classes, val_folder.classes),
+            valid_labels(config, val_folder, self.num_classes),
+            config.eval.flip,
+        )
 
     def run(self) -> dict:
         """Train to the end; returns the run's summary, which is also in summary.json."""
@@ -277,13 +286,19 @@ class Trainer:
         """Evaluate raw and averaged weights; returns whether this is the best epoch so far."""
         progress = self.state.progress
         batch_size = self.config.eval.batch_size
-        metrics = evaluate(self.network, self.eval_batches, batch_size, self.dist)
+        metrics = evaluate(self.network, self.eval_batches, batch_size, self.dist, self.scoring)
         self.log.line(f"epoch {progress.epoch}/{self.config.train.epochs}  raw {metrics}")
         if self.state.ema is not None:
             with self.state.ema.applied():
-                metrics = evaluate(self.network, self.eval_batches, batch_size, self.dist)
+                metrics = evaluate(self.network, self.eval_batches, batch_size, self.dist, self.scoring)
             self.log.line(f"epoch {progress.epoch}/{self.config.train.epochs}  ema {metrics}")
-        return self._is_best(metrics)
+        is_best = self._is_best(metrics)
+        if is_best and self.dist.is_main:
+            content = {"checkpoint": str(self.checkpoints.best), "weights": self.best_weights.lower()}
+            content |= {"epoch": progress.epoch}
+            content |= report(metrics, self.scoring, self.config, self.val_folder, self.model.img_size)
+            write_report(self.output / "evaluation.json", content, metrics.confusion)
+        return is_best
 
     def _is_best(self, metrics: Metrics) -> bool:
         progress = self.state.progress

@@ -113,19 +113,44 @@ def test_positions_cover_whole_updates_once(size, batch, parts, ranks):
     assert len({len(p) for p in positions}) == 1
 
 
-def test_evaluation_reads_every_image_once(folder, unreadable):
-    for ranks in (1, 2, 4):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_evaluation_reads_every_image_once_and_tells_which(folder, unreadable, workers):
+    """With more ranks than images too, where some have none."""
+    levels = [20 * label + index for label, count in enumerate((6, 7, 8)) for index in range(count)]
+    for ranks in (1, 2, 4, 30):
         seen = []
         for rank in range(ranks):
             dataset = eval_dataset(
                 folder, EvalTransform((8, 8), 1.0, "bicubic"), DATA, batch_size=4, unreadable=unreadable, rank=rank,
-                ranks=ranks,
+                ranks=ranks, workers=workers,
             )  # fmt: skip
-            for images, labels, weights in Epochs(dataset):
+            for images, labels, weights, indices in Epochs(dataset):
                 assert (weights == 1).all()
                 assert (grey(images) // 20 == labels).all()
-                seen += grey(images).tolist()
-        assert len(seen) == len(set(seen)) == 21
+                assert grey(images).tolist() == [levels[index] for index in indices]
+                seen += indices.tolist()
+        assert sorted(seen) == list(range(21))
+
+
+ODD_NAMES = ["10.jpg", "9.jpg", "B.JPG", "b.png", "a.jpg", "A.jpeg", "a.JPEG", "a.Jpeg", "a b.jpg", "a-b.jpg", "a.b.jpg",
+             "a.jpg.png", "_x.gif", "~.bmp", ".hidden.jpg", "\u00e9.tif", "\u03a9.webp", "\u65e5.PNG", "\uffee.jpg",
+             "\U0001d4b3.jpg", "ILSVRC2012_val_00000293.JPEG"]  # fmt: skip
+
+
+def test_names_are_in_the_order_of_the_reader(tmp_path):
+    """MindSpore's order of files is Python's of the names, class by class, whatever these are."""
+    generator = np.random.default_rng(0)
+    for name in generator.permutation(["a", "a b", "a-b", "a.b", "B", "b10", "b9", "1", "10", "2", "\u00e9", "\U0001d4b3"]):
+        (tmp_path / name).mkdir()
+        for file in generator.permutation(ODD_NAMES):
+            (tmp_path / name / file).write_bytes(f"{name}/{file}".encode())
+        (tmp_path / name / "readme.txt").write_text("not an image")
+    folder = ImageFolder.open(tmp_path)
+    rows = folder.reader(None).create_tuple_iterator(num_epochs=1, output_numpy=True)
+    read = [(data.tobytes().decode(), folder.classes[label]) for data, label in rows]
+    assert [name for name, _ in read] == folder.names()
+    assert all(name.startswith(f"{label}/") for name, label in read)
+    assert len(read) == folder.size == 12 * len(ODD_NAMES)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -143,7 +168,7 @@ def test_unreadable_images_are_named_and_replaced_or_left_out(folder, unreadable
     dataset = eval_dataset(
         folder, EvalTransform((8, 8), 1.0, "bicubic"), DATA, batch_size=4, unreadable=unreadable, workers=workers
     )
-    weights = np.concatenate([weights for _, _, weights in Epochs(dataset)])
+    weights = np.concatenate([weights for _, _, weights, _ in Epochs(dataset)])
     assert weights.sum() == 19
     assert sorted(unreadable.read()) == sorted(map(str, broken))
 

@@ -189,9 +189,9 @@ def test_best_is_chosen_by_the_average(trainer):
     run = trainer("run", "train.epochs=2", "ema.decay=0.9999", "ema.warmup=false")
     run.run()
     with run.state.ema.applied():
-        average = evaluate(run.network, make_eval(run), run.config.eval.batch_size, run.dist)
+        average = evaluate(run.network, make_eval(run), run.config.eval.batch_size, run.dist, run.scoring)
     assert run.state.progress.best_top1 == average.top1
-    raw = evaluate(run.network, make_eval(run), run.config.eval.batch_size, run.dist)
+    raw = evaluate(run.network, make_eval(run), run.config.eval.batch_size, run.dist, run.scoring)
     assert raw.top1 != average.top1
 
 
