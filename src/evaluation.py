@@ -253,7 +253,7 @@ def worst_classes(metrics: Metrics, names: tuple[str, ...]) -> str | None:
     worst = [index for index in np.argsort(accuracy, kind="stable") if correct[index] < counts[index]][:WORST_CLASSES]
     if len(names) <= 2 or not worst:
         return None
-    return "worst classes: " + ", ".join(f"{names[i]} {accuracy[i]:.2f}% of {counts[i]}" for i in worst)
+    return "worst classes: " + ", ".join(f"{names[i]} ({accuracy[i]:.2f}% of {counts[i]})" for i in worst)
 
 
 # --- checkpoints ----------------------------------------------------------------------------------------------------

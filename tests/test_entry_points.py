@@ -90,6 +90,12 @@ def test_eval_takes_the_best_and_either_weights(run, run_script, tmp_path):
     )
     assert code == 0
     assert "(ema weights)" in out
+    # Without --json, the report is in the run's folder.
+    assert json.loads((output / "eval_last_ema_val.json").read_text())["count"] == 360
+    by_training = json.loads((output / "evaluation.json").read_text())
+    assert by_training.pop("epoch") == 1
+    for key, value in by_training.items():  # what the log tells while training is what eval.py finds
+        assert seen["ema"][key] == pytest.approx(value) if key.startswith("loss") else seen["ema"][key] == value
 
 
 def test_export_is_verified_against_the_checkpoint(run, run_script, digits, tmp_path):

@@ -222,7 +222,9 @@ def test_the_five_worst_classes_are_named():
     matrix = np.diag([10, 9, 8, 7, 6, 5, 4])
     matrix[:, 0] += 10 - matrix.sum(axis=1)
     line = worst_classes(metrics_of(matrix), tuple("abcdefg"))
-    assert line == "worst classes: g 40.00% of 10, f 50.00% of 10, e 60.00% of 10, d 70.00% of 10, c 80.00% of 10"
+    assert line == (
+        "worst classes: g (40.00% of 10), f (50.00% of 10), e (60.00% of 10), d (70.00% of 10), c (80.00% of 10)"
+    )
     assert worst_classes(metrics_of([[1, 0, 0], [0, 0, 0], [0, 0, 2]]), tuple("abc")) is None
     assert worst_classes(metrics_of([[1, 1], [0, 1]]), tuple("ab")) is None
 
@@ -311,7 +313,7 @@ def test_a_map_of_numbered_folders_and_valid_labels(setting, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"class map {class_map}: 4 folders; predictions among 4 of 4 classes"
     assert "top-1 80.00%" in lines[1] and lines[1].endswith("(5 images)  real 75.00%  (4 images)")
-    assert lines[2:] == ["worst classes: 10 50.00% of 2"]
+    assert lines[2:] == ["worst classes: 10 (50.00% of 2)"]
     real.write_text(json.dumps({path.name: [2] for path in (tmp_path / "val").glob("*/*.png")}))
     metrics, _ = setting(None, f"eval.class_map={class_map}", f"eval.real_labels={real}")
     assert (metrics.real_count, metrics.real_correct) == (5, 2)
