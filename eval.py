@@ -7,7 +7,9 @@ from src.cli import configuration, inference_parser, parse, run, with_local_data
 
 def main(arguments: list[str]) -> None:
     options = inference_parser("eval.py", __doc__)
-    options.add_argument("--json", metavar="FILE", help="also write the result there")
+    options.add_argument(
+        "--json", metavar="FILE", help="the report; default: in the run's folder, or beside a lone checkpoint"
+    )
     options = parse(options, arguments)
 
     from src.distributed import check_device_num, start

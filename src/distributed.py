@@ -60,6 +60,14 @@ class Dist:
             return np.asarray(values)
         return self._all_reduce(Tensor(np.asarray(values, np.float32))).asnumpy()
 
+    def sum_counts(self, counts: np.ndarray) -> np.ndarray:
+        """Elementwise sum over all ranks of counts (int64), exact up to 2^40 on at most 256 ranks.
+
+        float32 holds 24 bits: the lower 16 and the rest are summed apart.
+        """
+        low, high = np.asarray(self.sum(np.stack([counts % 2**16, counts // 2**16]))).astype(np.int64)
+        return low + high * 2**16
+
     def agree(self, value: int) -> bool:
         """Whether all ranks call this with the same small integer."""
         total, squares = (float(x) for x in self.sum(np.array([value, value**2])))

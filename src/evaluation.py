@@ -1,88 +1,66 @@
 """Accuracy and loss over a data set, every image once."""
 
-import json
 import tempfile
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from mindspore import Tensor, nn
 
-from src.atomic import write_text
 from src.config import Config
-from src.data.image_set import DataError, check_num_classes, open_images
+from src.data.image_set import DataError, ImageSet, check_num_classes, open_images
+from src.data.label_maps import LabelSpace, read_class_map, read_valid_labels
 from src.data.pipeline import EvalBatches, UnreadableImages, configure_reading, resolve_workers
 from src.data.transforms import EvalTransform
 from src.distributed import Dist
 from src.errors import UserError
+from src.evaluation_report import report, report_path, worst_classes, write_report
+from src.metrics import Metrics, Scoring, batch_counts, predictions
 from src.precision import apply_precision, missing_kernels_named
 from src.weights import class_names, load_weights, read_checkpoint, select_weights
 
 
-@dataclass(frozen=True)
-class Metrics:
-    """Counts over a data set, and what follows from them. Counts add up across batches and devices; averages do not."""
-
-    count: int
-    top1_correct: int
-    top5_correct: int
-    loss_sum: float
-
-    @property
-    def top1(self) -> float:
-        """Per cent of images whose most likely class is the right one."""
-        return 100 * self.top1_correct / max(self.count, 1)
-
-    @property
-    def top5(self) -> float:
-        """Per cent of images with the right class among the five most likely."""
-        return 100 * self.top5_correct / max(self.count, 1)
-
-    @property
-    def loss(self) -> float:
-        """Mean cross-entropy, without label smoothing, in nats."""
-        return self.loss_sum / max(self.count, 1)
-
-    def __str__(self):
-        return f"top-1 {self.top1:.2f}%  top-5 {self.top5:.2f}%  loss {self.loss:.4f}  ({self.count} images)"
-
-
-def batch_counts(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[count, top-1 correct, top-5 correct, loss sum] of a batch, float64; images of weight 0 do not count.
-
-    An image's rank is the number of other classes with at least its logit: a tie is a miss, whatever the order of
-    classes (a network that answers alike for all is never right), and so are logits that are not finite.
-    """
-    logits = logits.astype(np.float64)
-    own = logits[np.arange(len(labels)), labels]
-    valid = np.isfinite(logits).all(axis=1)
-    rank = np.where(valid, (logits >= own[:, None]).sum(axis=1) - 1, np.inf)
-    highest = logits.max(axis=1)
-    losses = np.log(np.exp(logits - highest[:, None]).sum(axis=1)) + highest - own
-    kept = weights > 0
-    return np.array([kept.sum(), (rank[kept] < 1).sum(), (rank[kept] < 5).sum(), losses[kept].sum()])
-
-
-def evaluate(network: nn.Cell, epoch, batch_size: int, dist) -> Metrics:
+def evaluate(network: nn.Cell, epoch, batch_size: int, dist: Dist, scoring: Scoring) -> Metrics:
     """Metrics of a network over one pass of an evaluation dataset (src/data/pipeline.py).
 
     Args:
-        network: images [B, C, H, W] to logits [B, classes]; put into evaluation mode and back.
+        network: images [B, C, H, W] to logits [B, outputs]; put into evaluation mode and back.
         epoch: iterable of (images, labels, weights, indices); a short last batch is filled up, for the graph to keep
             its shape.
     """
     was_training = network.training
     network.set_train(False)
-    counts = np.zeros(4)
-    for images, labels, weights, _ in epoch:
-        short = batch_size - len(labels)
-        if short:
-            images = np.concatenate([images, np.zeros((short, *images.shape[1:]), images.dtype)])
-        logits = network(Tensor(images)).asnumpy()[: len(labels)]
+    space = scoring.space
+    counts, real = np.zeros(4), np.zeros(2, np.int64)
+    confusion = np.zeros((len(space.names), len(space.names) + 1), np.int64)
+    outputs = np.append(space.outputs, -1)  # of predictions; the last where there is none
+    for images, labels, weights, indices in epoch:
+        logits = space.among(_logits(network, images, batch_size, scoring.flip))
+        labels, kept, predicted = space.labels[labels], weights > 0, predictions(logits)
         counts += batch_counts(logits, labels, weights)
+        np.add.at(confusion, (labels[kept], predicted[kept]), 1)
+        if scoring.valid is not None:
+            valid = [scoring.valid[index] for index in indices[kept]]
+            real[0] += sum(map(bool, valid))
+            real[1] += sum(output in classes for output, classes in zip(outputs[predicted[kept]], valid, strict=True))
     network.set_train(was_training)
-    total = dist.sum(counts)
-    return Metrics(*(round(float(value)) for value in total[:3]), float(total[3]))
+    loss_sum = float(dist.sum(counts[3:])[0])
+    whole = dist.sum_counts(np.concatenate([counts[:3].astype(np.int64), real, confusion.ravel()]))
+    count, top1_correct, top5_correct, *real = whole[:5].tolist()
+    real = real if scoring.valid is not None else (None, None)
+    return Metrics(count, top1_correct, top5_correct, loss_sum, whole[5:].reshape(confusion.shape), *real)
+
+
+def _logits(network: nn.Cell, images: np.ndarray, batch_size: int, flip: bool) -> np.ndarray:
+    """Logits [n, outputs] of n <= batch_size images, computed in batches of one size."""
+    short = batch_size - len(images)
+    if short:
+        padding = np.zeros((short, *images.shape[1:]), images.dtype)
+        return _logits(network, np.concatenate([images, padding]), batch_size, flip)[: len(images)]
+    logits = network(Tensor(images)).asnumpy().astype(np.float32)
+    if flip:
+        mirrored = np.ascontiguousarray(images[..., ::-1])
+        logits = (logits + network(Tensor(mirrored)).asnumpy().astype(np.float32)) / 2
+    return logits
 
 
 def run_checkpoint(config: Config, checkpoint: str | None) -> Path:
@@ -119,28 +97,65 @@ def load_for_inference(
     return model, used, class_names(content)
 
 
+def label_space(
+    config: Config, images: ImageSet, num_classes: int, names: tuple[str, ...] | None, label: str
+) -> tuple[LabelSpace, str | None]:
+    """The classes that a folder is evaluated on, and a line to print if they are not simply the model's.
+
+    Args:
+        names: the model's class names, where the checkpoint (`label`) knows them.
+
+    Raises:
+        DataError: a class map that does not fit, or, without one, other classes than the model's.
+    """
+    if config.eval.class_map:
+        space = read_class_map(config.eval.class_map, images.classes, num_classes, names)
+        line = f"class map {config.eval.class_map}: {len(images.classes)} folders"
+        return space, f"{line}; predictions among {len(space.names)} of {num_classes} classes"
+    if names is not None and set(images.classes) < set(names):
+        space = LabelSpace.of_names(images.classes, names)
+        return (
+            space,
+            f"the folders are {len(images.classes)} of the model's {num_classes} classes: predictions among these",
+        )
+    check_num_classes(images, num_classes)
+    if names is not None and names != images.classes:
+        raise DataError(
+            f"data folder {images.path}: its classes are not those of {label} ({', '.join(names[:3])}, ...)"
+        )
+    return LabelSpace.of_names(images.classes, images.classes), None
+
+
+def valid_labels(config: Config, images: ImageSet, num_classes: int) -> list[frozenset[int]] | None:
+    """The valid labels of a folder's images, by index, if the configuration names a file of them."""
+    path = config.eval.real_labels
+    return read_valid_labels(path, images.names, num_classes) if path else None
+
+
 def evaluate_checkpoint(
     config: Config, dist: Dist, checkpoint: str | None, weights: str = "auto", json_path: str | None = None
 ) -> Metrics:
-    """Evaluate a checkpoint on the configuration's validation folder and print the result.
+    """Evaluate a checkpoint on the configuration's validation folder, print the result and write its report.
+
+    Args:
+        json_path: of the report; None for `report_path`, where a folder that cannot be written is only warned about.
 
     Raises:
-        UserError: no checkpoint, weights of another model, or data of other classes.
+        UserError: no checkpoint, weights of another model, data of other classes, or a `json_path` not to be written.
     """
     path = run_checkpoint(config, checkpoint)
-    folder = open_images(config.data.path, config.data.val)
-    model, used, classes = load_for_inference(config, path, weights, dist.device_target)
-    check_num_classes(folder, model.num_classes)
-    if classes is not None and classes != folder.classes:
-        raise DataError(
-            f"data folder {folder.path}: its classes are not those of checkpoint {path} ({', '.join(classes[:3])}, ...)"
-        )
+    model, used, names = load_for_inference(config, path, weights, dist.device_target)
+    images = open_images(config.data.path, config.data.val, names)
+    space, line = label_space(config, images, model.num_classes, names, f"checkpoint {path}")
+    scoring = Scoring(space, valid_labels(config, images, model.num_classes), config.eval.flip)
+    if line and dist.is_main:
+        print(line, flush=True)
     network = apply_precision(model, config.amp.level)
     configure_reading(config.data)
     with tempfile.TemporaryDirectory() as scratch:
         unreadable = UnreadableImages(Path(scratch) / "unreadable_images.txt")
         batches = EvalBatches(
-            folder,
+            images,
             EvalTransform(model.img_size, config.eval.crop_ratio, config.augment.interpolation),
             config.data,
             batch_size=config.eval.batch_size,
@@ -150,7 +165,7 @@ def evaluate_checkpoint(
             workers=resolve_workers(config.data.workers, dist.local_size),
         )
         with missing_kernels_named(config.amp.level, dist.device_target):
-            metrics = evaluate(network, batches, config.eval.batch_size, dist)
+            metrics = evaluate(network, batches, config.eval.batch_size, dist, scoring)
         skipped = unreadable.read()
     if dist.is_main:
         for image, reason in skipped.items():
@@ -158,8 +173,16 @@ def evaluate_checkpoint(
         if skipped:
             print(f"{len(skipped)} unreadable images")
         print(f"{path} ({used} weights): {metrics}", flush=True)
-        if json_path:
-            result = asdict(metrics) | {"top1": metrics.top1, "top5": metrics.top5, "loss": metrics.loss}
-            result |= {"checkpoint": str(path), "weights": used, "unreadable_images": sorted(skipped)}
-            write_text(Path(json_path), json.dumps(result, indent=2))
+        if worst := worst_classes(metrics, space.names):
+            print(worst, flush=True)
+        content = {"checkpoint": str(path), "weights": used} | report(metrics, scoring, config, images, model.img_size)
+        content |= {"unreadable_images": sorted(skipped)}
+        try:
+            write_report(
+                Path(json_path) if json_path else report_path(path, used, images.path), content, metrics.confusion
+            )
+        except UserError as error:
+            if json_path:
+                raise
+            print(f"warning: no report: {error}; --json FILE writes it elsewhere", flush=True)
     return metrics

@@ -90,6 +90,12 @@ def test_eval_takes_the_best_and_either_weights(run, run_script, tmp_path):
     )
     assert code == 0
     assert "(ema weights)" in out
+    # Without --json, the report is in the run's folder.
+    assert json.loads((output / "eval_last_ema_val.json").read_text())["count"] == 360
+    by_training = json.loads((output / "evaluation.json").read_text())
+    assert by_training.pop("epoch") == 1
+    for key, value in by_training.items():  # what the log tells while training is what eval.py finds
+        assert seen["ema"][key] == pytest.approx(value) if key.startswith("loss") else seen["ema"][key] == value
 
 
 def test_export_is_verified_against_the_checkpoint(run, run_script, digits, tmp_path):
@@ -114,11 +120,11 @@ REFUSALS = {
     "misspelt name": (["train.py", "--arch", TINY[:-1]], f"did you mean configs/focalv2/{TINY}.yaml?"),
     "misspelt key": (["train.py", "--arch", TINY, "train.epoch=1"], "did you mean epochs?"),
     "unknown flag": (["train.py", "--arch", TINY, "--epochs=1"], "unrecognized arguments: --epochs=1"),
-    "missing features": (
-        ["train.py", "--arch", TINY],
-        "training with mixup, cutmix, auto_augment, erasing is not there",
+    "meaningless policy": (
+        ["train.py", "--arch", TINY, "augment.auto_augment=rand-x3"],
+        "command line: augment.auto_augment: 'rand-x3': unknown part 'x3'",
     ),
-    "missing data": (["eval.py", "--arch", TINY, "--checkpoint", __file__, "--data_url=no"], "no/val: no such folder"),
+    "missing data": (["train.py", "--arch", TINY, "--data_url=no"], "no/train: no such folder"),
     "missing checkpoint": (["eval.py", "--arch", TINY, "--checkpoint", "no.ckpt"], "checkpoint no.ckpt: no such file"),
     "no run": (["eval.py", "--arch", TINY], "train first, or name one with --checkpoint"),
     "no Ascend": (["eval.py", "--arch", TINY, "--device_target=Ascend"], "MindSpore finds no Ascend device"),

@@ -116,9 +116,10 @@ def check_classes(train: ImageSet, val: ImageSet, num_classes: int) -> None:
 def check_num_classes(images: ImageSet, num_classes: int) -> None:
     """Raises DataError when a model has another number of classes than the images."""
     if len(images.classes) != num_classes:
+        subset = ", or evaluate a subset by eval.class_map" if len(images.classes) < num_classes else ""
         raise DataError(
             f"data folder {images.path}: has {len(images.classes)} classes, the model {num_classes}; "
-            f"set model.num_classes={len(images.classes)}"
+            f"set model.num_classes={len(images.classes)}{subset}"
         )
 
 

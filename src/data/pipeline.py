@@ -369,7 +369,11 @@ class EvalBatches:
         ranks: int = 1,
         workers: int = 1,
     ):
+        self.data = data
         indices = list(range(rank, images.size, ranks))
+        if not indices:  # more ranks than images; MindSpore refuses an empty dataset
+            self.iterator = ()
+            return
         keys = ds.GeneratorDataset(EvalKeys(indices), ["index"], shuffle=False, python_multiprocessing=False)
         dataset = ds.zip((images.reader(ds.SubsetSampler(indices)), keys)).map(
             EvalSample(images, transform, len(data.mean), unreadable),
@@ -379,7 +383,6 @@ class EvalBatches:
             python_multiprocessing=workers > 1,
         )
         dataset = dataset.project(["image", "label", "weight", "index"])
-        self.data = data
         self.iterator = dataset.batch(batch_size, drop_remainder=False).create_tuple_iterator(num_epochs=passes, output_numpy=True)
 
     def __iter__(self):

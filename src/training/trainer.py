@@ -12,11 +12,14 @@ from mindspore import Tensor
 from src.atomic import write_text
 from src.config import Config
 from src.data.image_set import ImageSet, check_classes, open_images
+from src.data.label_maps import LabelSpace
 from src.data.pipeline import EvalBatches, TrainBatches, UnreadableImages, configure_reading, resolve_workers
 from src.data.transforms import EvalTransform, TrainTransform
 from src.distributed import Dist
 from src.errors import UserError
-from src.evaluation import Metrics, evaluate
+from src.evaluation import evaluate, valid_labels
+from src.evaluation_report import report, write_report
+from src.metrics import Metrics, Scoring
 from src.precision import apply_precision, missing_kernels_named
 from src.training.checkpoint import CheckpointError, CheckpointFolder, TrainState
 from src.training.ema import ExponentialMovingAverage
@@ -59,6 +62,8 @@ class Trainer:
         self.checkpoints = CheckpointFolder(self.output / "checkpoints", config.train.keep_checkpoints)
         resume_from = self._resume_from()
 
+        if config.eval.class_map:
+            raise config.error("eval.class_map", "is for eval.py; training evaluates on the classes it trains")
         arguments = config.model.resolved()
         train_images = open_images(config.data.path, config.data.train)
         val_images = open_images(config.data.path, config.data.val, train_images.classes)
@@ -170,6 +175,12 @@ class Trainer:
             batch_size=config.eval.batch_size,
             passes=remaining * (2 if config.ema.enabled else 1),
             **reading,
+        )
+        self.val_images = val_images
+        self.scoring = Scoring(
+            LabelSpace.of_names(val_images.classes, val_images.classes),
+            valid_labels(config, val_images, self.num_classes),
+            config.eval.flip,
         )
 
     def run(self) -> dict:
@@ -285,13 +296,19 @@ class Trainer:
         """Evaluate raw and averaged weights; returns whether this is the best epoch so far."""
         progress = self.state.progress
         batch_size = self.config.eval.batch_size
-        metrics = evaluate(self.network, self.eval_batches, batch_size, self.dist)
+        metrics = evaluate(self.network, self.eval_batches, batch_size, self.dist, self.scoring)
         self.log.line(f"epoch {progress.epoch}/{self.config.train.epochs}  raw {metrics}")
         if self.state.ema is not None:
             with self.state.ema.applied():
-                metrics = evaluate(self.network, self.eval_batches, batch_size, self.dist)
+                metrics = evaluate(self.network, self.eval_batches, batch_size, self.dist, self.scoring)
             self.log.line(f"epoch {progress.epoch}/{self.config.train.epochs}  ema {metrics}")
-        return self._is_best(metrics)
+        is_best = self._is_best(metrics)
+        if is_best and self.dist.is_main:
+            content = {"checkpoint": str(self.checkpoints.best), "weights": self.best_weights.lower()}
+            content |= {"epoch": progress.epoch}
+            content |= report(metrics, self.scoring, self.config, self.val_images, self.model.img_size)
+            write_report(self.output / "evaluation.json", content, metrics.confusion)
+        return is_best
 
     def _is_best(self, metrics: Metrics) -> bool:
         progress = self.state.progress

@@ -200,14 +200,18 @@ def test_positions_cover_whole_updates_once(size, batch, parts, ranks):
     assert len({len(p) for p in positions}) == 1
 
 
-def test_evaluation_reads_every_image_once(folder, unreadable):
-    for ranks in (1, 2, 4):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_evaluation_reads_every_image_once_and_tells_which(folder, unreadable, workers):
+    """With more ranks than images too, where some have none."""
+    levels = [20 * label + index for label, count in enumerate((6, 7, 8)) for index in range(count)]
+    for ranks in (1, 2, 4, 30):
         seen = []
         for rank in range(ranks):
-            for images, labels, weights, indices in eval_batches(folder, unreadable, rank=rank, ranks=ranks):
+            batches = eval_batches(folder, unreadable, rank=rank, ranks=ranks, workers=workers)
+            for images, labels, weights, indices in batches:
                 assert (weights == 1).all()
-                assert (grey(images) // 20 == labels).all()
                 assert (labels == folder.labels[indices]).all()
+                assert grey(images).tolist() == [levels[index] for index in indices]
                 seen += indices.tolist()
         assert sorted(seen) == list(range(21))
 

@@ -102,10 +102,30 @@ def test_best_is_chosen_by_the_average(trainer):
     run = trainer("run", "train.epochs=2", "ema.decay=0.9999", "ema.warmup=false")
     run.run()
     with run.state.ema.applied():
-        average = evaluate(run.network, make_eval(run), run.config.eval.batch_size, run.dist)
+        average = evaluate(run.network, make_eval(run), run.config.eval.batch_size, run.dist, run.scoring)
     assert run.state.progress.best_top1 == average.top1
-    raw = evaluate(run.network, make_eval(run), run.config.eval.batch_size, run.dist)
+    raw = evaluate(run.network, make_eval(run), run.config.eval.batch_size, run.dist, run.scoring)
     assert raw.top1 != average.top1
+
+
+def test_the_best_epoch_s_report_is_in_the_run(trainer, digits, tmp_path, capsys):
+    """With what evaluation was asked for: here valid labels that are the images' own, and flips."""
+    names = open_images(digits, "val").names
+    (tmp_path / "real.json").write_text(json.dumps({name: [int(name[0])] for name in names}))
+    run = trainer("run", "train.epochs=1", "eval.flip=true", f"eval.real_labels={tmp_path / 'real.json'}")
+    summary = run.run()
+    content = json.loads((run.output / "evaluation.json").read_text())
+    assert (content["top1"], content["epoch"], content["weights"]) == (summary["best_top1"], 1, "ema")
+    assert content["real"]["accuracy"] == content["top1"]
+    assert (content["flip"], content["count"], content["checkpoint"]) == (True, 360, summary["checkpoint"])
+    assert np.trace(content["confusion"]) == content["top1_correct"]
+    assert f"real {content['top1']:.2f}%  (360 images)" in capsys.readouterr().out
+    (run.output / "evaluation.json").unlink()
+    run.eval_batches = list(make_eval(run))
+    assert not run._evaluate()  # as good as before is not better
+    assert not (run.output / "evaluation.json").exists()
+    with pytest.raises(UserError, match=r"command line: eval.class_map: is for eval.py"):
+        trainer("other", "eval.class_map=map.txt")
 
 
 def make_eval(run):
