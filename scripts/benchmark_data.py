@@ -54,30 +54,25 @@ def rate(epoch, epochs: int) -> float:
 
 
 def timm_rate(folder: Path, options) -> float:
-    """timm's loader with its transforms and mixup, as the original code uses them."""
+    """timm's own loader at its fastest: pixels are mixed while collated, normalised and erased in batches."""
     import torch
-    from timm.data import Mixup, create_transform
-    from torchvision.datasets import ImageFolder
+    from timm.data import FastCollateMixup, ImageDataset, create_loader
 
-    transform = create_transform(
-        SIZE,
+    loader = create_loader(
+        ImageDataset(str(folder)),
+        (3, SIZE, SIZE),
+        options.batch_size,
         is_training=True,
-        auto_augment=POLICY,
-        interpolation="bicubic",
         re_prob=ERASING,
         re_mode="pixel",
-        re_count=1,
-    )
-    loader = torch.utils.data.DataLoader(
-        ImageFolder(folder, transform),
-        batch_size=options.batch_size,
-        shuffle=True,
+        auto_augment=POLICY,
+        interpolation="bicubic",
         num_workers=options.workers,
-        drop_last=True,
+        collate_fn=FastCollateMixup(MIXUP, CUTMIX, label_smoothing=SMOOTHING, num_classes=CLASSES),
+        device=torch.device("cpu"),
         persistent_workers=True,
     )
-    mixup = Mixup(MIXUP, CUTMIX, label_smoothing=SMOOTHING, num_classes=1000)
-    return rate(lambda: (len(mixup(images, labels)[0]) for images, labels in loader), options.epochs)
+    return rate(lambda: (len(images) for images, _ in loader), options.epochs)
 
 
 def own_rate(folder: Path, options) -> float:
@@ -144,8 +139,10 @@ def time_stages(folder: Path, options) -> dict[str, float]:
     crops = stage("crop and resize", crop, range(len(images)))
     flipped = stage("flip", vision.HorizontalFlip(), crops)
     augmented = stage("policy", lambda key: transform.policy(flipped[key], generators[key]), range(len(images)))
-    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    batch = np.concatenate(stage("normalise", lambda image: normalise(image[None], mean, std), augmented))
+    stacked = np.stack(augmented)
+    start = time.perf_counter()
+    batch = normalise(stacked, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    seconds["normalise"] = (time.perf_counter() - start) / len(batch) * 1e6
 
     def erase_one(key):
         generator = np.random.default_rng([0, 3, 0, key])

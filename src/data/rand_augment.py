@@ -15,6 +15,8 @@ import numpy as np
 from mindspore.dataset import vision
 from PIL import Image, ImageEnhance, ImageOps
 
+from src.data.row_shift import shift_columns, shift_rows
+
 DENOMINATOR = 10  # magnitudes are tenths of an operation's range
 GREYS = np.uint8(255)
 
@@ -130,15 +132,20 @@ equalize = with_pillow(lambda image, *_: ImageOps.equalize(image))
 rotate = with_pillow(lambda image, degrees, g: image.rotate(degrees, g.resample, fillcolor=g.fill))
 
 
-def affine(image: Image.Image, matrix: tuple[float, ...], geometry: Geometry) -> Image.Image:
-    """Pixels from where the matrix (a, b, c, d, e, f) points: (a x + b y + c, d x + e y + f)."""
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, geometry.resample, fillcolor=geometry.fill)
+def shear_x(pixels, factor, geometry):
+    return shift_rows(pixels, factor * (np.arange(pixels.shape[0]) + 0.5), *geometry)
 
 
-shear_x = with_pillow(lambda image, factor, g: affine(image, (1, factor, 0, 0, 1, 0), g))
-shear_y = with_pillow(lambda image, factor, g: affine(image, (1, 0, 0, factor, 1, 0), g))
-translate_x = with_pillow(lambda image, share, g: affine(image, (1, 0, share * image.width, 0, 1, 0), g))
-translate_y = with_pillow(lambda image, share, g: affine(image, (1, 0, 0, 0, 1, share * image.height), g))
+def shear_y(pixels, factor, geometry):
+    return shift_columns(pixels, factor * (np.arange(pixels.shape[1]) + 0.5), *geometry)
+
+
+def translate_x(pixels, share, geometry):
+    return shift_rows(pixels, np.full(pixels.shape[0], share * pixels.shape[1]), *geometry)
+
+
+def translate_y(pixels, share, geometry):
+    return shift_columns(pixels, np.full(pixels.shape[1], share * pixels.shape[0]), *geometry)
 
 
 class Operation(NamedTuple):

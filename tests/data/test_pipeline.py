@@ -13,7 +13,7 @@ from src.data.mindrecord_images import make_mindrecord
 from src.data.pipeline import (
     EvalBatches,
     TrainBatches,
-    TrainSample,
+    TrainSamples,
     UnreadableImages,
     configure_reading,
     epoch_order,
@@ -115,7 +115,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(photographs, unreadable)
 
 def test_samples_do_not_depend_on_which_process_makes_them(photographs, unreadable):
     """Four processes, more than one core may feed, that take the samples as they come."""
-    sample = TrainSample(photographs, TrainTransform((32, 32), FULL, 5), 3, unreadable)
+    sample = TrainSamples(photographs, TrainTransform((32, 32), FULL, 5), 3, unreadable).sample
     keys = [(photographs.content(i), epoch, i) for epoch in range(3) for i in range(21)]
     with get_context("fork").Pool(4) as pool:
         np.testing.assert_array_equal(pool.starmap(sample, keys, chunksize=1), [sample(*key) for key in reversed(keys)][::-1])

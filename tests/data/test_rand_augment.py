@@ -45,10 +45,10 @@ CASES = [
         for name in ("Color", "Contrast", "Brightness", "Sharpness")
         for factor in (0.1, 0.19, 0.5, 1.0, 1.3, 1.81, 1.9)
     ],
-    ("ShearX", 0.27, affine((1, 0.27, 0, 0, 1, 0))),
-    ("ShearY", -0.3, affine((1, 0, 0, -0.3, 1, 0))),
-    ("TranslateXRel", 0.405, affine((1, 0, 0.405 * 224, 0, 1, 0))),
-    ("TranslateYRel", -0.1, affine((1, 0, 0, 0, 1, -0.1 * 192))),
+    *[("ShearX", f, affine((1, f, 0, 0, 1, 0))) for f in (0.27, -0.3, 0.0, 1.7)],
+    *[("ShearY", f, affine((1, 0, 0, f, 1, 0))) for f in (0.27, -0.3)],
+    *[("TranslateXRel", s, affine((1, 0, s * 224, 0, 1, 0))) for s in (0.405, -0.1, 0.25, 0.0, -0.45, 1.2)],
+    *[("TranslateYRel", s, affine((1, 0, 0, 0, 1, s * 192))) for s in (0.405, -0.1)],
 ]  # fmt: skip
 
 
@@ -69,6 +69,16 @@ def test_operations_are_pillows_within_one_grey_level(photographs, name, argumen
         difference = np.abs(result.astype(int) - np.asarray(pillow(image)))
         assert difference.max() <= 1
         np.testing.assert_array_equal(np.asarray(image), original)
+
+
+@pytest.mark.parametrize("name", ["ShearX", "ShearY", "TranslateXRel", "TranslateYRel"])
+def test_bilinear_geometry_is_pillows_too(photographs, name):
+    matrix = {"ShearX": (1, 0.2, 0, 0, 1, 0), "ShearY": (1, 0, 0, 0.2, 1, 0), "TranslateXRel": (1, 0, 0.2 * 224, 0, 1, 0),
+              "TranslateYRel": (1, 0, 0, 0, 1, 0.2 * 192)}[name]  # fmt: skip
+    image = photographs[0]
+    expected = image.transform(image.size, Image.Transform.AFFINE, matrix, BILINEAR, fillcolor=FILL)
+    result = OPERATIONS[name].apply(np.asarray(image), 0.2, Geometry(BILINEAR, FILL))
+    assert np.abs(result.astype(int) - np.asarray(expected)).max() <= 1
 
 
 def test_every_operation_was_held_against_pillow():
