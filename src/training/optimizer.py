@@ -116,18 +116,17 @@ class AdamW(Optimizer):
         return step
 
 
-@sgd_update.register("Tensor", "Number", "Bool", "Number", "Number", "Tensor", "Tensor", "Tensor")
-def _sgd_update(learning_rate, momentum, nesterov, decay, scale, parameter, velocity, gradient):
-    """One parameter's update: decay as a part of the gradient, then momentum."""
+@sgd_update.register("Function", "Tensor", "Number", "Bool", "Number", "Number", "Tensor", "Tensor", "Tensor")
+def _sgd_update(apply_momentum, learning_rate, momentum, nesterov, decay, scale, parameter, velocity, gradient):
+    """One parameter's update: decay as a part of the gradient, then the fused kernel."""
     if scale != 1:
         learning_rate = learning_rate * scale
     if decay > 0:
         gradient = gradient + parameter * decay
-    direction = velocity * momentum + gradient
-    ops.assign(velocity, direction)
     if nesterov:
-        direction = gradient + direction * momentum
-    return ops.assign(parameter, parameter - direction * learning_rate)
+        apply_momentum(parameter, velocity, learning_rate * momentum, gradient, momentum)
+        return ops.assign_sub(parameter, gradient * learning_rate)
+    return apply_momentum(parameter, velocity, learning_rate, gradient, momentum)
 
 
 class SGD(Optimizer):
@@ -136,7 +135,8 @@ class SGD(Optimizer):
     With gradient g: g += decay * p; v = momentum * v + g; p -= lr * v, or with Nesterov's (arXiv 1212.0901, section
     3.5) p -= lr * (g + momentum * v). The rate is not a part of v, so that it acts at once where it changes.
 
-    Not by the fused kernel, ops.ApplyMomentum: on CPU it ignores use_nesterov.
+    On CPU the fused kernel ignores its use_nesterov: Nesterov's step is a plain one of rate lr * momentum and one of lr
+    along the gradient.
     """
 
     def __init__(self, parameters, weight_decays, momentum=0.9, nesterov=True, rate_scales=None):
@@ -145,10 +145,11 @@ class SGD(Optimizer):
         self.moments = (self.velocity,)
         self.momentum = momentum
         self.nesterov = nesterov
+        self.apply_momentum = ops.ApplyMomentum()
 
     def construct(self, gradients, learning_rate):
         step = self.count_step()
-        update = ops.partial(sgd_update, learning_rate, self.momentum, self.nesterov)
+        update = ops.partial(sgd_update, self.apply_momentum, learning_rate, self.momentum, self.nesterov)
         self.map(update, self.weight_decays, self.rate_scales, self.parameters, self.velocity, gradients)
         return step
 

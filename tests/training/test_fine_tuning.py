@@ -1,6 +1,5 @@
 """Starting from other weights: frozen stages, rates by block, other classes and sizes; and the average beside them."""
 
-import json
 import subprocess
 import sys
 
@@ -19,7 +18,6 @@ from src.weights import load_weights, read_checkpoint, select_weights
 from tests.conftest import DIGITS_CONFIG, ROOT, SMALL_MODEL
 from tests.models.test_training_options import FAMILIES
 
-DIGITS5_CONFIG = CONFIG_ROOT / "finetune" / "focalv2_digits5_64.yaml"
 FROZEN = {
     "focal": ("patch_embed.", "absolute_pos_embed", "layers.0."),
     "focalv2": ("patch_embed.", "absolute_pos_embed", "layers.0."),
@@ -169,19 +167,3 @@ def test_digits_of_some_classes_keep_their_split(digits, tmp_path):
     # Others take their place.
     subprocess.run([*command, "2", "4"], cwd=ROOT, check=True)
     assert sorted(path.name for path in (output / "val").iterdir()) == ["2", "4"]
-
-
-@pytest.mark.slow
-def test_quickstart_fine_tunes_to_five_digits_of_another_size(digits, tmp_path):
-    """From a third of the quickstart's epochs: 98% on the held-out images of five digits."""
-    five = tmp_path / "digits5"
-    commands = [
-        ["train.py", "--config", DIGITS_CONFIG, f"data.path={digits}", f"runtime.output={tmp_path / 'source'}",
-         "train.epochs=10", "eval.interval=10"],
-        ["scripts/prepare_digits.py", "--classes", "0", "1", "2", "3", "4", "--output", five],
-        ["train.py", "--config", DIGITS5_CONFIG, f"data.path={five}", f"runtime.output={tmp_path / 'run'}",
-         f"train.pretrained={tmp_path / 'source/checkpoints/best.ckpt'}"],
-    ]  # fmt: skip
-    for command in commands:
-        subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True, capture_output=True)
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["best_top1"] >= 98
