@@ -30,6 +30,7 @@ def training(model, network, images, num_classes):
     from mindspore import Tensor
 
     from src.data.mixup import soft_targets
+    from src.schema import OptimizerConfig
     from src.training.loss import SoftTargetCrossEntropy
     from src.training.optimizer import create_optimizer
     from src.training.train_step import LossScale, TrainStep
@@ -40,7 +41,7 @@ def training(model, network, images, num_classes):
         network,
         SoftTargetCrossEntropy(),
         model.trainable_params(),
-        create_optimizer(model, weight_decay=0.05, betas=[0.9, 0.999], eps=1e-8),
+        create_optimizer(model, OptimizerConfig(weight_decay=0.05)),
         LossScale(1024.0, dynamic=True, growth_interval=2000),
         clip_norm=5.0,
     ).set_train()

@@ -1,8 +1,8 @@
-"""Write scikit-learn's handwritten digits as an image folder: python scripts/prepare_digits.py [--output data/digits]
+"""Write scikit-learn's handwritten digits as an image folder: python scripts/prepare_digits.py [--classes 0 1 2 3 4]
 
 1,797 real 8x8 scans of 10 digits come with scikit-learn (UCI, "Optical Recognition of Handwritten Digits"),
-so nothing is downloaded. They become PNG files <output>/{train,val}/<digit>/<number>.png, 80% and 20% of every digit.
-A folder that is already whole is left alone.
+so nothing is downloaded. They become PNG files <output>/{train,val}/<digit>/<number>.png, 80% and 20% of every digit;
+with --classes of these digits alone, divided as among all ten. A folder that is already whole is left alone.
 """
 
 import argparse
@@ -20,13 +20,18 @@ SPLIT_SEED = 0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("data/digits"))
-    output = parser.parse_args().output
+    parser.add_argument("--classes", type=int, nargs="+", choices=range(10), metavar="DIGIT", help="default: all")
+    parser.add_argument("--output", type=Path, help="default: data/digits, and for 5 classes data/digits5")
+    options = parser.parse_args()
+    classes = sorted(set(options.classes or range(10)))
+    output = options.output or Path("data/digits" + (str(len(classes)) if options.classes else ""))
 
     digits = load_digits()
     indices = np.arange(len(digits.target))
     train, val = train_test_split(indices, test_size=VAL_FRACTION, stratify=digits.target, random_state=SPLIT_SEED)
-    if sum(1 for _ in output.glob("*/*/*.png")) == len(indices):
+    train, val = ([index for index in part if digits.target[index] in classes] for part in (train, val))
+    images = {f"{digits.target[index]}/{index:04d}.png" for index in [*train, *val]}
+    if {"/".join(path.parts[-2:]) for path in output.glob("*/*/*.png")} == images:
         print(f"{output}: {len(train)} training and {len(val)} validation images are there already")
         return
     if output.exists() and not {path.name for path in output.iterdir()} <= {"train", "val"}:
@@ -42,9 +47,7 @@ def main() -> None:
             Image.fromarray(grey).save(folder / f"{index:04d}.png")
     shutil.rmtree(output, ignore_errors=True)
     partial.rename(output)
-    print(
-        f"{output}: wrote {len(train)} training and {len(val)} validation images of {len(digits.target_names)} classes"
-    )
+    print(f"{output}: wrote {len(train)} training and {len(val)} validation images of {len(classes)} classes")
 
 
 if __name__ == "__main__":

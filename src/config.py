@@ -6,6 +6,7 @@ Keys of the model section are the arguments of the model's constructor (src/mode
 """
 
 import difflib
+import itertools
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -342,10 +343,35 @@ def _check_across_sections(config: Config) -> None:
             parse_policy(config.augment.auto_augment)
         except PolicyError as error:
             raise config.error("augment.auto_augment", str(error)) from error
-    schedule, train = config.schedule, config.train
-    if schedule.warmup_epochs + schedule.cooldown_epochs > train.epochs:
+    stages = len(config.model.resolved()["depths"])
+    if config.train.frozen_stages > stages:
+        raise config.error(
+            "train.frozen_stages",
+            f"{config.train.frozen_stages} is more than the {stages} stages of {config.model.name}",
+        )
+    _check_schedule(config)
+
+
+def _check_schedule(config: Config) -> None:
+    schedule, epochs = config.schedule, config.train.epochs
+    if schedule.warmup_epochs + schedule.cooldown_epochs > epochs:
         raise config.error(
             "schedule.warmup_epochs",
             f"{schedule.warmup_epochs:g} warm-up and {schedule.cooldown_epochs:g} cool-down epochs do not fit into "
-            f"train.epochs {train.epochs}",
+            f"train.epochs {epochs}",
         )
+    if schedule.name in ("cosine", "clipped_cosine", "linear") and schedule.min_lr > config.optimizer.base_lr:
+        raise config.error(
+            "schedule.min_lr", f"{schedule.min_lr:g} is above optimizer.base_lr {config.optimizer.base_lr:g}"
+        )
+    milestones = schedule.milestones
+    if (schedule.name == "multistep") != bool(milestones):
+        problem = "multistep needs at least one" if not milestones else f"have no effect in a {schedule.name} schedule"
+        raise config.error("schedule.milestones", problem)
+    if any(later <= earlier for earlier, later in itertools.pairwise(milestones)):
+        raise config.error("schedule.milestones", f"{milestones} must be in ascending order")
+    start = schedule.warmup_epochs if schedule.warmup_prefix else 0
+    shape = epochs - schedule.cooldown_epochs - start
+    if milestones and milestones[-1] >= shape:
+        after = " after warm-up" if start else ""
+        raise config.error("schedule.milestones", f"{milestones[-1]:g} is not within the {shape:g} epochs{after}")

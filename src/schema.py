@@ -94,7 +94,7 @@ class ScheduleConfig(Section):
     """Learning rate against time, in epochs; rates are at lr_batch_size and scaled with base_lr."""
 
     name: Literal["cosine", "clipped_cosine", "linear", "step", "multistep", "constant"] = "cosine"
-    warmup_prefix: bool = True  # time starts after the warm-up; false: with the first update, as in the originals
+    warmup_prefix: bool = True  # the shape's time starts after the warm-up; false: at the first update, as originally
     min_lr: Rate = 5e-6
     warmup_epochs: Rate = 20.0
     warmup_lr: Rate = 1e-5  # at the first update
@@ -102,7 +102,7 @@ class ScheduleConfig(Section):
     cooldown_lr: Rate = 5e-6
     decay_rate: Fraction = 0.1  # of step and multistep
     decay_epochs: Annotated[float, Field(gt=0)] = 30.0  # of step: epochs between decays
-    milestones: list[Rate] = []  # of multistep: epochs of the decays
+    milestones: list[Rate] = []  # of multistep: epochs of the decays, in the shape's time
 
 
 class TrainConfig(Section):
@@ -111,7 +111,7 @@ class TrainConfig(Section):
     accumulation_steps: Positive = 1  # forward passes per update
     resume: bool | str = False  # false, auto (the run's last checkpoint) or a path
     pretrained: str | None = None  # weights to start from
-    frozen_stages: Annotated[int, Field(ge=0)] = 0  # the patch embedding and this many first stages stay as they are
+    frozen_stages: Annotated[int, Field(ge=0)] = 0  # the patch embedding and this many stages stay as they are; 0: none
     keep_checkpoints: Positive = 3  # newest epochs kept, beside last and best
     save_interval: Positive | None = None  # updates between saves within an epoch, beside the save at its end
     log_interval: Positive = 50  # updates between lines of the log

@@ -55,8 +55,8 @@ def test_small_carries_the_recipe_of_the_reports():
     config = load_config("focalv2_small_useconv_patch4_window7_224").to_dict()
     expected = {
         "optimizer": {"name": "adamw", "base_lr": 5e-4, "lr_batch_size": 512, "weight_decay": 0.05, "clip_norm": 5.0},
-        "schedule": {"name": "cosine", "min_lr": 5e-6, "warmup_epochs": 20, "warmup_lr": 1e-5, "cooldown_epochs": 20,
-                     "cooldown_lr": 5e-6},
+        "schedule": {"name": "clipped_cosine", "warmup_prefix": True, "min_lr": 5e-6, "warmup_epochs": 20,
+                     "warmup_lr": 1e-5, "cooldown_epochs": 20, "cooldown_lr": 5e-6},
         "train": {"epochs": 320, "batch_size": 64},
         "augment": {"label_smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0, "switch_prob": 0.5, "erasing": 0.25,
                     "erasing_mode": "pixel", "auto_augment": "rand-m9-mstd0.5-inc1", "interpolation": "bicubic"},
@@ -104,6 +104,13 @@ def test_errors_name_the_file_that_set_the_key(write):
         ("augment.scale=[0.9,0.1]", "augment: scale: [0.9, 0.1] must be in ascending order"),
         ("data.mean=[0.5]", "data.mean: has 1 values for 3 channels"),
         ("train.epochs=10", "do not fit into train.epochs 10"),
+        ("schedule.name=cosin", "schedule.name: Input should be 'cosine', 'clipped_cosine', 'linear'"),
+        ("schedule.name=multistep", "schedule.milestones: multistep needs at least one"),
+        ("schedule.milestones=[30]", "schedule.milestones: have no effect in a cosine schedule"),
+        ("schedule.min_lr=1e-3", "schedule.min_lr: 0.001 is above optimizer.base_lr 0.0005"),
+        ("optimizer.name=adam", "optimizer.name: Input should be 'adamw', 'sgd' or 'lamb', got 'adam'"),
+        ("optimizer.layer_decay=1.5", "optimizer.layer_decay: Input should be less than or equal to 1, got 1.5"),
+        ("train.frozen_stages=5", f"train.frozen_stages: 5 is more than the 4 stages of {TINY}"),
         ("optimizer.base_lr=.inf", "optimizer.base_lr: Input should be a finite number"),
         ("runtime.seed=5000000000", "runtime.seed: Input should be less than 4294967296"),
         ("mix_up=0.8", "mix_up: is now augment.mixup"),
@@ -113,6 +120,22 @@ def test_errors_name_the_file_that_set_the_key(write):
 )  # fmt: skip
 def test_impossible_values_are_refused(override, expected):
     assert expected in refusal(TINY, override)
+
+
+@pytest.mark.parametrize(
+    ("milestones", "prefix", "expected"),
+    [
+        ("[60, 30]", "false", "[60.0, 30.0] must be in ascending order"),
+        ("[30, 30]", "false", "[30.0, 30.0] must be in ascending order"),
+        ("[30, 290]", "false", "290 is not within the 290 epochs"),
+        ("[30, 275]", "true", "275 is not within the 270 epochs after warm-up"),
+    ],
+)
+def test_milestones_are_within_the_shape(milestones, prefix, expected):
+    """Of 300 epochs, 20 of them warm-up and 10 cool-down."""
+    options = ["schedule.name=multistep", f"schedule.warmup_prefix={prefix}", "schedule.cooldown_epochs=10"]
+    assert f"schedule.milestones: {expected}" in refusal(TINY, *options, f"schedule.milestones={milestones}")
+    load_config(TINY, [*options, "schedule.milestones=[30, 269]"])
 
 
 @pytest.mark.parametrize(

@@ -597,7 +597,8 @@ class FocalTransformer(ImageClassifier):
         self.img_size = image_size(a["img_size"])
         self.in_chans = a["in_chans"]
         sizes = map_sizes(a)
-        depths, embed_dim = a["depths"], a["embed_dim"]
+        self.depths = depths = tuple(a["depths"])
+        embed_dim = a["embed_dim"]
 
         # Pre-norm never applies to the stem: a quirk of the original, kept for its weights.
         self.patch_embed = PatchEmbed(
@@ -687,6 +688,18 @@ class FocalTransformer(ImageClassifier):
     def construct(self, images, drop_path=None, dropout_seed=None):
         """Logits of a batch. Training passes the scales of draw_drop_path, and an int32 scalar to key dropout."""
         return self.head(self.forward_features(images, drop_path, dropout_seed))
+
+    def block_index(self, name: str) -> int:
+        """Where a parameter or layer is, see ImageClassifier; a downsampling belongs with the block before it."""
+        kind, *place = name.split(".")
+        if kind in ("patch_embed", "absolute_pos_embed", "pos_drop"):
+            return 0
+        if kind != "layers":
+            return sum(self.depths) + 1
+        stage = int(place[0])
+        if place[1] == "blocks":
+            return sum(self.depths[:stage]) + int(place[2]) + 1
+        return sum(self.depths[: stage + 1])
 
     def resized(self, name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
         """A parameter from a model of another image or window size, by its official name, in the shape it has here.

@@ -16,7 +16,29 @@ WEIGHT_INIT = Normal(0.02)
 
 
 class ImageClassifier(nn.Cell):
-    """What the models have in common. A model sets img_size (height, width), in_chans and drop_path_rates."""
+    """What the models have in common.
+
+    A model sets img_size (height, width), in_chans, depths and drop_path_rates (two branches a block), and says by
+    `block_index(name)` where in the network a parameter or layer is: 0 for the patch embedding, i for what belongs with
+    the i-th block, counted over all stages from 1, and one more than there are blocks for the final norm and the head.
+    """
+
+    def freeze(self, stages: int) -> None:
+        """Keep the patch embedding and the first stages, with the downsampling after them, as they are; 0: none.
+
+        They get no gradients, and neither stochastic depth nor dropout, which are there to regularise what is learned.
+        Call before an optimizer is built or a graph compiled.
+        """
+        if stages == 0:
+            return
+        last = sum(self.depths[:stages])
+        for parameter in self.get_parameters():
+            if self.block_index(parameter.name) <= last:
+                parameter.requires_grad = False
+        for name, cell in self.cells_and_names():
+            if isinstance(cell, DropPath | Dropout) and self.block_index(name) <= last:
+                cell.rate = 0.0
+        self.drop_path_rates = [0.0 if branch < 2 * last else rate for branch, rate in enumerate(self.drop_path_rates)]
 
     def draw_drop_path(self, generator: np.random.Generator, batch_size: int) -> Tensor | None:
         """Stochastic-depth scales for one training step, or None for a model without stochastic depth."""

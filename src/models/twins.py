@@ -207,6 +207,7 @@ class Twins(ImageClassifier):
         self.num_classes = num_classes
         self.img_size = image_size(img_size)
         self.in_chans = in_chans
+        self.depths = tuple(depths)
         block_rates = np.linspace(0, drop_path_rate, sum(depths)).tolist()
         self.drop_path_rates = [rate for rate in block_rates for _ in range(2)]  # two branches a block
 
@@ -249,6 +250,20 @@ class Twins(ImageClassifier):
         self.norm = layer_norm(channels, BLOCK_NORM_EPSILON)
         self.head_drop = Dropout(drop_rate, 4 * sum(depths) + len(depths))
         self.head = dense(channels, num_classes)
+
+    def block_index(self, name: str) -> int:
+        """Where a parameter or layer is, see ImageClassifier.
+
+        A patch embedding belongs with the last block of the stage before it, a positional encoding with the block that
+        it follows, the first of its stage.
+        """
+        kind, *place = name.split(".")
+        if kind not in ("patch_embeds", "pos_drops", "blocks", "pos_block"):
+            return sum(self.depths) + 1
+        before = sum(self.depths[: int(place[0])])
+        if kind == "blocks":
+            return before + int(place[1]) + 1
+        return before + (kind == "pos_block")
 
     def forward_features(self, images, drop_path=None, dropout_seed=None):
         """Images to the mean of the last stage's normalised tokens, [B, C]."""

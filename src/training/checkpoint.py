@@ -99,6 +99,13 @@ class TrainState:
             raise CheckpointError(
                 f"checkpoint {path}: was trained on other classes ({len(classes)}: {classes[0]}, ...)"
             )
+        saved = yaml.safe_load(content[CONFIG])
+        optimizer = saved["optimizer"]["name"]
+        if optimizer != self.config.optimizer.name:
+            raise CheckpointError(
+                f"checkpoint {path}: has the state of optimizer.name {optimizer}, not of {self.config.optimizer.name}; "
+                "its weights can start a run by train.pretrained"
+            )
         load_weights(self.model, select_weights(content, "raw")[0], adapt=(), label=f"checkpoint {path}")
         model = {p.name for p in self.model.get_parameters()}
         for parameter in self.parameters():
@@ -112,7 +119,7 @@ class TrainState:
                 raise CheckpointError(f"checkpoint {path}: holds no {parameter.name} of shape {tuple(parameter.shape)}")
             parameter.set_data(Tensor(value.asnumpy(), parameter.dtype))
         self.progress = Progress(**json.loads(content[PROGRESS]))
-        return yaml.safe_load(content[CONFIG])
+        return saved
 
 
 class CheckpointFolder:

@@ -5,6 +5,7 @@ import math
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from src.schema import OptimizerConfig
 from src.weights import OPTIMIZER_PREFIX
 
 
@@ -16,21 +17,72 @@ def decays(name: str, parameter: Parameter, no_weight_decay: tuple[str, ...] = (
     return len(parameter.shape) > 1 and not name.endswith(".bias") and not any(word in name for word in no_weight_decay)
 
 
+def layer_rate_scales(model: nn.Cell, names: list[str], layer_decay: float) -> list[float]:
+    """What the learning rate of each named parameter is multiplied by: layer_decay^(blocks between it and the head).
+
+    Source: layer-wise rate decay as in BEiT (arXiv 2106.08254, appendix), over the blocks of all stages in turn.
+    """
+    if layer_decay == 1:
+        return [1.0] * len(names)
+    last = sum(model.depths) + 1
+    return [layer_decay ** (last - model.block_index(name)) for name in names]
+
+
+class Optimizer(nn.Cell):
+    """What the optimizers have in common: parameter groups, moments, the count of updates.
+
+    A subclass lists its moments, tuples in the order of the parameters, in `moments`, and defines
+    `construct(gradients, learning_rate)`, which updates the parameters in place and returns the float number of updates
+    made, this one included. Gradients are in the order of the parameters, the learning rate is a scalar tensor.
+
+    Args:
+        weight_decays: of each parameter.
+        rate_scales: what each parameter's learning rate is multiplied by, decay included; None: all 1.
+    """
+
+    def __init__(self, parameters, weight_decays: list[float], rate_scales: list[float] | None = None):
+        super().__init__(auto_prefix=False)
+        self.parameters = ParameterTuple(parameters)
+        # Python numbers: what a group does not do is not in the graph.
+        self.weight_decays = tuple(weight_decays)
+        self.rate_scales = (1.0,) * len(self.parameters) if rate_scales is None else tuple(rate_scales)
+        self.step = Parameter(Tensor(0, ms.int32), name=OPTIMIZER_PREFIX + "step", requires_grad=False)
+        self.map = ops.HyperMap()
+
+    def zeros(self, name: str) -> ParameterTuple:
+        """A moment of every parameter."""
+        return self.parameters.clone(OPTIMIZER_PREFIX + name, init="zeros")
+
+    def state(self) -> list[Parameter]:
+        """Everything that a checkpoint must hold."""
+        return [self.step, *(moment for moments in self.moments for moment in moments)]
+
+    def count_step(self):
+        """The number of updates made, this one included, as a float scalar."""
+        ops.assign_add(self.step, 1)
+        return self.step.astype(ms.float32)
+
+
 adam_update = ops.MultitypeFuncGraph("adam_update")
+sgd_update = ops.MultitypeFuncGraph("sgd_update")
+lamb_update = ops.MultitypeFuncGraph("lamb_update")
 
 
 @adam_update.register("Function", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor",
-                      "Number", "Tensor", "Tensor", "Tensor", "Tensor")  # fmt: skip
+                      "Number", "Number", "Tensor", "Tensor", "Tensor", "Tensor")  # fmt: skip
 def _adam_update(
-    adam, learning_rate, rate, beta1, beta2, eps, uncorrected, decay, parameter, moment1, moment2, gradient
+    adam, learning_rate, rate, beta1, beta2, eps, uncorrected, decay, scale, parameter, moment1, moment2, gradient
 ):
     """One parameter's update: decay, then the fused Adam kernel."""
+    if scale != 1:
+        learning_rate = learning_rate * scale
+        rate = rate * scale
     if decay > 0:
         ops.assign(parameter, parameter * (1 - learning_rate * decay))
     return adam(parameter, moment1, moment2, uncorrected, uncorrected, rate, beta1, beta2, eps, gradient)[0]
 
 
-class AdamW(nn.Cell):
+class AdamW(Optimizer):
     """AdamW with bias correction (arXiv 1711.05101), the update of torch.optim.AdamW.
 
     At step t, with gradient g: p *= 1 - lr * decay; m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2;
@@ -42,43 +94,130 @@ class AdamW(nn.Cell):
     rate and epsilon. They are computed by expm1, for 1 - 0.999^t in float32 would lose four digits at the first steps.
     """
 
-    def __init__(self, parameters, weight_decays: list[float], betas=(0.9, 0.999), eps=1e-8):
-        """`weight_decays` has one entry per parameter."""
-        super().__init__(auto_prefix=False)
-        self.parameters = ParameterTuple(parameters)
-        self.weight_decays = tuple(weight_decays)
-        self.moment1 = self.parameters.clone(OPTIMIZER_PREFIX + "moment1", init="zeros")
-        self.moment2 = self.parameters.clone(OPTIMIZER_PREFIX + "moment2", init="zeros")
-        self.step = Parameter(Tensor(0, ms.int32), name=OPTIMIZER_PREFIX + "step", requires_grad=False)
-        self.log_betas = tuple(math.log(beta) if beta > 0 else -math.inf for beta in betas)
+    def __init__(self, parameters, weight_decays, betas=(0.9, 0.999), eps=1e-8, rate_scales=None):
+        super().__init__(parameters, weight_decays, rate_scales)
+        self.moment1, self.moment2 = self.moments = (self.zeros("moment1"), self.zeros("moment2"))
+        self.log_betas = log_betas(betas)
         self.betas = tuple(Tensor(beta, ms.float32) for beta in betas)
         self.eps = eps
         self.uncorrected = Tensor(0.0, ms.float32)
-        self.map = ops.HyperMap()
         self.adam = ops.Adam()
         self.expm1 = ops.Expm1()
 
-    def state(self) -> list[Parameter]:
-        """Everything that a checkpoint must hold."""
-        return [self.step, *self.moment1, *self.moment2]
-
     def construct(self, gradients, learning_rate):
-        """Update the parameters in place. `gradients` are in the order of the parameters; `learning_rate` a scalar."""
-        ops.assign_add(self.step, 1)
-        step = self.step.astype(ms.float32)
+        step = self.count_step()
         correction1 = -self.expm1(step * self.log_betas[0])  # 1 - b1^t
         correction2 = ops.sqrt(-self.expm1(step * self.log_betas[1]))
         rate = learning_rate * correction2 / correction1
         eps = self.eps * correction2
         beta1, beta2 = self.betas
         update = ops.partial(adam_update, self.adam, learning_rate, rate, beta1, beta2, eps, self.uncorrected)
-        self.map(update, self.weight_decays, self.parameters, self.moment1, self.moment2, gradients)
+        self.map(update, self.weight_decays, self.rate_scales, self.parameters, self.moment1, self.moment2, gradients)
         return step
 
 
-def create_optimizer(model: nn.Cell, weight_decay: float, betas: list[float], eps: float) -> AdamW:
-    """AdamW over a model's trainable parameters, decaying those that the originals decay."""
+@sgd_update.register("Function", "Tensor", "Number", "Bool", "Number", "Number", "Tensor", "Tensor", "Tensor")
+def _sgd_update(apply_momentum, learning_rate, momentum, nesterov, decay, scale, parameter, velocity, gradient):
+    """One parameter's update: decay as a part of the gradient, then the fused kernel."""
+    if scale != 1:
+        learning_rate = learning_rate * scale
+    if decay > 0:
+        gradient = gradient + parameter * decay
+    if nesterov:
+        apply_momentum(parameter, velocity, learning_rate * momentum, gradient, momentum)
+        return ops.assign_sub(parameter, gradient * learning_rate)
+    return apply_momentum(parameter, velocity, learning_rate, gradient, momentum)
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum, the update of torch.optim.SGD.
+
+    With gradient g: g += decay * p; v = momentum * v + g; p -= lr * v, or with Nesterov's (arXiv 1212.0901, section
+    3.5) p -= lr * (g + momentum * v). The rate is not a part of v, so that it acts at once where it changes.
+
+    On CPU the fused kernel ignores its use_nesterov: Nesterov's step is a plain one of rate lr * momentum and one of lr
+    along the gradient.
+    """
+
+    def __init__(self, parameters, weight_decays, momentum=0.9, nesterov=True, rate_scales=None):
+        super().__init__(parameters, weight_decays, rate_scales)
+        self.velocity = self.zeros("velocity")
+        self.moments = (self.velocity,)
+        self.momentum = momentum
+        self.nesterov = nesterov
+        self.apply_momentum = ops.ApplyMomentum()
+
+    def construct(self, gradients, learning_rate):
+        step = self.count_step()
+        update = ops.partial(sgd_update, self.apply_momentum, learning_rate, self.momentum, self.nesterov)
+        self.map(update, self.weight_decays, self.rate_scales, self.parameters, self.velocity, gradients)
+        return step
+
+
+@lamb_update.register("Tensor", "Tensor", "Tensor", "Number", "Number", "Number",
+                      "Number", "Number", "Tensor", "Tensor", "Tensor", "Tensor")  # fmt: skip
+def _lamb_update(
+    learning_rate, correction1, correction2, beta1, beta2, eps, decay, scale, parameter, moment1, moment2, gradient
+):
+    """One parameter's update."""
+    first = moment1 * beta1 + gradient * (1 - beta1)
+    second = moment2 * beta2 + ops.square(gradient) * (1 - beta2)
+    direction = (first / correction1) / (ops.sqrt(second / correction2) + eps)
+    if decay > 0:
+        direction = direction + parameter * decay
+        weight_norm, length = ops.sqrt(ops.square(parameter).sum()), ops.sqrt(ops.square(direction).sum())
+        known = ops.logical_and(weight_norm > 0, length > 0)
+        # The divisor of the branch that is not taken must not be 0 either.
+        ratio = ops.select(known, weight_norm / ops.select(known, length, ops.ones_like(length)), ops.ones_like(length))
+        direction = direction * ratio
+    if scale != 1:
+        learning_rate = learning_rate * scale
+    ops.assign(moment1, first)
+    ops.assign(moment2, second)
+    return ops.assign(parameter, parameter - direction * learning_rate)
+
+
+class LAMB(Optimizer):
+    """LAMB (arXiv 1904.00962, algorithm 2) with bias correction.
+
+    At step t, with gradient g: m and v as in AdamW; u = m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay * p;
+    p -= lr * |p| / |u| * u, of each parameter by itself. The ratio is 1 where either norm is 0, and for parameters
+    without weight decay (biases, norms), as in timm; gradients are clipped by the train step.
+    """
+
+    def __init__(self, parameters, weight_decays, betas=(0.9, 0.999), eps=1e-6, rate_scales=None):
+        super().__init__(parameters, weight_decays, rate_scales)
+        self.moment1, self.moment2 = self.moments = (self.zeros("moment1"), self.zeros("moment2"))
+        self.log_betas = log_betas(betas)
+        self.betas = tuple(betas)  # numbers: 1 - 0.999 in float32 would be off by 5e-5
+        self.eps = eps
+        self.expm1 = ops.Expm1()
+
+    def construct(self, gradients, learning_rate):
+        step = self.count_step()
+        correction1, correction2 = -self.expm1(step * self.log_betas[0]), -self.expm1(step * self.log_betas[1])
+        beta1, beta2 = self.betas
+        update = ops.partial(lamb_update, learning_rate, correction1, correction2, beta1, beta2, self.eps)
+        self.map(update, self.weight_decays, self.rate_scales, self.parameters, self.moment1, self.moment2, gradients)
+        return step
+
+
+def log_betas(betas: list[float]) -> tuple[float, ...]:
+    """Logarithms, by which 1 - beta^t is -expm1(t log(beta))."""
+    return tuple(math.log(beta) if beta > 0 else -math.inf for beta in betas)
+
+
+def create_optimizer(model: nn.Cell, options: OptimizerConfig) -> Optimizer:
+    """The configured optimizer over a model's trainable parameters, decaying those that the originals decay."""
     parameters = model.trainable_params()
     exempt = getattr(model, "no_weight_decay", ())
-    weight_decays = [weight_decay if decays(p.name, p, exempt) else 0.0 for p in parameters]
-    return AdamW(parameters, weight_decays, betas, eps)
+    weight_decays = [options.weight_decay if decays(p.name, p, exempt) else 0.0 for p in parameters]
+    rate_scales = layer_rate_scales(model, [p.name for p in parameters], options.layer_decay)
+    match options.name:
+        case "adamw":
+            return AdamW(parameters, weight_decays, options.betas, options.eps, rate_scales)
+        case "sgd":
+            return SGD(parameters, weight_decays, options.momentum, options.nesterov, rate_scales)
+        case "lamb":
+            return LAMB(parameters, weight_decays, options.betas, options.eps, rate_scales)
+    raise ValueError(f"unknown optimizer {options.name!r}")

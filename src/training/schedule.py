@@ -1,47 +1,63 @@
 """Learning rate schedules: pure functions of the update number.
 
-Each takes the update (from 0), the updates of an epoch, the epochs of the run, the peak rate, and for the rest the
-schedule section of a configuration.
+All have one structure: a linear warm-up, a shape, and a constant cool-down. Durations are given in epochs, fractions
+too, and rounded to whole updates.
 """
 
 import math
 
 
-def cosine(update: int, updates_per_epoch: int, epochs: float, base_lr: float, schedule) -> float:
-    """Linear warm-up, a cosine towards zero held at min_lr, then a constant cool-down.
+def shape(schedule, base_lr: float, time: int, length: int, updates_per_epoch: int) -> float:
+    """The rate between warm-up and cool-down, unscaled.
 
-    With e = update / updates_per_epoch:
-        e < warmup:             warmup_lr + (base_lr - warmup_lr) e / warmup
-        e < epochs - cooldown:  max(min_lr, base_lr / 2 (1 + cos(pi (e - warmup) / (epochs - warmup))))
-        else:                   cooldown_lr
-    The cosine's period includes the cool-down, which cuts off its flat end. Source: the recipe of the 2022 reports.
+    With x = time / length:
+        cosine          min_lr + (base_lr - min_lr) (1 + cos(pi x)) / 2
+        clipped_cosine  max(min_lr, base_lr (1 + cos(pi x')) / 2), where the period of x' includes the cool-down, which
+                        cuts off its flat end; source: the recipe of the 2022 MindSpore reports
+        linear          base_lr + (min_lr - base_lr) x
+        step            base_lr decay_rate^(decay_epochs that have passed)
+        multistep       base_lr decay_rate^(milestones that have passed)
+        constant        base_lr
+
+    Args:
+        schedule: the configuration's section.
+        time: updates since the shape's start, at most `length`, the updates that it lasts.
     """
-    epoch = update / updates_per_epoch
-    warmup = schedule.warmup_epochs
-    if epoch < warmup:
-        return schedule.warmup_lr + (base_lr - schedule.warmup_lr) * epoch / warmup
-    if epoch < epochs - schedule.cooldown_epochs:
-        progress = (epoch - warmup) / (epochs - warmup)
-        return max(schedule.min_lr, base_lr / 2 * (1 + math.cos(math.pi * progress)))
-    return schedule.cooldown_lr
+    match schedule.name:
+        case "cosine":
+            return schedule.min_lr + (base_lr - schedule.min_lr) / 2 * (1 + math.cos(math.pi * time / length))
+        case "clipped_cosine":
+            period = length + round(schedule.cooldown_epochs * updates_per_epoch)
+            return max(schedule.min_lr, base_lr / 2 * (1 + math.cos(math.pi * time / period)))
+        case "linear":
+            return base_lr + (schedule.min_lr - base_lr) * time / length
+        case "step":
+            interval = max(1, round(schedule.decay_epochs * updates_per_epoch))
+            return base_lr * schedule.decay_rate ** (time // interval)
+        case "multistep":
+            passed = sum(time >= round(milestone * updates_per_epoch) for milestone in schedule.milestones)
+            return base_lr * schedule.decay_rate**passed
+        case "constant":
+            return base_lr
+    raise ValueError(f"unknown schedule {schedule.name!r}")
 
 
-def official_cosine(update: int, updates_per_epoch: int, epochs: float, base_lr: float, schedule) -> float:
-    """The original's schedule (lr_scheduler.py): a linear warm-up over the start of a cosine from base_lr to min_lr.
+def unscaled_rate(schedule, base_lr: float, epochs: int, update: int, updates_per_epoch: int) -> float:
+    """Rate of an update at the batch size that the configured rates are meant for.
 
-    The cosine runs over the epochs before the cool-down and is timed from the first update, not from the end of
-    warm-up, where the rate therefore drops a little.
+    Without warmup_prefix the shape is timed from the first update on, as in the originals (lr_scheduler.py): warm-up
+    lies over its start, and where it ends the rate drops a little.
     """
-    warmup = int(schedule.warmup_epochs * updates_per_epoch)
-    total = int((epochs - schedule.cooldown_epochs) * updates_per_epoch)
+    warmup, cooldown = (
+        round(duration * updates_per_epoch) for duration in (schedule.warmup_epochs, schedule.cooldown_epochs)
+    )
+    end = epochs * updates_per_epoch - cooldown
     if update < warmup:
-        return schedule.warmup_lr + update * (base_lr - schedule.warmup_lr) / warmup
-    if update < total:
-        return schedule.min_lr + (base_lr - schedule.min_lr) / 2 * (1 + math.cos(math.pi * update / total))
-    return schedule.cooldown_lr if schedule.cooldown_epochs else schedule.min_lr
-
-
-SCHEDULES = {"clipped_cosine": cosine, "cosine": official_cosine}
+        return schedule.warmup_lr + (base_lr - schedule.warmup_lr) * update / warmup
+    if cooldown and update >= end:
+        return schedule.cooldown_lr
+    start = warmup if schedule.warmup_prefix else 0
+    return shape(schedule, base_lr, min(update, end) - start, end - start, updates_per_epoch)
 
 
 def learning_rate(schedule, optimizer, epochs: int, update: int, updates_per_epoch: int, global_batch: int) -> float:
@@ -49,5 +65,5 @@ def learning_rate(schedule, optimizer, epochs: int, update: int, updates_per_epo
 
     Every rate scales with global_batch / lr_batch_size, the linear scaling rule (arXiv 1706.02677).
     """
-    rate = SCHEDULES[schedule.name](update, updates_per_epoch, epochs, optimizer.base_lr, schedule)
+    rate = unscaled_rate(schedule, optimizer.base_lr, epochs, update, updates_per_epoch)
     return rate * (global_batch / optimizer.lr_batch_size if optimizer.lr_batch_size else 1.0)

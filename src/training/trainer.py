@@ -72,13 +72,11 @@ class Trainer:
 
         self.model = config.build_model(dist.device_target)
         if config.train.pretrained and resume_from is None:
-            announce = print if dist.is_main else (lambda line: None)
-            load_weights(self.model, config.train.pretrained, announce=announce)
+            self._load_pretrained()
+        self.model.freeze(config.train.frozen_stages)
         self.state = TrainState(
             model=self.model,
-            optimizer=create_optimizer(
-                self.model, config.optimizer.weight_decay, config.optimizer.betas, config.optimizer.eps
-            ),
+            optimizer=create_optimizer(self.model, config.optimizer),
             loss_scale=LossScale(
                 1.0 if config.amp.loss_scale == "none" else config.amp.init_scale,
                 config.amp.loss_scale == "dynamic",
@@ -127,6 +125,15 @@ class Trainer:
                 f"{self.output} holds a run; train.resume=auto goes on with it, runtime.output=FOLDER starts another"
             )
         return path
+
+    def _load_pretrained(self) -> None:
+        """Start from weights, of other image sizes and classes too; what is not simply copied is announced."""
+        path = Path(self.config.train.pretrained)
+        if not path.exists():
+            raise self.config.error(
+                "train.pretrained", f"{path}: no such file; name another, or null for random initial weights"
+            )
+        load_weights(self.model, path, announce=print if self.dist.is_main else lambda line: None)
 
     def _build_data(self, train_images: ImageSet, val_images: ImageSet) -> None:
         config, dist, progress = self.config, self.dist, self.state.progress
@@ -225,6 +232,10 @@ class Trainer:
             f"{self.dist.device_target} x {self.dist.size}, {self.updates_per_epoch} updates of {self.global_batch} "
             f"images an epoch, amp {config.amp.level}"
         )
+        if config.train.frozen_stages:
+            frozen = config.train.frozen_stages
+            stages = len(self.model.depths)
+            self.log.line(f"frozen: the patch embedding and {frozen} of {stages} stages, beside the parameters above")
         if self.resume_from is not None:
             within = progress.update - progress.epoch * self.updates_per_epoch
             where = f"epoch {progress.epoch}" + (f" and {within} updates of the next" if within else "")

@@ -1,21 +1,32 @@
-"""Learning rates against the original's figures and the recipe's formula."""
+"""Learning rates against the original's figures, the recipe's formula and each schedule's own."""
 
 import math
 
 import pytest
 
 from src.config import OptimizerConfig, ScheduleConfig, load_config
-from src.training.schedule import learning_rate, official_cosine
+from src.training.schedule import learning_rate
 from tests.reference import figures
 
 SMALL = "focalv2_small_useconv_patch4_window7_224"
 
 
-def test_official_cosine_equals_the_original():
-    schedule = ScheduleConfig(warmup_epochs=20.0, warmup_lr=5e-7, min_lr=5e-6)
-    (rates,) = figures("schedule").values()
-    for update, rate in rates.items():
-        own = official_cosine(int(update), 10, 300, 5e-4, schedule)
+def rates(epochs, updates_per_epoch, base_lr=1.0, **schedule):
+    """The rate of every update of a run, unscaled."""
+    optimizer = OptimizerConfig(base_lr=base_lr, lr_batch_size=None)
+    section = ScheduleConfig(**{"warmup_epochs": 0, "warmup_lr": 0.1, "min_lr": 0.0} | schedule)
+    return [
+        learning_rate(section, optimizer, epochs, update, updates_per_epoch, 64)
+        for update in range(epochs * updates_per_epoch)
+    ]
+
+
+def test_cosine_without_prefix_equals_the_original():
+    optimizer = OptimizerConfig(base_lr=5e-4, lr_batch_size=None)
+    schedule = ScheduleConfig(name="cosine", warmup_prefix=False, warmup_epochs=20.0, warmup_lr=5e-7, min_lr=5e-6)
+    (reference,) = figures("schedule").values()
+    for update, rate in reference.items():
+        own = learning_rate(schedule, optimizer, 300, int(update), 10, 512)
         assert own == pytest.approx(rate, rel=1e-9), update
 
 
@@ -33,6 +44,54 @@ def test_report_recipe_at_every_update(global_batch):
             rate = 5e-6
         own = learning_rate(config.schedule, config.optimizer, config.train.epochs, update, per_epoch, global_batch)
         assert own == pytest.approx(rate * global_batch / 512, rel=1e-12), update
+
+
+def test_shipped_models_are_timed_as_their_recipes():
+    assert load_config(SMALL).schedule.warmup_prefix
+    assert not load_config("focal_tiny_patch4_window7_224").schedule.warmup_prefix
+    assert not load_config("twins_svt_small").schedule.warmup_prefix
+
+
+COSINE = [0.2 + 0.8 * (1 + math.cos(math.pi * x)) / 2 for x in (0, 0.25, 0.5, 0.75)]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ({"name": "cosine", "min_lr": 0.2}, COSINE),
+        ({"name": "linear", "min_lr": 0.2}, [1.0, 0.8, 0.6, 0.4]),
+        ({"name": "constant", "min_lr": 0.2}, [1.0] * 4),
+        ({"name": "step", "decay_epochs": 1, "decay_rate": 0.5}, [1.0, 1.0, 0.5, 0.5]),
+        ({"name": "multistep", "milestones": [0.5, 1.5], "decay_rate": 0.5}, [1.0, 0.5, 0.5, 0.25]),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else "",
+)
+def test_shape_between_warmup_and_cooldown(schedule, expected):
+    """Of two updates an epoch: with prefix, warm-up and cool-down take nothing from the shape but its time."""
+    assert rates(2, 2, **schedule) == pytest.approx(expected)
+    whole = rates(4, 2, **schedule, warmup_epochs=1, cooldown_epochs=1, cooldown_lr=0.01)
+    assert whole == pytest.approx([0.1, 0.55, *expected, 0.01, 0.01])
+    # Without, warm-up lies over the start of the shape.
+    whole = rates(3, 2, **schedule, warmup_prefix=False, warmup_epochs=1, cooldown_epochs=1, cooldown_lr=0.01)
+    assert whole == pytest.approx([0.1, 0.55, *expected[2:], 0.01, 0.01])
+
+
+def test_clipped_cosine_runs_through_the_cooldown():
+    cosine = [(1 + math.cos(math.pi * x / 8)) / 2 for x in range(8)]
+    options = {"name": "clipped_cosine", "min_lr": 0.3, "cooldown_epochs": 1, "cooldown_lr": 0.01}
+    assert rates(4, 2, **options) == pytest.approx([*(max(0.3, rate) for rate in cosine[:6]), 0.01, 0.01])
+    assert rates(5, 2, **options, warmup_epochs=1)[2:] == pytest.approx(rates(4, 2, **options))
+
+
+def test_durations_are_whole_updates():
+    """A fraction of an epoch is rounded; products such as 0.7 * 10 = 7.000000000000001 do not matter."""
+    warm = rates(1, 10, name="constant", warmup_epochs=0.7)
+    assert warm == pytest.approx([0.1 + 0.9 * update / 7 for update in range(7)] + [1.0] * 3)
+    assert rates(1, 10, name="constant", warmup_epochs=0.01) == [1.0] * 10
+    assert rates(1, 10, name="step", decay_epochs=0.7).index(0.1) == 7
+    assert rates(1, 10, name="multistep", milestones=[0.7]).index(0.1) == 7
+    assert rates(1, 10, name="constant", cooldown_epochs=0.7, cooldown_lr=0.5).index(0.5) == 3
+    assert len(rates(3, 1, warmup_epochs=1.5, cooldown_epochs=1.5)) == 3  # rounded to more than there is: no error
 
 
 def test_scaling_can_be_off():

@@ -7,10 +7,12 @@ from mindspore import Tensor, nn
 
 from src.data.mixup import soft_targets
 from src.models import create_model
+from src.schema import OptimizerConfig
 from src.training.ema import ExponentialMovingAverage
 from src.training.loss import SoftTargetCrossEntropy
-from src.training.optimizer import AdamW, create_optimizer, decays
+from src.training.optimizer import create_optimizer, decays
 from src.training.train_step import LossScale, TrainStep
+from tests.training.test_optimizer import NumpyAdamW
 
 
 class Linear(nn.Cell):
@@ -24,12 +26,20 @@ class Linear(nn.Cell):
         return self.head(x)
 
 
-def build(clip_norm=None, ema_decay=None, accumulation_steps=1, init_scale=1024.0, growth_interval=2000, dynamic=True):
+def build(
+    clip_norm=None,
+    ema_decay=None,
+    accumulation_steps=1,
+    init_scale=1024.0,
+    growth_interval=2000,
+    dynamic=True,
+    optimizer="adamw",
+):
     ms.set_seed(1)
     model = Linear()
     ema = ExponentialMovingAverage(model.trainable_params(), ema_decay) if ema_decay is not None else None
     scale = LossScale(init_scale, dynamic, growth_interval)
-    optimizer = create_optimizer(model, 0.05, [0.9, 0.999], 1e-8)
+    optimizer = create_optimizer(model, OptimizerConfig(name=optimizer))
     step = TrainStep(
         model,
         SoftTargetCrossEntropy(),
@@ -61,42 +71,6 @@ def numpy_gradients(weight, bias, x, targets):
     return delta.T @ x, delta.sum(0)
 
 
-class NumpyAdamW:
-    def __init__(self, decay_flags, decay=0.05, betas=(0.9, 0.999), eps=1e-8):
-        self.decays = [decay if flag else 0.0 for flag in decay_flags]
-        self.betas, self.eps, self.t = betas, eps, 0
-        self.m = self.v = None
-
-    def step(self, weights, gradients, rate):
-        if self.m is None:
-            self.m, self.v = [np.zeros(w.shape) for w in weights], [np.zeros(w.shape) for w in weights]
-        self.t += 1
-        b1, b2 = self.betas
-        new = []
-        for i, (w, g) in enumerate(zip(weights, gradients, strict=True)):
-            self.m[i] = b1 * self.m[i] + (1 - b1) * g
-            self.v[i] = b2 * self.v[i] + (1 - b2) * g**2
-            m_hat, v_hat = self.m[i] / (1 - b1**self.t), self.v[i] / (1 - b2**self.t)
-            new.append(w * (1 - rate * self.decays[i]) - rate * m_hat / (np.sqrt(v_hat) + self.eps))
-        return new
-
-
-def test_adamw_equals_numpy_for_ten_steps():
-    generator = np.random.default_rng(0)
-    start = [generator.standard_normal((5, 4)), generator.standard_normal(5)]
-    parameters = [ms.Parameter(Tensor(w, ms.float32), name=f"p{i}") for i, w in enumerate(start)]
-    optimizer = AdamW(parameters, [0.05, 0.0])
-    numpy_optimizer, weights = NumpyAdamW([True, False]), start
-    for t in range(10):
-        # Small enough for epsilon to matter.
-        gradients = [generator.standard_normal(w.shape) * 1e-7 for w in start]
-        rate = 1e-2 * (t + 1)
-        optimizer(tuple(Tensor(g, ms.float32) for g in gradients), Tensor(rate, ms.float32))
-        weights = numpy_optimizer.step(weights, gradients, rate)
-        for parameter, expected in zip(parameters, weights, strict=True):
-            np.testing.assert_allclose(parameter.asnumpy(), expected, rtol=1e-5, atol=1e-6)
-
-
 def test_decay_is_for_matrices_only():
     p = ms.Parameter(Tensor(np.zeros((2, 2)), ms.float32), name="x")
     v = ms.Parameter(Tensor(np.zeros(2), ms.float32), name="y")
@@ -112,7 +86,7 @@ def test_decay_is_for_matrices_only():
         "window_size": 2,
     }
     model = create_model("focalv2", **arguments, focal_stages=[0], ape=True)
-    optimizer = create_optimizer(model, 0.05, [0.9, 0.999], 1e-8)
+    optimizer = create_optimizer(model, OptimizerConfig(weight_decay=0.05))
     named = {p.name: decay for p, decay in zip(optimizer.parameters, optimizer.weight_decays, strict=True)}
     assert named["absolute_pos_embed"] == 0
     assert named["layers.0.blocks.0.attn.coord2rpb_all.0.0.weight"] == 0.05
@@ -123,7 +97,7 @@ def test_step_equals_numpy(clip_norm):
     """Loss scale, clipping by global norm, AdamW and EMA together, five steps."""
     model, step, _, ema = build(clip_norm=clip_norm, ema_decay=0.9)
     weights = [w.astype(np.float64) for w in values(model)]
-    average, optimizer = list(weights), NumpyAdamW([True, False])
+    average, optimizer = list(weights), NumpyAdamW([0.05, 0.0])
     for t in range(5):
         x, targets = batch(t)
         _, norm, finite = step(Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32))
@@ -194,9 +168,10 @@ def test_fixed_scale_stays_and_still_skips():
     np.testing.assert_array_equal(values(model)[0], before[0])
 
 
-def test_accumulation_equals_the_large_batch():
-    model, step, _, _ = build(clip_norm=0.1)
-    accumulated, accumulated_step, _, _ = build(clip_norm=0.1, accumulation_steps=2)
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lamb"])
+def test_accumulation_equals_the_large_batch(optimizer):
+    model, step, _, _ = build(clip_norm=0.1, optimizer=optimizer)
+    accumulated, accumulated_step, _, _ = build(clip_norm=0.1, accumulation_steps=2, optimizer=optimizer)
     for t in range(3):
         x, targets = batch(t, 16)
         loss, norm, _ = step(Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32))

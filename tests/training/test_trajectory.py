@@ -7,6 +7,7 @@ from mindspore import Tensor
 
 from src.data.mixup import soft_targets
 from src.models import create_model
+from src.schema import OptimizerConfig
 from src.training.ema import ExponentialMovingAverage
 from src.training.loss import SoftTargetCrossEntropy
 from src.training.optimizer import create_optimizer
@@ -43,7 +44,7 @@ def test_twenty_steps_equal_the_original(family, arguments, key_tables):
     x = Tensor(images((2, 3, 112, 112)))
     np.testing.assert_allclose(model.set_train(False)(x).asnumpy(), reference["initial_logits"], atol=1e-5)
 
-    optimizer = create_optimizer(model, weight_decay=0.05, betas=[0.9, 0.999], eps=1e-8)
+    optimizer = create_optimizer(model, OptimizerConfig(weight_decay=0.05, betas=[0.9, 0.999], eps=1e-8))
     assert sum(decay > 0 for decay in optimizer.weight_decays) == reference["weight_decay_tensors"]
     assert sum(decay == 0 for decay in optimizer.weight_decays) == reference["no_decay_tensors"]
     ema = ExponentialMovingAverage(model.trainable_params(), 0.9)
