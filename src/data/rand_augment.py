@@ -15,7 +15,7 @@ import numpy as np
 from mindspore.dataset import vision
 from PIL import Image, ImageEnhance, ImageOps
 
-from src.data.row_shift import shift_columns, shift_rows
+from src.data.axis_shift import shear, translate
 
 DENOMINATOR = 10  # magnitudes are tenths of an operation's range
 GREYS = np.uint8(255)
@@ -133,19 +133,19 @@ rotate = with_pillow(lambda image, degrees, g: image.rotate(degrees, g.resample,
 
 
 def shear_x(pixels, factor, geometry):
-    return shift_rows(pixels, factor * (np.arange(pixels.shape[0]) + 0.5), *geometry)
+    return shear(pixels, factor, 1, *geometry)
 
 
 def shear_y(pixels, factor, geometry):
-    return shift_columns(pixels, factor * (np.arange(pixels.shape[1]) + 0.5), *geometry)
+    return shear(pixels, factor, 0, *geometry)
 
 
 def translate_x(pixels, share, geometry):
-    return shift_rows(pixels, np.full(pixels.shape[0], share * pixels.shape[1]), *geometry)
+    return translate(pixels, share * pixels.shape[1], 1, *geometry)
 
 
 def translate_y(pixels, share, geometry):
-    return shift_columns(pixels, np.full(pixels.shape[1], share * pixels.shape[0]), *geometry)
+    return translate(pixels, share * pixels.shape[0], 0, *geometry)
 
 
 class Operation(NamedTuple):
