@@ -111,7 +111,8 @@ def time_stages(folder: Path, options) -> dict[str, float]:
 
     from src.data.mixup import draw_mixing, mix_images
     from src.data.random_erasing import draw_rectangles, erase
-    from src.data.transforms import decode, normalise, random_resized_crop_box, resize, sample_generator
+    from src.data.transforms import decode, normalise, random_resized_crop_box, resize
+    from src.random_streams import Stream, generator
 
     transform = train_transform()
     augment = transform.augment
@@ -129,7 +130,7 @@ def time_stages(folder: Path, options) -> dict[str, float]:
     stage("decode, by MindSpore", vision.Decode(), contents)
     images = stage("decode (simplejpeg)", lambda c: decode(c, 3), contents)
     keyed = list(enumerate(images))
-    generators = stage("generator", lambda key: sample_generator(0, 0, key[0]), keyed)
+    generators = stage("generator", lambda key: generator(0, Stream.AUGMENTATION, 0, key[0]), keyed)
 
     def crop(key):
         height, width = images[key].shape[:2]
@@ -145,8 +146,8 @@ def time_stages(folder: Path, options) -> dict[str, float]:
     seconds["normalise"] = (time.perf_counter() - start) / len(batch) * 1e6
 
     def erase_one(key):
-        generator = np.random.default_rng([0, 3, 0, key])
-        erase(batch[key], draw_rectangles(generator, SIZE, SIZE, ERASING, (1, 1)), "pixel", generator)
+        choices = generator(0, Stream.ERASING, 0, key)
+        erase(batch[key], draw_rectangles(choices, SIZE, SIZE, ERASING, (1, 1)), "pixel", choices)
 
     stage("erase", erase_one, range(len(batch)))
     start = time.perf_counter()

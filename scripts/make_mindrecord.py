@@ -1,8 +1,8 @@
-"""Pack images into MindRecord files: python scripts/make_mindrecord.py data/imagenet train val
+"""Pack images into MindRecord files: python scripts/make_mindrecord.py data/imagenet train val --output data/packed
 
-Then data.path=FOLDER reads them as it read the images. Every image is decoded once before it is packed (those that
-cannot be are left out and named), and every file is read back. A run that was cut goes on where it was; files that are
-there and whole are not made again.
+Then data.path=data/packed reads them as data/imagenet was read. Every image is decoded once before it is packed (those
+that cannot be are left out and named), and every file is read back. A run that was cut goes on where it was; files that
+are there and whole are not made again.
 """
 
 import sys
@@ -17,21 +17,24 @@ def main(arguments: list[str]) -> None:
     parser = Parser(prog="make_mindrecord.py", description=__doc__)
     parser.add_argument("data_path", help="folder that holds the images as data.path does")
     parser.add_argument("names", nargs="+", metavar="NAME", help="what to pack, such as train and val")
-    parser.add_argument("--output", help="folder of the MindRecord files (default: the same)")
+    parser.add_argument("--output", required=True, help="folder of the MindRecord files")
     parser.add_argument("--images-per-file", type=int, default=10000)
     parser.add_argument("--workers", type=int, help="processes that decode (default: one per core)")
     options = parser.parse_args(arguments)
 
-    from src.data.mindrecord_images import make_mindrecord
+    from src.data.mindrecord_images import MindRecordImages, make_mindrecord
 
+    classes = None
     for name in options.names:
         index = make_mindrecord(
             Path(options.data_path),
             name,
-            Path(options.output or options.data_path),
+            Path(options.output),
             options.images_per_file,
             options.workers,
+            classes,
         )
+        classes = MindRecordImages.open(index).classes
         print(f"made {index}", flush=True)
 
 

@@ -338,7 +338,9 @@ def _check_across_sections(config: Config) -> None:
     for key in ("mean", "std"):
         if len(getattr(config.data, key)) != channels:
             raise config.error(f"data.{key}", f"has {len(getattr(config.data, key))} values for {channels} channels")
-    if config.augment.auto_augment:
+    if config.augment.cooldown != "all" and not config.schedule.cooldown_epochs:
+        raise config.error("augment.cooldown", "has no effect without schedule.cooldown_epochs")
+    if config.augment.auto_augment is not None:
         try:
             parse_policy(config.augment.auto_augment)
         except PolicyError as error:

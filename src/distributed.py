@@ -69,9 +69,13 @@ class Dist:
         return low + high * 2**16
 
     def agree(self, value: int) -> bool:
-        """Whether all ranks call this with the same small integer."""
-        total, squares = (float(x) for x in self.sum(np.array([value, value**2])))
-        return total == self.size * value and squares == self.size * value**2
+        """Whether all ranks call this with the same integer, from 0 to 2^48.
+
+        Numbers are equal where their mean square is the square of their mean; digit by digit, for float32 to be exact.
+        """
+        digits = np.array([value >> shift & 15 for shift in range(0, 48, 4)], np.int64)
+        total, squares = np.asarray(self.sum(np.stack([digits, digits**2])), np.float64)
+        return bool((self.size * squares == total**2).all())
 
     def gradient_reducer(self, parameters):
         """A cell that averages gradients over the ranks, or None on one."""

@@ -5,7 +5,7 @@ The model section is not here: its keys are the arguments of the model's constru
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -19,7 +19,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Where images come from and how they are read."""
 
-    path: str = "data/imagenet"  # folder that holds train/ and val/, each with one folder per class
+    path: str = "data/imagenet"  # folder that holds train and val: folders, zip or MindRecord files (docs/training.md)
     train: str = "train"
     val: str = "val"
     workers: Literal["auto"] | Positive = (
@@ -63,16 +63,13 @@ class AugmentConfig(Section):
         "all"  # what remains in the schedule's cool-down: all, crop and flips, or images as in evaluation
     )
 
-    @model_validator(mode="after")
-    def check(self):
-        count = self.erasing_count if isinstance(self.erasing_count, list) else [self.erasing_count] * 2
-        if len(count) != 2:
-            raise ValueError(f"erasing_count: {count} must be one number, or the least and the most")
-        ranges = {"scale": self.scale, "ratio": self.ratio, "erasing_count": count, "cutmix_minmax": self.cutmix_minmax}
-        for name, values in ranges.items():
-            if values is not None and values[0] > values[1]:
-                raise ValueError(f"{name}: {values} must be in ascending order")
-        return self
+    @field_validator("scale", "ratio", "erasing_count", "cutmix_minmax")
+    @classmethod
+    def check_range(cls, values):
+        """Two values are the least and the greatest."""
+        if isinstance(values, list) and (len(values) != 2 or values[0] > values[1]):
+            raise ValueError("must be two values in ascending order")
+        return values
 
 
 class OptimizerConfig(Section):

@@ -22,7 +22,7 @@ def test_make_mindrecord_packs_what_training_reads(tmp_path):
     assert done.returncode == 0, done.stderr
     assert f"made {packed}/train.mindrecord.json" in done.stdout
     assert [open_images(packed, name).size for name in ("train", "val")] == [9, 3]
-    done = script("make_mindrecord.py", tmp_path / "nowhere", "train")
+    done = script("make_mindrecord.py", tmp_path / "nowhere", "train", "--output", packed)
     assert done.returncode == 1
     assert "nowhere/train: no such folder" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -259,6 +259,13 @@ def draw(folder, name, levels):
     Image.fromarray(pixels).save(folder / name)
 
 
+class NotFinite(Scanner):
+    """A network that has diverged."""
+
+    def construct(self, images):
+        return images[:, 0, 0, :4] * float("nan")
+
+
 @pytest.fixture
 def setting(tmp_path, monkeypatch):
     """setting(class names, overrides...) evaluates Scanner on tmp_path/val: the metrics, and the report."""
@@ -266,8 +273,8 @@ def setting(tmp_path, monkeypatch):
     checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()
 
-    def run(names, *overrides, json_path=None, config=DIGITS_CONFIG):
-        monkeypatch.setattr("src.evaluation.load_for_inference", lambda *_: (Scanner(), "raw", names))
+    def run(names, *overrides, json_path=None, config=DIGITS_CONFIG, network=Scanner):
+        monkeypatch.setattr("src.evaluation.load_for_inference", lambda *_: (network(), "raw", names))
         options = [f"data.path={tmp_path}", "data.mean=[0.0]", "data.std=[1.0]", "eval.batch_size=4", "data.workers=1"]
         config = load_config(config, [*options, *overrides])
         metrics = evaluate_checkpoint(config, Dist(), str(checkpoint), json_path=json_path)
@@ -341,14 +348,13 @@ def test_other_classes_than_the_checkpoint_s_are_refused(setting, tmp_path):
         setting(None, "eval.real_labels=nowhere.json")
 
 
-def test_unreadable_images_and_nan_reach_the_report(setting, tmp_path, monkeypatch):
+def test_unreadable_images_and_nan_reach_the_report(setting, tmp_path):
     numbered(tmp_path / "val")
     broken = tmp_path / "val" / "2" / "ILSVRC2012_val_00000003.png"
     broken.write_bytes(b"no image")
-    monkeypatch.setattr(Scanner, "construct", lambda self, images: images[:, 0, 0, :4] * float("nan"))
     real = tmp_path / "real.json"
     real.write_text(json.dumps([[0], [1], [2], [3], [3]]))
-    _, content = setting(tuple(sorted(CLASSES_OF_MODEL)), f"eval.real_labels={real}")
+    _, content = setting(tuple(sorted(CLASSES_OF_MODEL)), f"eval.real_labels={real}", network=NotFinite)
     assert content["unreadable_images"] == [str(broken)]
     assert (content["count"], content["without_prediction"], content["loss"], content["top1"]) == (4, 4, None, 0)
     assert np.sum(content["confusion"]) == 0

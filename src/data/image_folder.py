@@ -19,33 +19,36 @@ from src.data.image_set import (
 
 
 class ImageFolder(ImageSet):
-    """A folder with one folder of images per class. Labels are positions in the sorted folder names."""
+    """A folder with one folder of images per class. Labels are positions in the sorted folder names.
 
-    def __init__(self, path: Path, classes: tuple[str, ...]):
+    Only the number of images of each class is kept: a list of a million names is made where all are asked for.
+    """
+
+    def __init__(self, path: Path, classes: tuple[str, ...], counts: list[int]):
         self.path = path
         self.classes = classes
-        self.size = self.reader(ds.SequentialSampler()).get_dataset_size()
+        self.size = sum(counts)
+        self.labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
 
     @classmethod
     def open(cls, path: str | Path) -> "ImageFolder":
-        """List the classes of a folder and count its images.
+        """List the classes of a folder and count their images. Hidden folders are no classes.
 
         Raises:
             DataError: no such folder, no images, a class without images, or fewer than two classes.
         """
         path = Path(path)
         if not path.is_dir():
-            raise DataError(
-                f"data folder {path}: no such folder; set data.path (--data_url) to the folder that holds it"
-            )
+            raise DataError(f"data folder {path}: no such folder; set data.path (--data_url) to the folder that holds it")
         classes = tuple(sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and entry.name[0] != "."))
         if not classes:
             raise DataError(f"data folder {path}: empty; expected one folder of images per class")
-        for name in classes:
-            if not any(is_image_name(entry.name) for entry in os.scandir(path / name)):
+        counts = [len(image_names(path / name)) for name in classes]
+        for name, count in zip(classes, counts, strict=True):
+            if not count:
                 raise DataError(f"data folder {path / name}: holds no images ({', '.join(EXTENSIONS)})")
         check_class_count(path, classes)
-        return cls(path, classes)
+        return cls(path, classes, counts)
 
     def reader(self, sampler):
         return ds.ImageFolderDataset(
@@ -58,21 +61,21 @@ class ImageFolder(ImageSet):
         )
 
     @cached_property
-    def _files(self) -> list[tuple[str, int]]:
-        """(name, label) in the order of ImageFolderDataset: by class, then by the bytes of the name."""
-        found = []
-        for label, folder in enumerate(self.classes):
-            files = [entry.name for entry in os.scandir(self.path / folder) if is_image_name(entry.name)]
-            found += [(f"{folder}/{file}", label) for file in sorted(files, key=os.fsencode)]
-        return found
-
-    @cached_property
     def names(self):
-        return [name for name, _ in self._files]
+        return [f"{folder}/{name}" for folder in self.classes for name in image_names(self.path / folder)]
 
-    @cached_property
-    def labels(self):
-        return np.array([label for _, label in self._files], dtype=np.int32)
+    def name(self, index):
+        if "names" in self.__dict__:  # all of them were asked for
+            return self.names[index]
+        label = self.labels[index]
+        first = int(np.searchsorted(self.labels, label))
+        folder = self.classes[label]
+        return f"{folder}/{image_names(self.path / folder)[index - first]}"
 
     def content(self, index):
-        return np.fromfile(self.path / self.names[index], np.uint8)
+        return np.fromfile(self.path / self.name(index), np.uint8)
+
+
+def image_names(folder: Path) -> tuple[str, ...]:
+    """The images of a class in the order of ImageFolderDataset, that of the bytes of their names."""
+    return tuple(sorted((entry.name for entry in os.scandir(folder) if is_image_name(entry.name)), key=os.fsencode))

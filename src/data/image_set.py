@@ -34,12 +34,14 @@ class ImageSet(ABC):
         path: what messages name.
         classes: names of the classes by label.
         size: number of images.
+        labels: [size] of the samples, int32, ascending.
         fixed_order: the reader takes samplers of one fixed order only, so that every epoch needs a reader of its own.
     """
 
     path: Path
     classes: tuple[str, ...]
     size: int
+    labels: np.ndarray
     fixed_order = False
 
     @abstractmethod
@@ -51,10 +53,9 @@ class ImageSet(ABC):
     def names(self) -> list[str]:
         """File names by sample, relative to the path."""
 
-    @cached_property
-    @abstractmethod
-    def labels(self) -> np.ndarray:
-        """Labels [size] by sample, ascending."""
+    def name(self, index: int) -> str:
+        """The file name of one sample. Where a list of all would have to be made for it, it is not."""
+        return self.names[index]
 
     @abstractmethod
     def content(self, index: int) -> np.ndarray:

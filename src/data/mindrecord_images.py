@@ -1,12 +1,13 @@
 """Images in MindRecord files, MindSpore's format for large sets: a few big files instead of a million small ones.
 
 NAME.mindrecord.json, which `scripts/make_mindrecord.py` writes last, says what belongs to the set: the classes, and for
-every part its file, number of images and checksum. The images of all parts together are in the order of ImageFolder, so
-that a run on them repeats one on the folder bit for bit.
+every part its file, number of images and checksum. The images of all parts together are in the order of ImageFolder: if
+all of them were readable, a run on them repeats one on the folder bit for bit.
 """
 
 import hashlib
 import json
+import os
 from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property
 from multiprocessing import get_context
@@ -36,6 +37,7 @@ class MindRecordImages(ImageSet):
         self.classes = classes
         self.parts = parts
         self.size = size
+        self.home = os.getpid()
 
     @classmethod
     def open(cls, path: Path) -> "MindRecordImages":
@@ -81,17 +83,32 @@ class MindRecordImages(ImageSet):
         return np.array(self._column("label"), dtype=np.int32)
 
     def content(self, index):
-        """Not by single samples: unreadable images never get into the files."""
-        raise OSError(f"{self.path}: the files were damaged after they were made")
+        if os.getpid() != self.home:  # MindSpore's reader needs threads that a forked worker does not have
+            raise OSError(f"{self.path}: damaged after it was made")
+        reader = self.reader(ds.SubsetSampler([int(index)]))
+        ((content, _),) = reader.create_tuple_iterator(num_epochs=1, output_numpy=True)
+        return np.frombuffer(content.tobytes(), np.uint8)
 
 
-def make_mindrecord(root: Path, name: str, output: Path, images_per_file: int, workers: int | None = None) -> Path:
+def make_mindrecord(
+    root: Path,
+    name: str,
+    output: Path,
+    images_per_file: int,
+    workers: int | None = None,
+    classes: tuple[str, ...] | None = None,
+) -> Path:
     """Pack the images called `name` (train, val) under a folder; returns the index. Goes on where an earlier call was cut.
 
+    Args:
+        classes: names of the classes, for formats that do not say them.
+
     Raises:
-        DataError: no images, none that is readable, an index from elsewhere in the way, or no room.
+        DataError: no images, none that is readable, an output where they would be overlooked, or no room.
     """
-    images = open_images(root, name)
+    images = open_images(root, name, classes)
+    if output.resolve() == root.resolve():
+        raise DataError(f"--output {output}: holds the images themselves, which are read first; name another folder")
     if isinstance(images, MindRecordImages):
         raise DataError(f"data file {images.path}: is what would be made; name the folder of the images themselves")
     if images_per_file < 1:
@@ -128,7 +145,8 @@ def _make_part(images: ImageSet, chosen: range, path: Path, pool) -> dict:
     files = [path, path.with_name(f"{path.name}.db")]
     if record.is_file():
         part = json.loads(record.read_text(encoding="utf-8"))  # written last and at once, so whole
-        if part["source"] == source and all(f.is_file() and checksum(f) == part["sha256"][f.name] for f in files):
+        unchanged = part["source"] == source and not part["unreadable"]  # which may have been mended
+        if unchanged and all(f.is_file() and checksum(f) == part["sha256"][f.name] for f in files):
             return part
     for leftover in (record, *files):
         leftover.unlink(missing_ok=True)

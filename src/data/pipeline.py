@@ -21,11 +21,8 @@ from src.data.image_set import DataError, ImageSet
 from src.data.mixup import draw_mixing, is_on, mix_images, mix_targets, soft_targets
 from src.data.random_erasing import draw_rectangles, erase
 from src.data.transforms import EvalTransform, TrainTransform, UnreadableImage, decode, normalise
+from src.random_streams import Stream, generator
 
-# What tells the generators of one seed apart.
-ORDER_STREAM = 0
-ERASING_STREAM = 3
-MIXING_STREAM = 4
 # Options of mallopt, from malloc.h.
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
@@ -38,7 +35,7 @@ def epoch_order(seed: int, epoch: int, size: int, repeats: int = 1) -> np.ndarra
     With repeated augmentation (arXiv 1901.09335) each image comes `repeats` times in a row, at positions of their own
     and so differently augmented; an epoch stays as long and has as many fewer images.
     """
-    order = np.random.default_rng([seed, ORDER_STREAM, epoch]).permutation(size)
+    order = generator(seed, Stream.ORDER, epoch).permutation(size)
     order = np.repeat(order, repeats)[:size]
     order.setflags(write=False)  # the cached one is everybody's
     return order
@@ -47,11 +44,12 @@ def epoch_order(seed: int, epoch: int, size: int, repeats: int = 1) -> np.ndarra
 def rank_positions(size: int, batch_size: int, batches_per_update: int, rank: int, ranks: int) -> np.ndarray:
     """Positions of the global order that a rank takes in an epoch of whole updates.
 
-    Batch b of the epoch is the positions [b, b + 1) * batch_size * ranks, of which rank r takes the r-th part.
+    Batch b of the epoch is the positions [b, b + 1) * batch_size * ranks, of which rank r takes every ranks-th from the
+    r-th on: copies of an image in a row (repeated augmentation) go to different ranks.
     """
     global_batch = batch_size * ranks
     batches = size // (global_batch * batches_per_update) * batches_per_update
-    return np.arange(batches * global_batch).reshape(batches, ranks, batch_size)[:, rank].ravel()
+    return np.arange(batches * global_batch).reshape(batches, batch_size, ranks)[..., rank].ravel()
 
 
 class EpochSampler(ds.Sampler):
@@ -95,10 +93,6 @@ class UnreadableImages:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(f"{image}\t{' '.join(reason.split())[:200]}\n")
 
-    def clear(self) -> None:
-        """Forget what an earlier process met: it may have been mended."""
-        self.path.unlink(missing_ok=True)
-
     def read(self) -> dict[str, str]:
         """Reason by image, each image once."""
         if not self.path.exists():
@@ -140,7 +134,7 @@ class TrainSamples:
             DataError: there is none.
         """
         images = self.images
-        self.unreadable.add(images.path / images.names[index], reason)
+        self.unreadable.add(images.path / images.name(index), reason)
         for other in images.successors(index):
             try:
                 return decode(images.content(other), self.channels)
@@ -182,7 +176,7 @@ class EvalSamples:
         try:
             return self.transform(decode(data, self.channels)), np.float32(1)
         except UnreadableImage as error:
-            self.unreadable.add(self.images.path / self.images.names[index], str(error))
+            self.unreadable.add(self.images.path / self.images.name(index), str(error))
             return np.zeros((*self.transform.size, self.channels), np.uint8), np.float32(0)
 
 
@@ -233,7 +227,7 @@ def readable_batches(iterator):
     except RuntimeError as error:
         # MindSpore wraps what went wrong into a report of many lines.
         found = re.search(r"image_set\.DataError: (.*)", str(error)) or re.search(
-            r"\[ERROR\] (.*open file.*)", str(error)
+            r"\[ERROR\] (.*\b[Ff]ile\b.*)", str(error)
         )
         if found is None:
             raise
@@ -352,13 +346,13 @@ class TrainBatches:
             count = tuple(count) if isinstance(count, list) else (count, count)
             positions = self.positions[number * self.batch_size :]
             for image, position in zip(images, positions, strict=False):
-                generator = np.random.default_rng([seed, ERASING_STREAM, epoch, position])
-                rectangles = draw_rectangles(generator, height, width, augment.erasing, count)
-                erase(image, rectangles, augment.erasing_mode, generator)
+                choices = generator(seed, Stream.ERASING, epoch, position)
+                rectangles = draw_rectangles(choices, height, width, augment.erasing, count)
+                erase(image, rectangles, augment.erasing_mode, choices)
         if is_on(augment) and not (augment.mixup_off_epoch and epoch >= augment.mixup_off_epoch):
             update, part = divmod(epoch * self.batches_per_epoch + number, self.batches_per_update)
-            generator = np.random.default_rng([seed, MIXING_STREAM, update, part, self.rank])
-            mixing = draw_mixing(generator, augment, len(images), height, width)
+            choices = generator(seed, Stream.MIXING, update, part, self.rank)
+            mixing = draw_mixing(choices, augment, len(images), height, width)
             mix_images(images, mixing)
             targets = mix_targets(targets, mixing)
         return images, targets

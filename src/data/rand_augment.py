@@ -343,6 +343,9 @@ def parse_policy(text: str, resample=(Image.Resampling.BICUBIC,), fill=(128, 128
     values = _parse_parts(text, [part for part in parts if part != "tweights"], types)
     if not 0 <= values.get("p", 0.5) <= 1:
         raise PolicyError(f"{text!r}: p is a probability, from 0 to 1")
+    for key in ("n", "mmax"):
+        if values.get(key) == 0:
+            raise PolicyError(f"{text!r}: {key} must be above 0; null is no policy")
     operations = RANDOM_INCREASING if values.get("inc") else RANDOM
     if weighted and values.get("n", 2) > len(RANDOM_WEIGHTED):
         raise PolicyError(f"{text!r}: tweights has {len(RANDOM_WEIGHTED)} operations, which come once each")

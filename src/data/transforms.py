@@ -13,14 +13,15 @@ import simplejpeg
 from mindspore.dataset import vision
 from PIL import Image, ImageEnhance, UnidentifiedImageError
 
+from src import random_streams
 from src.data.rand_augment import parse_policy
+from src.random_streams import Stream
 
 RESAMPLING = {
     "bicubic": (Image.Resampling.BICUBIC,),
     "bilinear": (Image.Resampling.BILINEAR,),
     "random": (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC),
 }
-AUGMENTATION_STREAM = 1  # tells these generators from others of the same seed
 JPEG_START = b"\xff\xd8\xff"
 
 
@@ -89,11 +90,6 @@ def normalise(images: np.ndarray, mean: list[float], std: list[float]) -> np.nda
     return result
 
 
-def sample_generator(seed: int, epoch: int, position: int) -> np.random.Generator:
-    """The generator of one sample in one epoch."""
-    return np.random.default_rng([seed, AUGMENTATION_STREAM, epoch, position])
-
-
 def random_resized_crop_box(
     generator: np.random.Generator, width: int, height: int, scale: list[float], ratio: list[float]
 ) -> tuple[int, int, int, int]:
@@ -158,7 +154,7 @@ class TrainTransform:
         self.resampling = RESAMPLING[augment.interpolation]
         fill = tuple(min(255, round(255 * value)) for value in mean)
         fill = fill * 3 if len(fill) == 1 else fill
-        self.policy = parse_policy(augment.auto_augment, self.resampling, fill) if augment.auto_augment else None
+        self.policy = parse_policy(augment.auto_augment, self.resampling, fill) if augment.auto_augment is not None else None
         self.plain = EvalTransform(size, 1.0, augment.interpolation)
 
     def mode(self, epoch: int) -> str:
@@ -169,7 +165,7 @@ class TrainTransform:
         mode, augment = self.mode(epoch), self.augment
         if mode == "none":
             return self.plain(array)
-        generator = sample_generator(self.seed, epoch, position)
+        generator = random_streams.generator(self.seed, Stream.AUGMENTATION, epoch, position)
         height, width = array.shape[:2]
         left, top, right, bottom = random_resized_crop_box(generator, width, height, augment.scale, augment.ratio)
         resample = self.resampling[int(generator.integers(len(self.resampling)))]

@@ -23,6 +23,7 @@ class ZipImages(ImageSet):
         self.files = sorted(files)
         self.classes = classes
         self.size = len(files)
+        self.labels = np.array([label for label, _ in self.files], dtype=np.int32)
         self.archive, self.owner = None, None
 
     @classmethod
@@ -77,10 +78,6 @@ class ZipImages(ImageSet):
     @cached_property
     def names(self):
         return [name for _, name in self.files]
-
-    @cached_property
-    def labels(self):
-        return np.array([label for label, _ in self.files], dtype=np.int32)
 
     def content(self, index):
         if self.owner != os.getpid():  # processes that share an open file would move its position under each other

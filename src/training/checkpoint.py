@@ -100,12 +100,13 @@ class TrainState:
                 f"checkpoint {path}: was trained on other classes ({len(classes)}: {classes[0]}, ...)"
             )
         saved = yaml.safe_load(content[CONFIG])
-        optimizer = saved["optimizer"]["name"]
-        if optimizer != self.config.optimizer.name:
-            raise CheckpointError(
-                f"checkpoint {path}: has the state of optimizer.name {optimizer}, not of {self.config.optimizer.name}; "
-                "its weights can start a run by train.pretrained"
-            )
+        for section, key in (("optimizer", "name"), ("train", "frozen_stages")):
+            then, now = saved[section].get(key), getattr(getattr(self.config, section), key)
+            if then is not None and then != now:
+                raise CheckpointError(
+                    f"checkpoint {path}: has the state of {section}.{key} {then}, not of {now}; its weights can start "
+                    "a run by train.pretrained"
+                )
         load_weights(self.model, select_weights(content, "raw")[0], adapt=(), label=f"checkpoint {path}")
         model = {p.name for p in self.model.get_parameters()}
         for parameter in self.parameters():

@@ -185,7 +185,7 @@ class LAMB(Optimizer):
     without weight decay (biases, norms), as in timm; gradients are clipped by the train step.
     """
 
-    def __init__(self, parameters, weight_decays, betas=(0.9, 0.999), eps=1e-6, rate_scales=None):
+    def __init__(self, parameters, weight_decays, betas=(0.9, 0.999), eps=1e-8, rate_scales=None):
         super().__init__(parameters, weight_decays, rate_scales)
         self.moment1, self.moment2 = self.moments = (self.zeros("moment1"), self.zeros("moment2"))
         self.log_betas = log_betas(betas)

@@ -26,6 +26,7 @@ class ProgressLog:
         if self.terminal:
             self.bar = tqdm(
                 total=self.updates_per_epoch,
+                initial=max(0, self.first_update - (epoch - 1) * self.updates_per_epoch),
                 desc=f"epoch {epoch}/{self.epochs}",
                 unit="update",
                 leave=False,

@@ -21,6 +21,7 @@ from src.evaluation import evaluate, valid_labels
 from src.evaluation_report import report, write_report
 from src.metrics import Metrics, Scoring
 from src.precision import apply_precision, missing_kernels_named
+from src.random_streams import Stream, generator
 from src.training.checkpoint import CheckpointError, CheckpointFolder, TrainState
 from src.training.ema import ExponentialMovingAverage
 from src.training.loss import SoftTargetCrossEntropy
@@ -29,8 +30,6 @@ from src.training.progress import ProgressLog, duration
 from src.training.schedule import learning_rate
 from src.training.train_step import LossScale, TrainStep
 from src.weights import load_weights
-
-NOISE_STREAM = 2  # tells the generators of stochastic depth and dropout from others of the same seed
 
 # Keys that may differ between a run and its continuation without changing what is trained.
 INCIDENTAL = (
@@ -92,7 +91,12 @@ class Trainer:
         self.saved_config = self.state.restore(resume_from) if resume_from is not None else None
         if not self.checkpoints.best.exists():  # going on in another folder, whose best is still to come
             self.state.progress.best_top1, self.state.progress.best_epoch = -1.0, 0
-        if not dist.agree(self.state.progress.epoch):
+        make_folder(self.output)
+        if dist.is_main:  # before any rank reads images, which the next line sees to
+            for earlier in self.output.glob("unreadable_images_*.txt"):
+                earlier.unlink()
+        progress = self.state.progress
+        if not (dist.agree(progress.epoch) and dist.agree(progress.images)):
             raise UserError(
                 f"the processes found different checkpoints under {self.output}; a run needs a folder that all see"
             )
@@ -141,8 +145,6 @@ class Trainer:
         size = tuple(self.model.img_size)
         # Every rank names what its own workers could not read; the main one gathers the files.
         self.unreadable = UnreadableImages(self.output / f"unreadable_images_{dist.rank}.txt")
-        make_folder(self.output)
-        self.unreadable.clear()
         self.named = set()
         self.global_batch = train.batch_size * train.accumulation_steps * dist.size
         self.updates_per_epoch = train_images.size // self.global_batch
@@ -164,7 +166,7 @@ class Trainer:
                 config.augment,
                 config.runtime.seed,
                 config.data.mean,
-                train.epochs - cooldown if cooldown else math.inf,
+                math.floor(train.epochs - cooldown) if cooldown else math.inf,
             ),
             config.data,
             batch_size=train.batch_size,
@@ -292,7 +294,7 @@ class Trainer:
 
     def _step(self, images: np.ndarray, targets: np.ndarray, rate: float, part: int, completes: bool):
         config, progress = self.config, self.state.progress
-        noise = np.random.default_rng([config.runtime.seed, NOISE_STREAM, progress.update, part, self.dist.rank])
+        noise = generator(config.runtime.seed, Stream.NOISE, progress.update, part, self.dist.rank)
         with missing_kernels_named(config.amp.level, self.dist.device_target):
             return self.step(
                 Tensor(images),
@@ -341,7 +343,7 @@ class Trainer:
         new = [image for image in found if image not in self.named]
         for image in new:
             self.log.line(
-                f"unreadable image {image} ({found[image]}): its neighbour takes its place in training, "
+                f"unreadable image {image} ({found[image]}): the next of its class takes its place in training, "
                 "evaluation does not count it"
             )
         self.named.update(new)

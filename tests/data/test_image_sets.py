@@ -50,8 +50,7 @@ def test_every_format_has_the_same_samples_in_the_same_order(name, folder, tmp_p
     expected = [((folder / files[i]).read_bytes(), int(images.labels[i])) for i in chosen]
     assert rows(images, chosen) == expected
     assert images.successors(8) == [9, 10, 11, 12, 6, 7]
-    if name != "mindrecord":
-        assert images.content(8).tobytes() == (folder / files[8]).read_bytes()
+    assert images.content(8).tobytes() == (folder / files[8]).read_bytes()
 
 
 ODD_NAMES = ["10.jpg", "9.jpg", "B.JPG", "b.png", "a.jpg", "A.jpeg", "a.JPEG", "a.Jpeg", "a b.jpg", "a-b.jpg", "a.b.jpg",
@@ -150,10 +149,30 @@ def test_mindrecord_leaves_unreadable_images_out_and_names_them(folder, tmp_path
     assert "2 unreadable images left out" in out
 
 
+def test_mended_images_are_packed_after_all(folder, tmp_path):
+    image = (folder / "b9" / "003.png").read_bytes()
+    (folder / "b9" / "003.png").write_bytes(b"text")
+    make_mindrecord(folder.parent, "train", tmp_path, 8, 1)
+    (folder / "b9" / "003.png").write_bytes(image)
+    make_mindrecord(folder.parent, "train", tmp_path, 8, 1)
+    assert open_images(tmp_path, "train").size == 21
+
+
+def test_hidden_folders_are_no_classes(folder):
+    (folder / ".hidden").mkdir()
+    (folder / "b10" / "000.png").rename(folder / ".hidden" / "000.png")
+    images = ImageFolder.open(folder)
+    assert images.size == len(images.names) == 20
+    assert [label for _, label in rows(images, list(range(20)))] == images.labels.tolist()
+    assert images.names == [ImageFolder.open(folder).name(index) for index in range(20)]
+
+
 def test_incomplete_mindrecord_files_are_refused(folder, tmp_path):
     index = make_mindrecord(folder.parent, "train", tmp_path, 8, 1)
     with pytest.raises(DataError, match="is what would be made"):
-        make_mindrecord(tmp_path, "train", tmp_path, 8)
+        make_mindrecord(tmp_path, "train", tmp_path / "again", 8)
+    with pytest.raises(DataError, match="holds the images themselves"):
+        make_mindrecord(folder.parent, "train", folder.parent, 8)
     part = tmp_path / json.loads(index.read_text())["parts"][1]["file"]
     part.write_bytes(part.read_bytes()[:-1])
     with pytest.raises(DataError, match=r"train.mindrecord00001: missing or not of"):

@@ -104,6 +104,29 @@ def test_repeated_augmentation_shows_an_image_several_times(folder, unreadable):
     assert seen.tolist() == [levels[i] for i in order[:20]]
 
 
+def test_copies_of_an_image_go_to_different_ranks():
+    order = epoch_order(5, 0, 960, repeats=3)
+    for rank in range(4):
+        batches = order[rank_positions(960, 16, 1, rank, 4)].reshape(-1, 16)
+        assert all(len(set(batch)) == 16 for batch in batches.tolist())
+
+
+def test_order_and_erasing_are_anew_in_every_epoch_and_with_every_seed(folder, unreadable):
+    orders = {epoch_order(seed, epoch, 100).tobytes() for seed in range(3) for epoch in range(3)}
+    assert len(orders) == 9
+    augment = AugmentConfig(erasing=1.0, erasing_mode="const")
+    constant = np.full((4, 8, 8, 3), 200, np.uint8)
+    erased = set()
+    for seed in range(3):
+        transform = TrainTransform((8, 8), augment, seed)
+        batches = TrainBatches(folder, transform, DATA, batch_size=4, unreadable=unreadable)
+        for epoch in range(3):
+            images, _ = batches.finish(constant, np.zeros(4, np.int32), epoch, 0)
+            assert len({image.tobytes() for image in images}) > 1  # and for every position
+            erased.add(images.tobytes())
+    assert len(erased) == 9
+
+
 def test_batches_do_not_depend_on_the_number_of_workers(photographs, unreadable):
     """With every random choice on. MindSpore takes no more workers than there are cores."""
     one, several = (
@@ -156,8 +179,9 @@ def test_ranks_take_disjoint_parts_of_each_global_batch(photographs, unreadable)
         train_batches(photographs, unreadable, augment=augment, batch_size=2, rank=rank, ranks=2)[0] for rank in range(2)
     ]
     for whole, *parts in zip(one, *ranks, strict=True):
-        np.testing.assert_array_equal(whole[0], np.concatenate([images for images, _ in parts]))
-        np.testing.assert_array_equal(whole[1], np.concatenate([targets for _, targets in parts]))
+        for rank, (images, targets) in enumerate(parts):
+            np.testing.assert_array_equal(whole[0][rank::2], images)
+            np.testing.assert_array_equal(whole[1][rank::2], targets)
 
 
 def test_mixing_is_keyed_by_update_part_and_rank(folder, unreadable):

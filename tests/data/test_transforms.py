@@ -9,6 +9,7 @@ from mindspore.dataset.vision import Inter
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_image
 
+from src.random_streams import Stream, generator
 from src.schema import AugmentConfig
 from src.data.transforms import (
     EvalTransform,
@@ -21,7 +22,6 @@ from src.data.transforms import (
     pixels,
     random_resized_crop_box,
     resize,
-    sample_generator,
 )
 
 
@@ -77,7 +77,7 @@ def test_randomness_is_keyed_by_seed_epoch_and_position(photograph):
     np.testing.assert_array_equal(first, sample(0, 3, 17))
     for other in (sample(1, 3, 17), sample(0, 4, 17), sample(0, 3, 18)):
         assert not np.array_equal(first, other)
-    draws = {sample_generator(s, e, p).random() for s in range(5) for e in range(5) for p in range(5)}
+    draws = {generator(s, Stream.AUGMENTATION, e, p).random() for s in range(5) for e in range(5) for p in range(5)}
     assert len(draws) == 125
 
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from src.errors import UserError
@@ -76,6 +77,23 @@ def test_a_run_cut_within_an_epoch_equals_the_uninterrupted_one(trainer, capsys)
     assert_same_state(whole.checkpoints.last, last.checkpoints.last)
     one, two = (replace(run.state.progress, seconds=0.0) for run in (whole, last))
     assert one == two
+
+
+def test_a_cut_run_with_accumulation_goes_on_at_the_right_batch(trainer):
+    parts = ["train.batch_size=48", "train.accumulation_steps=2", "augment.mixup=0.8"]
+    run_until(trainer("run", *parts, "train.save_interval=5"), 17)
+    again = trainer("run", *parts, "train.resume=auto")
+    assert again.state.progress.update == 15
+    assert again.train_batches.first_batch == 2
+    whole = trainer("whole", *parts)
+    list(whole.train_batches)
+    for expected, batch in zip(list(whole.train_batches)[2:], again.train_batches, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(expected, batch, strict=True))
+
+
+def test_the_cooldown_is_the_trainers(trainer):
+    run = trainer("run", "train.epochs=3", "schedule.cooldown_epochs=1.5", "augment.cooldown=crop")
+    assert [run.train_batches.transform.mode(epoch) for epoch in range(3)] == ["all", "crop", "crop"]
 
 
 def test_resuming_within_an_epoch_with_another_batch_repeats_at_most_part_of_an_update(trainer):
