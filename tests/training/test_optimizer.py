@@ -61,7 +61,7 @@ OPTIMIZERS = {
     "adamw": (AdamW, NumpyAdamW, {}),
     "sgd": (SGD, NumpySGD, {"nesterov": False}),
     "nesterov": (SGD, NumpySGD, {"nesterov": True}),
-    "lamb": (LAMB, NumpyLAMB, {}),
+    "lamb": (LAMB, NumpyLAMB, {"eps": 1e-6}),
 }
 
 
