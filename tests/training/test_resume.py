@@ -10,6 +10,12 @@ from src.errors import UserError
 from tests.training.states import assert_same_state, tensors
 
 
+def assert_same_end(a, b):
+    """Two finished runs have the same bits and the same progress, but for the time they took."""
+    assert_same_state(a.checkpoints.last, b.checkpoints.last)
+    assert replace(a.state.progress, seconds=0.0) == replace(b.state.progress, seconds=0.0)
+
+
 def test_interrupted_and_resumed_equals_uninterrupted(trainer):
     """Weights, moments, average and loss scale, bit for bit; stochastic depth, dropout and augmentation on."""
     noise = ["model.drop_path_rate=0.2", "model.drop_rate=0.1", "amp.growth_interval=8"]
@@ -22,9 +28,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(trainer):
     again = trainer("parts", *noise, "train.resume=auto")
     assert again.state.progress.epoch == 1
     again.run()
-    assert_same_state(whole.checkpoints.last, again.checkpoints.last)
-    one, two = (replace(run.state.progress, seconds=0.0) for run in (whole, again))
-    assert one == two
+    assert_same_end(whole, again)
     names = tensors(whole.checkpoints.last)
     assert names["optimizer.step"] == 3 * 14
     assert names["state.loss_scale"] > 1024
@@ -74,9 +78,7 @@ def test_a_run_cut_within_an_epoch_equals_the_uninterrupted_one(trainer, capsys)
     last = trainer("parts", *RECIPE, "train.resume=auto")
     assert last.state.progress.update == 26
     last.run()
-    assert_same_state(whole.checkpoints.last, last.checkpoints.last)
-    one, two = (replace(run.state.progress, seconds=0.0) for run in (whole, last))
-    assert one == two
+    assert_same_end(whole, last)
 
 
 def test_a_cut_run_with_accumulation_goes_on_at_the_right_batch(trainer):
