@@ -3,6 +3,7 @@
 import sys
 
 from src.cli import configuration, inference_parser, parse, run, with_local_data
+from src.launch import check_device_num
 
 
 def main(arguments: list[str]) -> None:
@@ -12,12 +13,12 @@ def main(arguments: list[str]) -> None:
     )
     options = parse(options, arguments)
 
-    from src.distributed import check_device_num, start
+    from src.distributed import start
     from src.evaluation import evaluate_checkpoint
 
     check_device_num(options.device_num, "eval.py", arguments)
     config = configuration(options)
-    dist = start(config.runtime)
+    dist = start(config)
     evaluate_checkpoint(with_local_data(config, options), dist, options.checkpoint, options.weights, options.json)
 
 

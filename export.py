@@ -3,6 +3,7 @@
 import sys
 
 from src.cli import configuration, inference_parser, parse, run, with_local_data
+from src.launch import check_device_num
 
 
 def main(arguments: list[str]) -> None:
@@ -14,12 +15,12 @@ def main(arguments: list[str]) -> None:
     options.add_argument("--batch_size", type=int, default=1, help="images per call of the exported model")
     options = parse(options, arguments)
 
-    from src.distributed import check_device_num, start
+    from src.distributed import start
     from src.exporting import export_checkpoint
 
     check_device_num(options.device_num, "export.py", arguments)
     config = configuration(options)
-    dist = start(config.runtime)
+    dist = start(config)
     export_checkpoint(
         with_local_data(config, options),
         dist,

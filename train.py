@@ -3,6 +3,7 @@
 import sys
 
 from src.cli import configuration, parse, parser, run, with_local_data
+from src.launch import check_device_num
 
 
 def main(arguments: list[str]) -> None:
@@ -10,13 +11,13 @@ def main(arguments: list[str]) -> None:
     options.add_argument("--pretrained", metavar="FILE", help="weights to start from (train.pretrained)")
     options = parse(options, arguments)
 
-    from src.distributed import check_device_num, start
+    from src.distributed import start
     from src.staging import stage_out
     from src.training.trainer import Trainer
 
     check_device_num(options.device_num, "train.py", arguments)
     config = configuration(options, train__pretrained=options.pretrained)
-    dist = start(config.runtime)
+    dist = start(config)
     trainer = Trainer(with_local_data(config, options), dist)
     try:
         trainer.run()

@@ -8,11 +8,14 @@ configuration keys, or handled here.
 import argparse
 import os
 import sys
+import time
 import traceback
 
 from src.errors import UserError
+from src.launch import launched, leave
 
 WEIGHTS = ("auto", "raw", "ema")
+SECONDS_BEHIND_MAIN = 5.0
 BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -108,21 +111,41 @@ def run(main, script: str) -> int:
     """Call an entry point with the command line; returns its exit code.
 
     A UserError becomes one line on stderr and code 1, without a traceback unless --debug. Other exceptions are
-    defects and keep theirs.
+    defects and keep theirs. One of several processes does not return: see src.launch.leave.
     """
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     # Before MindSpore is imported, which is why entry points import inside their functions. It logs, over many
     # lines, errors that it also raises.
     os.environ.setdefault("GLOG_v", "3" if debug else "4")
+    code = 1
     try:
         main(arguments)
-        return 0
+        code = 0
     except UserError as error:
         if debug:
             traceback.print_exc()
-        print(f"{script}: error: {error}", file=sys.stderr, flush=True)
-        return 1
+        print(f"{script}: error: {_rank_prefix()}{error}", file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         print(f"{script}: interrupted", file=sys.stderr, flush=True)
-        return 130
+        code = 130
+    except Exception:
+        traceback.print_exc()
+    leave(code)
+    return code
+
+
+def _rank_prefix() -> str:
+    """What tells a line of one rank from another's: nothing for the main one.
+
+    The others wait before they speak. Most errors are everyone's, and by then the main rank has said it, and the
+    launcher has ended the rest.
+    """
+    try:
+        rank = launched().rank
+    except UserError:  # which is the error then
+        return ""
+    if rank == 0:
+        return ""
+    time.sleep(SECONDS_BEHIND_MAIN)
+    return f"rank {rank}: "

@@ -105,6 +105,16 @@ class Config:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
 
+def flatten(sections: dict) -> dict[str, object]:
+    """{"section": {"key": value}} as {"section.key": value}."""
+    flat = {}
+    for section, value in sections.items():
+        flat.update(
+            {f"{section}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {section: value}
+        )
+    return flat
+
+
 def _plain(value):
     """Tuples as lists, for YAML."""
     if isinstance(value, dict):

@@ -1,7 +1,9 @@
-"""This process among the others: rank, device, collectives. The only reader of launcher variables."""
+"""This process among the others: rank, device, collectives."""
 
+import hashlib
 import os
-import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,31 +11,14 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from src.config import Config, flatten
 from src.errors import UserError
+from src.launch import COLLECTIVE_TIMEOUT, Launch, check_scheduler, is_scheduler, join_cluster, launched
+from src.scheduler import claim_port, serve
 
-# Names of (ranks, rank, local rank, local ranks) by launcher: Open MPI; msrun; a rank table (Ascend).
-LAUNCHERS = {
-    "mpirun": (
-        "OMPI_COMM_WORLD_SIZE",
-        "OMPI_COMM_WORLD_RANK",
-        "OMPI_COMM_WORLD_LOCAL_RANK",
-        "OMPI_COMM_WORLD_LOCAL_SIZE",
-    ),
-    "msrun": ("MS_WORKER_NUM", "RANK_ID", "DEVICE_ID", None),
-    "rank table": ("RANK_SIZE", "RANK_ID", "DEVICE_ID", None),
-}
-DEVICES_PER_MACHINE = 8  # of an Atlas 800; assumed where a launcher does not tell
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What the launcher says of this process; the defaults are those of one started by hand."""
-
-    launcher: str | None = None
-    size: int = 1
-    rank: int = 0
-    local_rank: int = 0
-    local_size: int = 1
+# Settings that may differ between machines, and so between processes.
+OF_THE_MACHINE = ("data.path", "data.workers", "data.prefetch", "data.numa", "runtime.device_id")
+COLLECTIVE_SECONDS = 600  # MindSpore's 30 on CPU are less than ranks may be apart, e.g. in reading or compiling
 
 
 @dataclass(frozen=True)
@@ -58,7 +43,8 @@ class Dist:
         """Elementwise sum over all ranks (as float32, the type every backend reduces)."""
         if self.size == 1:
             return np.asarray(values)
-        return self._all_reduce(Tensor(np.asarray(values, np.float32))).asnumpy()
+        with collective_failures_named():
+            return self._all_reduce(Tensor(np.asarray(values, np.float32))).asnumpy()
 
     def sum_counts(self, counts: np.ndarray) -> np.ndarray:
         """Elementwise sum over all ranks of counts (int64), exact up to 2^40 on at most 256 ranks.
@@ -68,14 +54,40 @@ class Dist:
         low, high = np.asarray(self.sum(np.stack([counts % 2**16, counts // 2**16]))).astype(np.int64)
         return low + high * 2**16
 
-    def agree(self, value: int) -> bool:
-        """Whether all ranks call this with the same integer, from 0 to 2^48.
+    def agree(self, values: np.ndarray) -> np.ndarray:
+        """For each of some integers from 0 to 2^48 ([n] int64), whether all ranks call this with the same ([n] bool).
 
         Numbers are equal where their mean square is the square of their mean; digit by digit, for float32 to be exact.
         """
-        digits = np.array([value >> shift & 15 for shift in range(0, 48, 4)], np.int64)
+        digits = np.asarray(values, np.int64)[:, None] >> np.arange(0, 48, 4) & 15  # [n, 12]
         total, squares = np.asarray(self.sum(np.stack([digits, digits**2])), np.float64)
-        return bool((self.size * squares == total**2).all())
+        return (self.size * squares == total**2).all(axis=1)
+
+    def check_same_settings(self, settings: dict[str, object]) -> None:
+        """See that all ranks have the same settings, but for those that are a machine's own.
+
+        Raises:
+            UserError: on every rank, naming the settings that differ.
+        """
+        if self.size == 1:
+            return
+        settings = {key: value for key, value in settings.items() if key not in OF_THE_MACHINE}
+        names = sorted(settings)
+        # Ranks that know different names cannot compare value by value.
+        differing = ["the kinds of settings"]
+        if self.agree([_digest(names)]).all():
+            same = self.agree([_digest(settings[name]) for name in names])
+            differing = [
+                f"{name} ({settings[name]} here)" for name, equal in zip(names, same, strict=True) if not equal
+            ]
+        if differing:
+            raise UserError(
+                f"the processes differ in {', '.join(differing)}; start all of them with the same files and arguments"
+            )
+
+    def barrier(self) -> None:
+        """Wait until all ranks are here."""
+        self.sum(np.zeros(1))
 
     def gradient_reducer(self, parameters):
         """A cell that averages gradients over the ranks, or None on one."""
@@ -91,33 +103,27 @@ class _AllReduceSum(nn.Cell):
         return self.all_reduce(x)
 
 
-def launched() -> Launch:
-    """What the environment says of this process.
+def _digest(value: object) -> int:
+    """48 bits of a hash of what a value looks like."""
+    return int.from_bytes(hashlib.sha256(repr(value).encode()).digest()[:6], "big")
+
+
+@contextmanager
+def collective_failures_named() -> Iterator[None]:
+    """Failures of collectives, which MindSpore reports as operators that fail, as what they mean.
 
     Raises:
-        UserError: a launcher that left out the rank.
+        UserError: another process is gone, or too late.
     """
-    for launcher, (size, rank, local_rank, local_size) in LAUNCHERS.items():
-        ranks = int(os.environ.get(size, 1))
-        if ranks == 1:
-            continue
-        if is_scheduler():
-            return Launch(launcher, ranks)
-        if rank not in os.environ:
-            raise UserError(f"{size} is set but {rank} is not: the {launcher} launch is incomplete")
-        return Launch(
-            launcher,
-            ranks,
-            int(os.environ[rank]),
-            int(os.environ.get(local_rank, 0)),
-            int(os.environ.get(local_size or "", min(ranks, DEVICES_PER_MACHINE))),
-        )
-    return Launch()
-
-
-def is_scheduler() -> bool:
-    """Whether this is msrun's scheduler process, which runs the script too but only to keep the workers together."""
-    return os.environ.get("MS_ROLE") == "MS_SCHED"
+    try:
+        yield
+    except RuntimeError as error:
+        if "AllReduce" not in str(error):
+            raise
+        raise UserError(
+            "the other processes do not answer: one has ended (see its output) or was longer than "
+            f"{os.environ.get(COLLECTIVE_TIMEOUT, 'allowed')} s behind (set by {COLLECTIVE_TIMEOUT} on CPU)"
+        ) from error
 
 
 def resolve_device(device_target: str) -> str:
@@ -139,36 +145,24 @@ def resolve_device(device_target: str) -> str:
     return "Ascend" if available else "CPU"
 
 
-def check_device_num(device_num: int | None, script: str, arguments: list[str]) -> None:
-    """Hold `--device_num` against the ranks launched.
+def start(config: Config) -> Dist:
+    """Set up device, mode and collectives for this process, as the runtime section of the configuration says.
 
     Raises:
-        UserError: they differ; when nothing was launched, the message is the command that would.
+        UserError: the device is not here, the launch cannot work, or the ranks have different configurations.
     """
-    size = launched().size
-    if device_num is None or device_num == size:
-        return
-    if size == 1:
-        command = shlex.join(["mpirun", "-n", str(device_num), "python", script, *arguments])
-        raise UserError(f"--device_num {device_num} needs {device_num} processes; start them with: {command}")
-    raise UserError(f"--device_num {device_num} differs from the {size} processes that were launched")
-
-
-def start(runtime) -> Dist:
-    """Set up device, mode and collectives for this process from the runtime section of a configuration.
-
-    Raises:
-        UserError: the device is not here, or the launch cannot work.
-    """
-    launch = launched()
+    runtime = config.runtime
     if is_scheduler():
-        ms.set_device("CPU")
-        ms.communication.init("mccl")  # returns when the workers are done
+        if launched().size > 1:
+            claim_port()
+            serve()  # returns when the workers are done
         raise SystemExit(0)
+    launch = launched()
     device_target = resolve_device(runtime.device_target)
     ms.set_context(mode=ms.GRAPH_MODE if runtime.mode == "graph" else ms.PYNATIVE_MODE)
-    device_id = runtime.device_id if runtime.device_id is not None else launch.local_rank
     if device_target == "Ascend":
+        device_id = runtime.device_id if runtime.device_id is not None else launch.local_rank
+        _check_devices(launch, device_id)
         ms.set_device("Ascend", device_id)
         ms.device_context.ascend.op_precision.precision_mode(runtime.precision_mode)
     else:
@@ -178,13 +172,40 @@ def start(runtime) -> Dist:
     if runtime.jit_level != "auto":
         ms.set_context(jit_config={"jit_level": runtime.jit_level})
     if launch.size > 1:
-        if device_target == "CPU" and launch.launcher != "msrun":
-            raise UserError(
-                f"{launch.size} CPU processes need MindSpore's own launcher: "
-                f"msrun --worker_num={launch.size} --local_worker_num={launch.size} --join=True train.py ..."
-            )
-        ms.communication.init("hccl" if device_target == "Ascend" else "mccl")
-        ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True)
+        _start_collectives(launch, device_target)
     # One seed everywhere: every rank starts from the same weights. What must differ between ranks is keyed by rank.
     ms.set_seed(runtime.seed)
-    return Dist(launch.rank, launch.size, launch.local_size, device_target)
+    dist = Dist(launch.rank, launch.size, launch.local_size, device_target)
+    dist.check_same_settings(flatten(config.to_dict()))
+    return dist
+
+
+def _check_devices(launch: Launch, device_id: int) -> None:
+    available = ms.hal.device_count("Ascend")
+    if launch.local_size > available:
+        raise UserError(
+            f"{launch.local_size} processes were launched on this machine, which has {available} Ascend devices; "
+            "launch one for each device (and see ASCEND_RT_VISIBLE_DEVICES)"
+        )
+    if device_id >= available:
+        raise UserError(f"runtime.device_id: {device_id} is not among the {available} Ascend devices of this machine")
+
+
+def _start_collectives(launch: Launch, device_target: str) -> None:
+    if device_target == "CPU":
+        if launch.launcher == "rank table":
+            raise UserError(
+                f"RANK_SIZE is {launch.size}: a rank table is for Ascend; launch CPU processes by mpirun or msrun"
+            )
+        os.environ.setdefault(COLLECTIVE_TIMEOUT, str(COLLECTIVE_SECONDS))
+        if launch.launcher == "mpirun":
+            join_cluster(launch)
+        else:
+            check_scheduler()
+    try:
+        ms.communication.init("hccl" if device_target == "Ascend" else "mccl")
+    except RuntimeError as error:
+        raise UserError(
+            f"the {launch.size} processes of {launch.launcher} do not come together: {str(error).splitlines()[0]}"
+        ) from error
+    ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True)

@@ -15,7 +15,7 @@ class Ranks(Dist):
 
     def sum(self, own):
         def digits(value):
-            parts = np.array([value >> shift & 15 for shift in range(0, 48, 4)])
+            parts = np.array([[value >> shift & 15 for shift in range(0, 48, 4)]])
             return np.stack([parts, parts**2])
 
         assert np.array_equal(own, digits(self.values[0]))
@@ -24,9 +24,9 @@ class Ranks(Dist):
 
 @pytest.mark.parametrize("value", [0, 1, 5003, 70001, 400001, 2**47 + 12345])
 def test_equal_values_agree_whatever_their_size(value):
-    assert Ranks([value] * 512).agree(value)
+    assert Ranks([value] * 512).agree([value]).all()
 
 
 @pytest.mark.parametrize("others", [[5004], [5003, 5003, 5004], [5002, 5004, 5003]])
 def test_different_values_do_not_agree(others):
-    assert not Ranks([5003, *others]).agree(5003)
+    assert not Ranks([5003, *others]).agree([5003]).any()

@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import Tensor
 
 from src.atomic import write_text
-from src.config import Config
+from src.config import Config, flatten
 from src.data.image_set import ImageSet, check_classes, open_images
 from src.data.label_maps import LabelSpace
 from src.data.pipeline import EvalBatches, TrainBatches, UnreadableImages, configure_reading, resolve_workers
@@ -96,7 +96,7 @@ class Trainer:
             for earlier in self.output.glob("unreadable_images_*.txt"):
                 earlier.unlink()
         progress = self.state.progress
-        if not (dist.agree(progress.epoch) and dist.agree(progress.images)):
+        if not dist.agree([progress.epoch, progress.images]).all():
             raise UserError(
                 f"the processes found different checkpoints under {self.output}; a run needs a folder that all see"
             )
@@ -385,13 +385,3 @@ def changed_keys(then: dict, config: Config) -> list[tuple[str, object, object]]
     then, now = flatten(then), flatten(config.to_dict())
     keys = [key for key in {**then, **now} if key not in INCIDENTAL]
     return [(key, then.get(key), now.get(key)) for key in keys if then.get(key) != now.get(key)]
-
-
-def flatten(sections: dict) -> dict[str, object]:
-    """{"section": {"key": value}} as {"section.key": value}."""
-    flat = {}
-    for section, value in sections.items():
-        flat.update(
-            {f"{section}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {section: value}
-        )
-    return flat

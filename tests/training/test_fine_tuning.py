@@ -33,7 +33,7 @@ def trainer(digits, tmp_path):
         common = [f"data.path={digits}", f"runtime.output={tmp_path / name}", "train.epochs=1", "train.batch_size=96",
                   "schedule.warmup_epochs=0", "data.workers=1"]  # fmt: skip
         config = load_config(config, [*SMALL_MODEL, *common, *overrides])
-        return Trainer(config, start(config.runtime))
+        return Trainer(config, start(config))
 
     return build
 
