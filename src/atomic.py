@@ -12,7 +12,7 @@ def replace_synced(temporary: Path, path: Path) -> None:
     """Rename a finished file over another, after its bytes are on the disk, with the access that new files get."""
     umask = os.umask(0)
     os.umask(umask)
-    os.chmod(temporary, 0o666 & ~umask)  # MindSpore's checkpoints are for their owner alone
+    os.chmod(temporary, 0o666 & ~umask)  # safetensors and MindSpore may write for the owner alone
     _sync(temporary)
     os.replace(temporary, path)
     _sync(path.parent)
