@@ -107,8 +107,8 @@ def with_local_data(config, options):
 def run(main, script: str) -> int:
     """Call an entry point with the command line; returns its exit code.
 
-    A UserError becomes one line on stderr and code 1, without a traceback unless --debug. Other exceptions are
-    defects and keep theirs.
+    `main` may return one itself; None is 0. A UserError becomes one line on stderr and code 1, without a traceback
+    unless --debug. Other exceptions are defects and keep theirs.
     """
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
@@ -116,8 +116,7 @@ def run(main, script: str) -> int:
     # lines, errors that it also raises.
     os.environ.setdefault("GLOG_v", "3" if debug else "4")
     try:
-        main(arguments)
-        return 0
+        return main(arguments) or 0
     except UserError as error:
         if debug:
             traceback.print_exc()

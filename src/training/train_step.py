@@ -126,9 +126,7 @@ class TrainStep(nn.Cell):
             self.get_status = ops.NPUGetFloatStatusV2()
             self.clear_status = ops.NPUClearFloatStatusV2()
 
-    def construct(
-        self, images, targets, learning_rate, drop_path=None, dropout_seed=None, update=True, stop_vote=0.0
-    ):
+    def construct(self, images, targets, learning_rate, drop_path=None, dropout_seed=None, update=True, stop_vote=0.0):
         """One batch of images [B, C, H, W] and soft targets [B, classes].
 
         With accumulation, pass `update=False` for all batches of an update but the last.
