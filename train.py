@@ -6,13 +6,14 @@ from src.cli import configuration, parse, parser, run, with_local_data
 from src.launch import check_device_num
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str]) -> int:
     options = parser("train.py", __doc__)
     options.add_argument("--pretrained", metavar="FILE", help="weights to start from (train.pretrained)")
     options = parse(options, arguments)
 
     from src.distributed import start
     from src.staging import stage_out
+    from src.training.interruption import STOPPED, Stopped
     from src.training.trainer import Trainer
 
     check_device_num(options.device_num, "train.py", arguments)
@@ -21,9 +22,14 @@ def main(arguments: list[str]) -> None:
     trainer = Trainer(with_local_data(config, options), dist)
     try:
         trainer.run()
+    except Stopped as stop:
+        if dist.is_main:
+            print(f"train.py: {stop}", file=sys.stderr, flush=True)
+        return STOPPED
     finally:  # a failed run's checkpoints are worth as much
         if options.run_openi and options.train_url and dist.is_main:
             stage_out(config.output, options.train_url)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,18 +1,22 @@
 """Files that are always whole: written beside their name, synced to disk, then renamed over it."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from src.errors import UserError
 
+# Endings of the hidden names of what is not finished.
+WRITING, LINKING = ".writing", ".link"
+
 
 def replace_synced(temporary: Path, path: Path) -> None:
     """Rename a finished file over another, after its bytes are on the disk, with the access that new files get."""
     umask = os.umask(0)
     os.umask(umask)
-    os.chmod(temporary, 0o666 & ~umask)  # MindSpore's checkpoints are for their owner alone
+    os.chmod(temporary, 0o666 & ~umask)  # safetensors and MindSpore may write for the owner alone
     _sync(temporary)
     os.replace(temporary, path)
     _sync(path.parent)
@@ -26,12 +30,23 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: from making the folders above, or the renaming.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.writing")
+    temporary = path.with_name(f".{path.name}{WRITING}")
     try:
         yield temporary
         replace_synced(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what processes that were killed left of files they were writing into a folder.
+
+    Raises:
+        OSError: no permission.
+    """
+    for path in folder.glob(".*"):
+        if path.name.endswith((WRITING, LINKING)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -110,8 +110,9 @@ def with_local_data(config, options):
 def run(main, script: str) -> int:
     """Call an entry point with the command line; returns its exit code.
 
-    A UserError becomes one line on stderr and code 1, without a traceback unless --debug. Other exceptions are
-    defects and keep theirs. One of several processes does not return: see src.launch.leave.
+    `main` may return one itself; None is 0. A UserError becomes one line on stderr and code 1, without a traceback
+    unless --debug. Other exceptions are defects and keep theirs. One of several processes does not return: see
+    src.launch.leave.
     """
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
@@ -120,8 +121,7 @@ def run(main, script: str) -> int:
     os.environ.setdefault("GLOG_v", "3" if debug else "4")
     code = 1
     try:
-        main(arguments)
-        code = 0
+        code = main(arguments) or 0
     except UserError as error:
         if debug:
             traceback.print_exc()

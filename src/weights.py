@@ -9,19 +9,17 @@ Training checkpoints hold more than weights, told apart by the prefixes below (w
 
 import json
 import logging
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from src import pth
-from src.atomic import replace_synced, replacing
+from src import ckpt, pth
+from src.atomic import replacing
 from src.errors import UserError
 
 EMA_PREFIX = "ema."  # exponential moving average of the weights
@@ -53,7 +51,7 @@ def official_names(model: nn.Cell) -> dict[str, Parameter]:
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Tensor | np.ndarray | str]:
+def read_checkpoint(path: str | Path) -> dict[str, np.ndarray | str]:
     """Everything in a .ckpt or .safetensors file, or the weights in a PyTorch file, by name.
 
     Texts are parts of a training state. PyTorch's averaged weights come with EMA_PREFIX, as a .ckpt has them.
@@ -67,11 +65,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor | np.ndarray | str]:
     suffix = path.suffix.lower()
     if suffix == ".ckpt":
         try:
-            return ms.load_checkpoint(str(path), crc_check=True)
-        except (ValueError, RuntimeError, OSError) as error:
-            raise WeightsError(
-                f"checkpoint {path}: not a readable MindSpore checkpoint (damaged or cut short?)"
-            ) from error
+            return ckpt.read(path)
+        except (ckpt.CkptError, OSError) as error:
+            raise WeightsError(f"checkpoint {path}: not a readable MindSpore checkpoint: {_reason(error)}") from error
     if suffix == ".safetensors":
         try:
             return load_file(path)
@@ -83,18 +79,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor | np.ndarray | str]:
     raise WeightsError(f"checkpoint {path}: unknown format {path.suffix!r}; expected .ckpt, .safetensors or .pth")
 
 
-def has_average(content: dict[str, Tensor | np.ndarray | str]) -> bool:
+def has_average(content: dict[str, np.ndarray | str]) -> bool:
     """Whether a checkpoint holds averaged (EMA) weights."""
     return any(name.startswith(EMA_PREFIX) for name in content)
 
 
-def class_names(content: dict[str, Tensor | np.ndarray | str]) -> tuple[str, ...] | None:
+def class_names(content: dict[str, np.ndarray | str]) -> tuple[str, ...] | None:
     """Class names by index from a training checkpoint; None where there are none."""
     return tuple(json.loads(content[CLASSES])) if CLASSES in content else None
 
 
 def select_weights(
-    content: dict[str, Tensor | np.ndarray | str], weights: str = "auto", label: str = "weights"
+    content: dict[str, np.ndarray | str], weights: str = "auto", label: str = "weights"
 ) -> tuple[dict[str, np.ndarray], str]:
     """The weights among everything in a checkpoint, as arrays by name, and which they are: "raw" or "ema".
 
@@ -108,11 +104,11 @@ def select_weights(
     if weights == "ema" and not has_average(content):
         raise WeightsError(f"{label}: holds no averaged (EMA) weights; use --weights raw")
     prefixes = (EMA_PREFIX, OPTIMIZER_PREFIX, STATE_PREFIX)
-    tensors = {name: value for name, value in content.items() if not isinstance(value, str)}
-    selected = {name: value for name, value in tensors.items() if not name.startswith(prefixes)}
+    arrays = {name: value for name, value in content.items() if not isinstance(value, str)}
+    selected = {name: value for name, value in arrays.items() if not name.startswith(prefixes)}
     used = "ema" if weights != "raw" and has_average(content) else "raw"
     if used == "ema":
-        averages = {name[len(EMA_PREFIX) :]: value for name, value in tensors.items() if name.startswith(EMA_PREFIX)}
+        averages = {name[len(EMA_PREFIX) :]: value for name, value in arrays.items() if name.startswith(EMA_PREFIX)}
         selected |= averages
     return {name: _array(value) for name, value in selected.items()}, used
 
@@ -121,27 +117,21 @@ def _array(value) -> np.ndarray:
     return value.asnumpy() if isinstance(value, Tensor) else np.asarray(value)
 
 
-def write_checkpoint(path: Path, tensors: dict[str, Tensor], texts: dict[str, str] | None = None) -> None:
+def _reason(error: ckpt.CkptError | OSError) -> str:
+    """Why a file was not read or written, without its name."""
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+
+
+def write_checkpoint(path: Path, tensors: dict[str, np.ndarray], texts: dict[str, str] | None = None) -> None:
     """Write a MindSpore .ckpt file with a checksum, atomically.
 
     Raises:
         WeightsError: no room, no permission; what was there before is untouched.
     """
-    # MindSpore writes through a file of its own choosing beside the one it is asked for: a folder holds both.
-    scratch = path.parent / f".{path.name}.writing"
-    # It also logs over several lines what it then raises.
-    logging.disable(logging.CRITICAL)
     try:
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        entries = [{"name": name, "data": tensor} for name, tensor in tensors.items()]
-        ms.save_checkpoint(entries, str(scratch / path.name), append_dict=texts, crc_check=True)
-        replace_synced(scratch / path.name, path)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise WeightsError(f"checkpoint {path}: cannot be written ({error})") from error
-    finally:
-        logging.disable(logging.NOTSET)
-        shutil.rmtree(scratch, ignore_errors=True)
+        ckpt.write(path, tensors, texts or {})
+    except OSError as error:
+        raise WeightsError(f"checkpoint {path}: cannot be written ({_reason(error)})") from error
 
 
 def save_weights(model: nn.Cell, path: str | Path) -> None:
@@ -156,7 +146,7 @@ def save_weights(model: nn.Cell, path: str | Path) -> None:
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix == ".ckpt":
-        write_checkpoint(path, {p.name: Tensor(p.asnumpy()) for p in model.get_parameters()})
+        write_checkpoint(path, {p.name: p.asnumpy() for p in model.get_parameters()})
         return
     arrays = {name: np.ascontiguousarray(p.asnumpy()) for name, p in official_names(model).items()}
     if suffix == ".safetensors":

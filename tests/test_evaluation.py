@@ -391,7 +391,7 @@ def test_eval_py_flips_a_real_model(run_script, digits, tmp_path):
         model.head.weight.shape
     )  # the initial one tells images hardly apart
     model.head.weight.set_data(ms.Tensor(head, ms.float32))
-    weights = {p.name: ms.Tensor(p.asnumpy()) for p in model.get_parameters()}
+    weights = {p.name: p.asnumpy() for p in model.get_parameters()}
     write_checkpoint(checkpoint, weights, {CLASSES: json.dumps([str(digit) for digit in range(10)])})
     command = ["eval.py", "--config", DIGITS_CONFIG, "--checkpoint", checkpoint, *options]
     seen = {}

@@ -2,19 +2,23 @@
 
 A checkpoint is one MindSpore .ckpt file: the weights under their own names (so `mindspore.load_checkpoint` and
 src/weights.py read it as weights), and by prefix the moving average, the optimizer's moments and the rest of the state.
-Files are written beside their final name, synced, and renamed: at every moment each name holds a whole checkpoint.
+Files are written beside their final name, synced, and renamed: at every moment each name holds a whole checkpoint. They
+end with a checksum (src/ckpt.py), by which damage done later is seen.
 """
 
 import json
 import os
 import shutil
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
+import numpy as np
 import yaml
 from mindspore import Parameter, Tensor, nn
 
-from src.atomic import replace_synced
+from src import ckpt
+from src.atomic import LINKING, replace_synced
 from src.config import Config
 from src.errors import UserError
 from src.weights import (
@@ -47,6 +51,34 @@ class Progress:
     seconds: float = 0.0  # spent so far, evaluation and compilation included
     best_top1: float = -1.0  # per cent
     best_epoch: int = 0
+    devices: int = 0  # that trained together, and
+    global_batch: int = 0  # images of one update on all of them; 0: saved before these were kept
+
+    @staticmethod
+    def of_texts(texts: dict) -> "Progress":
+        """The progress in a checkpoint.
+
+        Raises:
+            KeyError, ValueError, TypeError: there is none.
+        """
+        saved = json.loads(texts[PROGRESS])
+        return Progress(**{f.name: saved[f.name] for f in fields(Progress) if f.name in saved})
+
+    @property
+    def where(self) -> str:
+        """In words."""
+        if not self.images:
+            return f"epoch {self.epoch}"
+        return f"epoch {self.epoch + 1}, update {self.images // max(self.global_batch, 1)}"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state at one moment, in memory of its own: it can be written while training goes on."""
+
+    tensors: dict[str, np.ndarray]
+    texts: dict[str, str]
+    progress: Progress
 
 
 @dataclass
@@ -66,30 +98,25 @@ class TrainState:
         parts = [self.optimizer, self.loss_scale] + ([self.ema] if self.ema is not None else [])
         return [*self.model.get_parameters(), *(p for part in parts for p in part.state())]
 
-    def save(self, path: Path) -> None:
-        """Write the state to a file, atomically.
-
-        Raises:
-            CheckpointError: no room, no permission; what was there before is untouched.
-        """
+    def snapshot(self) -> Snapshot:
+        """The state as it is now. On CPU, arrays of parameters share their memory: they are copied."""
         texts = {
-            PROGRESS: json.dumps(self.progress.__dict__),
+            PROGRESS: json.dumps(asdict(self.progress)),
             CONFIG: self.config.to_yaml(),
             CLASSES: json.dumps(self.classes),
         }
-        try:
-            write_checkpoint(path, {p.name: Tensor(p.asnumpy()) for p in self.parameters()}, texts)
-        except WeightsError as error:
-            raise CheckpointError(f"{error}; earlier checkpoints are intact") from error
+        return Snapshot({p.name: np.array(p.asnumpy()) for p in self.parameters()}, texts, replace(self.progress))
 
-    def restore(self, path: Path) -> dict:
-        """Take everything from a checkpoint that `save` wrote; returns the configuration it was written under.
+    def restore(self, content: dict, path: Path) -> dict:
+        """Take everything from the content of a checkpoint; returns the configuration it was written under.
+
+        Args:
+            path: where the content is from, for messages.
 
         Raises:
-            WeightsError: damaged, or of another model (the first differing parameters are named).
+            WeightsError: of another model (the first differing parameters are named).
             CheckpointError: weights without a training state, or a state of another kind.
         """
-        content = read_checkpoint(path)
         if PROGRESS not in content:
             raise CheckpointError(
                 f"checkpoint {path}: holds no training state to resume; its weights can start a run by train.pretrained"
@@ -118,8 +145,8 @@ class TrainState:
                 value = content[parameter.name.removeprefix(EMA_PREFIX)]
             if value is None or tuple(value.shape) != tuple(parameter.shape):
                 raise CheckpointError(f"checkpoint {path}: holds no {parameter.name} of shape {tuple(parameter.shape)}")
-            parameter.set_data(Tensor(value.asnumpy(), parameter.dtype))
-        self.progress = Progress(**json.loads(content[PROGRESS]))
+            parameter.set_data(Tensor(value, parameter.dtype))
+        self.progress = Progress.of_texts(content)
         return saved
 
 
@@ -132,16 +159,16 @@ class CheckpointFolder:
         self.last = path / "last.ckpt"
         self.best = path / "best.ckpt"
 
-    def save(self, state: TrainState, is_best: bool) -> Path:
+    def save(self, snapshot: Snapshot, is_best: bool) -> Path:
         """Write the state after an epoch, point best (if it is) and last at it, and drop the oldest beyond `keep`.
 
         Best comes before last: a run that goes on from last must find the best that last knows of.
 
         Raises:
-            CheckpointError: see TrainState.save.
+            CheckpointError: no room, no permission; every name still holds what it did, or the new state.
         """
-        path = self.path / f"epoch_{state.progress.epoch:04d}.ckpt"
-        state.save(path)
+        path = self.path / f"epoch_{snapshot.progress.epoch:04d}.ckpt"
+        self._write(path, snapshot)
         try:
             for name in [self.best, self.last] if is_best else [self.last]:
                 self._point(name, path)
@@ -149,26 +176,85 @@ class CheckpointFolder:
                 old.unlink()
         except OSError as error:
             raise CheckpointError(
-                f"checkpoints in {self.path}: cannot be written ({error}); {path} is whole"
+                f"checkpoints in {self.path}: cannot be written ({error.strerror}); {path} is whole"
             ) from error
         return path
 
-    def save_within_epoch(self, state: TrainState) -> None:
+    def save_within_epoch(self, snapshot: Snapshot) -> None:
         """Write the state as last.ckpt alone; the next save takes its place.
 
         Raises:
-            CheckpointError: see TrainState.save.
+            CheckpointError: no room, no permission; what was there before is untouched.
         """
-        state.save(self.last)
+        self._write(self.last, snapshot)
 
     def epochs(self) -> list[Path]:
         """Per-epoch files, oldest first."""
         return sorted(self.path.glob("epoch_*.ckpt"), key=lambda path: int(path.stem.split("_")[1]))
 
+    def saves(self) -> list[Path]:
+        """Every checkpoint, one name for each file: last before epochs, best at the end."""
+        names = [self.last, *reversed(self.epochs()), self.best]
+        by_file = {path.stat().st_ino: path for path in reversed(names) if path.exists()}
+        return [path for path in names if path in by_file.values()]
+
+    def newest(self, announce: Callable[[str], None]) -> tuple[Path, dict]:
+        """The readable save that is furthest in training, and its content; `announce` gets a line for each skipped.
+
+        How far a save is stands in its texts: of tensors, only those of the save that is taken are read.
+
+        Raises:
+            CheckpointError: none can be read.
+        """
+        saves, problems, progress = self.saves(), {}, {}
+        for path in saves:
+            try:
+                progress[path] = Progress.of_texts(ckpt.read_texts(path))
+            except (ckpt.CkptError, OSError) as error:
+                problems[path] = str(error)
+            except (KeyError, ValueError, TypeError):
+                problems[path] = "holds no training state"
+        # Sorting keeps the order of equals: last comes first.
+        for path in sorted(progress, key=lambda path: (progress[path].epoch, progress[path].images), reverse=True):
+            try:
+                content = read_checkpoint(path)
+            except WeightsError as error:
+                problems[path] = str(error.__cause__ or error)
+                continue
+            for other, problem in problems.items():
+                announce(f"skipped {other}: {problem}")
+            return path, content
+        listed = "; ".join(f"{path.name} ({problem})" for path, problem in problems.items())
+        raise CheckpointError(
+            f"none of the checkpoints in {self.path} can be read: {listed}; put a copy of one there as "
+            f"{self.last.name}, or begin anew with runtime.output=FOLDER"
+        )
+
+    def adopt(self, path: Path, progress: Progress) -> None:
+        """Point last, and best if it is, at a save that a run goes on from: a crash may have come in between.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
+        is_best = progress.epoch == progress.best_epoch and not progress.images
+        try:
+            for name in [self.best, self.last] if is_best else [self.last]:
+                if not (name.exists() and name.samefile(path)):
+                    self._point(name, path)
+        except OSError as error:
+            raise CheckpointError(f"checkpoints in {self.path}: cannot be written ({error.strerror})") from error
+
+    @staticmethod
+    def _write(path: Path, snapshot: Snapshot) -> None:
+        try:
+            write_checkpoint(path, snapshot.tensors, snapshot.texts)
+        except WeightsError as error:
+            raise CheckpointError(f"{error}; earlier checkpoints are intact") from error
+
     @staticmethod
     def _point(name: Path, path: Path) -> None:
         """Make `name` the same file as `path`: a second hard link costs no space, and outlives the first."""
-        temporary = name.with_name(f".{name.name}.link")
+        temporary = name.with_name(f".{name.name}{LINKING}")
         temporary.unlink(missing_ok=True)
         try:
             os.link(path, temporary)

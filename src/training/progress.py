@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 
 from tqdm import tqdm
 
@@ -18,6 +19,7 @@ class ProgressLog:
         self.enabled = enabled
         self.terminal = enabled and sys.stdout.isatty()
         self.bar = None
+        self.started = first_update
         self.timed_updates, self.timed_seconds = 0, 0.0  # without compilation, evaluation and checkpoints
         self.window_updates, self.window_start = 0, 0.0
 
@@ -36,37 +38,45 @@ class ProgressLog:
             )
         self._start_window()
 
-    def update(self, update: int, images: int, loss, learning_rate: float) -> None:
-        """One update done; `update` counts from 1 over the whole run. `loss` is a callable, read only when shown."""
-        in_epoch = (update - 1) % self.updates_per_epoch + 1
+    def advance(self, update: int, wait: Callable[[], object]) -> None:
+        """An update was started; `update` counts from 1 over the whole run. `wait` returns when it is done."""
+        self.started = update
         if self.bar is not None:
             self.bar.update(1)
-        if update == self.first_update + 1:  # its time says how long compilation takes, not how fast training is
-            loss()
+        if update > self.first_update + 1:
+            self.window_updates += 1
+        else:  # its time says how long compilation takes, not how fast training is
+            wait()
             self.line(f"compiled the training graph in {time.perf_counter() - self.window_start:.0f} s")
             self._start_window()
-            return
-        self.window_updates += 1
-        if in_epoch % self.log_interval and in_epoch != self.updates_per_epoch:
-            return
-        value = loss()  # waits for the device
-        seconds = time.perf_counter() - self.window_start
-        self.timed_updates += self.window_updates
-        self.timed_seconds += seconds
-        rate = self.window_updates * images / max(seconds, 1e-9)
-        left = (self.total - update) * self.timed_seconds / self.timed_updates
-        self._start_window()
+
+    def is_due(self, update: int) -> bool:
+        """Whether an update is one of those that are shown."""
+        in_epoch = self._in_epoch(update)
+        return in_epoch % self.log_interval == 0 or in_epoch == self.updates_per_epoch
+
+    def show(self, update: int, images: int, loss: float, learning_rate: float) -> float | None:
+        """Show an update of so many images; returns images per second since the last shown, None if that is unknown."""
+        rate, speed = None, ()
+        if self.window_updates:
+            seconds = max(time.perf_counter() - self.window_start, 1e-9)
+            rate = self.window_updates * images / seconds
+            self.timed_updates += self.window_updates
+            self.timed_seconds += seconds
+            left = (self.total - self.started) * self.timed_seconds / self.timed_updates
+            speed = f"{rate:.0f} img/s", f"{duration(left)} left"
+            self._start_window()
         if self.bar is not None:
-            self.bar.set_postfix_str(
-                f"loss {value:.4f}, lr {learning_rate:.2e}, {rate:.0f} img/s, {duration(left)} left"
-            )
+            self.bar.set_postfix_str(", ".join([f"loss {loss:.4f}", f"lr {learning_rate:.2e}", *speed]))
         elif self.enabled:
             epoch = (update - 1) // self.updates_per_epoch + 1
-            print(
-                f"epoch {epoch}/{self.epochs}  update {in_epoch}/{self.updates_per_epoch}  loss {value:.4f}  "
-                f"lr {learning_rate:.3e}  {rate:.0f} img/s  {duration(left)} left",
-                flush=True,
-            )
+            where = f"epoch {epoch}/{self.epochs}  update {self._in_epoch(update)}/{self.updates_per_epoch}"
+            print("  ".join([where, f"loss {loss:.4f}", f"lr {learning_rate:.3e}", *speed]), flush=True)
+        return rate
+
+    def _in_epoch(self, update: int) -> int:
+        """The number of an update in its epoch, from 1."""
+        return (update - 1) % self.updates_per_epoch + 1
 
     def _start_window(self) -> None:
         self.window_updates, self.window_start = 0, time.perf_counter()

@@ -76,9 +76,10 @@ class LossCell(nn.Cell):
 class TrainStep(nn.Cell):
     """Forward, backward and update on one batch.
 
-    In order: gradients of the scaled loss; the overflow flag; all-reduce of both; unscale and clip by global norm;
-    optimizer; EMA. After an overflow nothing changes but the loss scale. Unscaling waits until it can share a pass over
-    the gradients with clipping: both multiply by a scalar, which commutes with the reduction.
+    In order: gradients of the scaled loss; the overflow flag; all-reduce of both, with the loss and the votes to stop
+    beside the flag; unscale and clip by global norm; optimizer; EMA. After an overflow nothing changes but the loss
+    scale. Unscaling waits until it can share a pass over the gradients with clipping: both multiply by a scalar, which
+    commutes with the reduction.
 
     Args:
         network: images, drop-path scales and dropout seed to logits; `parameters` are the weights it trains.
@@ -86,6 +87,7 @@ class TrainStep(nn.Cell):
         clip_norm: limit of the global gradient norm, or None.
         accumulation_steps: batches whose mean gradient makes one update; see `construct`.
         reducer: averages a tuple of gradients over the devices, or None on one device.
+        ranks: the number of devices.
         float_status: read the Ascend 910's overflow register, for its arithmetic saturates instead of giving inf.
     """
 
@@ -100,6 +102,7 @@ class TrainStep(nn.Cell):
         clip_norm=None,
         accumulation_steps=1,
         reducer=None,
+        ranks=1,
         float_status=False,
     ):
         super().__init__(auto_prefix=False)
@@ -111,6 +114,7 @@ class TrainStep(nn.Cell):
         self.clip_norm = clip_norm
         self.map = ops.HyperMap()
         self.reducer = reducer
+        self.ranks = ranks
         self.all_reduce = ops.AllReduce() if reducer is not None else None
         self.accumulation_steps = accumulation_steps
         if accumulation_steps > 1:
@@ -122,16 +126,21 @@ class TrainStep(nn.Cell):
             self.get_status = ops.NPUGetFloatStatusV2()
             self.clear_status = ops.NPUClearFloatStatusV2()
 
-    def construct(self, images, targets, learning_rate, drop_path=None, dropout_seed=None, update=True):
+    def construct(self, images, targets, learning_rate, drop_path=None, dropout_seed=None, update=True, stop_vote=0.0):
         """One batch of images [B, C, H, W] and soft targets [B, classes].
 
         With accumulation, pass `update=False` for all batches of an update but the last.
 
+        Args:
+            stop_vote: float32 scalar, 1 where this process has been asked to stop.
+
         Returns:
-            loss (mean over the accumulated batches), global gradient norm before clipping, and whether the step was
-            finite (otherwise it was skipped), each a scalar tensor.
+            The update's outcome, the same on all devices, float32 [5]: loss (mean over accumulated batches and
+            devices), global gradient norm before clipping, 1 if the step was finite (otherwise it was skipped), the
+            sum of the votes to stop, and the loss scale that it was made with. Before the last batch of an update,
+            loss and overflow are this batch's and nothing else is told.
         """
-        scale = self.loss_scale.value
+        scale = self.loss_scale.value + 0.0  # the value, not the parameter, which changes below
         if self.float_status:
             images = ops.depend(images, self.clear_status(Tensor([0] * 8, ms.int32)))
         (_, loss), gradients = self.gradients(images, targets, scale, drop_path, dropout_seed)
@@ -142,14 +151,16 @@ class TrainStep(nn.Cell):
             ops.assign_add(self.loss_sum, loss / self.accumulation_steps)
             ops.assign_add(self.overflow_sum, overflows)
             if not update:
-                return loss, loss, overflows == 0
+                return ops.stack([loss, loss, 1.0 - overflows, ops.zeros_like(loss), scale])
             gradients = self.gradient_sum
             loss = self.loss_sum + 0.0  # the value, not the parameter that is reset below
             overflows = self.overflow_sum + 0.0
 
+        votes = ops.zeros_like(loss) + stop_vote
         if self.reducer is not None:
             gradients = self.reducer(gradients)
-            overflows = self.all_reduce(overflows)
+            sums = self.all_reduce(ops.stack([overflows, loss / self.ranks, votes]))
+            overflows, loss, votes = sums[0], sums[1], sums[2]
         norm = self.global_norm(gradients) / scale
         finite = ops.logical_and(overflows == 0, ops.isfinite(norm))
         # One pass over the gradients both unscales and clips them.
@@ -163,7 +174,7 @@ class TrainStep(nn.Cell):
             self.map(clear, self.gradient_sum)
             ops.assign(self.loss_sum, ops.zeros_like(self.loss_sum))
             ops.assign(self.overflow_sum, ops.zeros_like(self.overflow_sum))
-        return loss, norm, finite
+        return ops.stack([loss, norm, finite.astype(ms.float32), votes, scale])
 
     def count_overflows(self, loss, gradients):
         """1.0 if this device's backward pass overflowed, else 0.0.

@@ -1,51 +1,39 @@
 """The training loop."""
 
-import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from src.atomic import write_text
-from src.config import Config, flatten
+from src.config import Config
 from src.data.image_set import ImageSet, check_classes, open_images
 from src.data.label_maps import LabelSpace
-from src.data.pipeline import EvalBatches, TrainBatches, UnreadableImages, configure_reading, resolve_workers
+from src.data.pipeline import EvalBatches, TrainBatches, configure_reading, resolve_workers
 from src.data.transforms import EvalTransform, TrainTransform
 from src.distributed import Dist
 from src.errors import UserError
 from src.evaluation import evaluate, valid_labels
-from src.evaluation_report import report, write_report
+from src.evaluation_report import report
 from src.metrics import Metrics, Scoring
 from src.precision import apply_precision, missing_kernels_named
 from src.random_streams import Stream, generator
-from src.training.checkpoint import CheckpointError, CheckpointFolder, TrainState
+from src.training.checkpoint import TrainState
 from src.training.ema import ExponentialMovingAverage
+from src.training.interruption import Interruption, Stopped
 from src.training.loss import SoftTargetCrossEntropy
 from src.training.optimizer import create_optimizer
+from src.training.outcomes import Outcome, Outcomes
 from src.training.progress import ProgressLog, duration
+from src.training.resuming import changes
+from src.training.run_folder import RunFolder
+from src.training.saving import Saver
 from src.training.schedule import learning_rate
 from src.training.train_step import LossScale, TrainStep
 from src.weights import load_weights
-
-# Keys that may differ between a run and its continuation without changing what is trained.
-INCIDENTAL = (
-    "name",
-    "data.path",
-    "data.workers",
-    "data.prefetch",
-    "data.numa",
-    "train.resume",
-    "train.stop_after_epoch",
-    "train.log_interval",
-    "train.keep_checkpoints",
-    "train.save_interval",
-    "runtime.output",
-    "runtime.device_id",
-)
 
 
 class Trainer:
@@ -57,9 +45,9 @@ class Trainer:
 
     def __init__(self, config: Config, dist: Dist):
         self.config, self.dist = config, dist
-        self.output = config.output
-        self.checkpoints = CheckpointFolder(self.output / "checkpoints", config.train.keep_checkpoints)
-        resume_from = self._resume_from()
+        self.folder = RunFolder(config.output, config.train.keep_checkpoints, dist.is_main)
+        self.checkpoints, self.metrics = self.folder.checkpoints, self.folder.metrics
+        self.resume_from, saved = self.folder.save_to_resume(config.train.resume, self._announce_line)
 
         if config.eval.class_map:
             raise config.error("eval.class_map", "is for eval.py; training evaluates on the classes it trains")
@@ -70,7 +58,7 @@ class Trainer:
         self.num_classes = arguments["num_classes"]
 
         self.model = config.build_model(dist.device_target)
-        if config.train.pretrained and resume_from is None:
+        if config.train.pretrained and saved is None:
             self._load_pretrained()
         self.model.freeze(config.train.frozen_stages)
         self.state = TrainState(
@@ -87,19 +75,19 @@ class Trainer:
             config=config,
             classes=train_images.classes,
         )
-        self.resume_from = resume_from
-        self.saved_config = self.state.restore(resume_from) if resume_from is not None else None
-        if not self.checkpoints.best.exists():  # going on in another folder, whose best is still to come
-            self.state.progress.best_top1, self.state.progress.best_epoch = -1.0, 0
-        make_folder(self.output)
-        if dist.is_main:  # before any rank reads images, which the next line sees to
-            for earlier in self.output.glob("unreadable_images_*.txt"):
-                earlier.unlink()
+        self.saved_config = self.state.restore(saved, self.resume_from) if saved is not None else None
+        self.saved_progress = replace(self.state.progress)
         progress = self.state.progress
         if not dist.agree([progress.epoch, progress.images]).all():
             raise UserError(
-                f"the processes found different checkpoints under {self.output}; a run needs a folder that all see"
+                f"the processes found different checkpoints under {config.output}; a run needs a folder that all see"
             )
+        self.folder.make()
+        if dist.is_main:  # before any rank reads images, which the next line sees to
+            self.folder.prepare(self.resume_from, progress)
+        dist.barrier()
+        if not self.checkpoints.best.exists():  # going on in another folder, whose best is still to come
+            progress.best_top1, progress.best_epoch = -1.0, 0
         self._build_data(train_images, val_images)
 
         self.network = apply_precision(self.model, config.amp.level)
@@ -114,21 +102,30 @@ class Trainer:
             clip_norm=config.optimizer.clip_norm,
             accumulation_steps=config.train.accumulation_steps,
             reducer=dist.gradient_reducer(parameters),
+            ranks=dist.size,
             float_status=dist.device_target == "Ascend",
         )
         self.step.set_train()
-
-    def _resume_from(self) -> Path | None:
-        """The checkpoint to go on from, or None to begin."""
-        resume, last = self.config.train.resume, self.checkpoints.last
-        path = Path(resume) if isinstance(resume, str) and resume != "auto" else None
-        if last.exists() and (path is None or not path.exists() or not path.samefile(last)):
-            if path is None and resume:
-                return last
-            raise UserError(
-                f"{self.output} holds a run; train.resume=auto goes on with it, runtime.output=FOLDER starts another"
+        self.saver = None
+        if dist.is_main:
+            self.saver = Saver(
+                self.checkpoints,
+                config.train.save_interval,
+                config.train.save_minutes,
+                config.train.async_save,
+                last_good=f"{self.resume_from} ({self.saved_progress.where})" if saved is not None else None,
             )
-        return path
+        self.outcomes = Outcomes()
+        self.noted_update = 0  # the newest whose outcome was counted and logged
+        self.skipped_in_a_row = 0
+        self.skipped_in_epoch = 0
+        self.stop_agreed = False
+        self.interruption = Interruption()
+
+    def _announce_line(self, line: str) -> None:
+        """For the main rank, before there is a log."""
+        if self.dist.is_main:
+            print(line, flush=True)
 
     def _load_pretrained(self) -> None:
         """Start from weights, of other image sizes and classes too; what is not simply copied is announced."""
@@ -137,20 +134,21 @@ class Trainer:
             raise self.config.error(
                 "train.pretrained", f"{path}: no such file; name another, or null for random initial weights"
             )
-        load_weights(self.model, path, announce=print if self.dist.is_main else lambda line: None)
+        load_weights(self.model, path, announce=self._announce_line)
 
     def _build_data(self, train_images: ImageSet, val_images: ImageSet) -> None:
         config, dist, progress = self.config, self.dist, self.state.progress
         train = config.train
         size = tuple(self.model.img_size)
         # Every rank names what its own workers could not read; the main one gathers the files.
-        self.unreadable = UnreadableImages(self.output / f"unreadable_images_{dist.rank}.txt")
-        self.named = set()
+        self.unreadable = self.folder.unreadable(dist.rank)
         self.global_batch = train.batch_size * train.accumulation_steps * dist.size
         self.updates_per_epoch = train_images.size // self.global_batch
         # Epochs and images are what a checkpoint counts: under another global batch they are another number of updates.
         updates_done = min(progress.images // self.global_batch, max(self.updates_per_epoch - 1, 0))
         progress.update = progress.epoch * self.updates_per_epoch + updates_done
+        progress.images = updates_done * self.global_batch
+        progress.devices, progress.global_batch = dist.size, self.global_batch
         configure_reading(config.data)
         cooldown = config.schedule.cooldown_epochs
         reading = {
@@ -193,7 +191,12 @@ class Trainer:
         )
 
     def run(self) -> dict:
-        """Train to the end; returns the run's summary, which is also in summary.json."""
+        """Train to the end; returns the run's summary, which is also in summary.json.
+
+        Raises:
+            Stopped: a signal asked for it; everything is saved.
+            UserError: training diverged, or the last save failed.
+        """
         config, progress = self.config, self.state.progress
         last_epoch = min(config.train.epochs, config.train.stop_after_epoch or config.train.epochs)
         self.log = ProgressLog(
@@ -206,25 +209,63 @@ class Trainer:
         self._announce()
         if progress.epoch >= last_epoch:
             self.log.line(f"already trained to epoch {progress.epoch}: {self.checkpoints.best}")
-            summary = self.output / "summary.json"
-            return json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else self._finish()
+            return self.folder.summary() or self._finish()
         if self.dist.is_main:
-            write_text(self.output / "config.yaml", config.to_yaml())
+            self.folder.write_config(config)
         self.started = time.perf_counter() - progress.seconds
-        for epoch in range(progress.epoch, last_epoch):
-            self._train_epoch(epoch)
-            progress.epoch, progress.images = epoch + 1, 0
-            evaluates = progress.epoch % config.eval.interval == 0 or progress.epoch == last_epoch
-            is_best = self._evaluate() if evaluates else False
-            progress.seconds = time.perf_counter() - self.started
-            if self.dist.is_main:
-                self.checkpoints.save(self.state, is_best)
-                self._name_unreadable()
+        self.noted_update = progress.update
+        with self.interruption:
+            for epoch in range(progress.epoch, last_epoch):
+                if not self._train_epoch(epoch):
+                    self._stop()
+                progress.epoch, progress.images = epoch + 1, 0
+                evaluates = progress.epoch % config.eval.interval == 0 or progress.epoch == last_epoch
+                is_best = self._evaluate() if evaluates else False
+                self._save(is_best)
+                self.folder.name_unreadable(self.log.line)
+                if self._is_stop_agreed() and progress.epoch < last_epoch:
+                    self._stop()
+            self._await_saves()
         self.log.line(
             f"trained {progress.epoch} epochs in {duration(progress.seconds)}; best {self.best_weights} top-1 "
             f"{progress.best_top1:.2f}% (epoch {progress.best_epoch}): {self.checkpoints.best}"
         )
         return self._finish()
+
+    def _is_stop_agreed(self) -> bool:
+        """Whether any process was asked to stop, where all call this together."""
+        return self.stop_agreed or float(self.dist.sum(np.array([self.interruption.requested], np.float32))[0]) > 0
+
+    def _await_saves(self) -> None:
+        """Wait until the main rank's last save is written: launchers end all processes when the first exits.
+
+        Raises:
+            CheckpointError: it failed.
+        """
+        try:
+            if self.saver is not None:
+                self.saver.finish()
+        finally:
+            self.dist.barrier()
+
+    def _stop(self) -> None:
+        """End as a signal asked for, with everything saved.
+
+        Raises:
+            Stopped: always, unless the save fails.
+            CheckpointError: then.
+        """
+        progress = self.state.progress
+        where = f"epoch {progress.epoch}"
+        if progress.images:
+            within = progress.update - progress.epoch * self.updates_per_epoch
+            where = f"epoch {progress.epoch + 1}, update {within} of {self.updates_per_epoch}"
+            self._save()
+        self._await_saves()
+        raise Stopped(
+            f"stopped by {self.interruption.name} after {where}; saved {self.checkpoints.last}; "
+            "go on with train.resume=auto"
+        )
 
     def _announce(self) -> None:
         config, progress = self.config, self.state.progress
@@ -242,16 +283,23 @@ class Trainer:
             within = progress.update - progress.epoch * self.updates_per_epoch
             where = f"epoch {progress.epoch}" + (f" and {within} updates of the next" if within else "")
             self.log.line(f"resuming {self.resume_from} after {where}")
-            for key, before, now in changed_keys(self.saved_config, config):
-                self.log.line(f"changed since: {key} {before} -> {now}")
+            for line in changes(
+                self.saved_config,
+                config,
+                self.saved_progress,
+                progress,
+                self.train_batches.images.size,
+                self.updates_per_epoch,
+            ):
+                self.log.line(line)
 
-    def _train_epoch(self, epoch: int) -> None:
-        """One epoch of updates, or what is left of it."""
+    def _train_epoch(self, epoch: int) -> bool:
+        """One epoch of updates, or what is left of it; returns whether all were made, and not ended by a signal."""
         config, progress = self.config, self.state.progress
         accumulation = config.train.accumulation_steps
+        whole = self.updates_per_epoch * self.global_batch
         self.network.set_train()
         self.log.start_epoch(epoch + 1)
-        finite_flags = []
         for index, (images, targets) in enumerate(self.train_batches):
             rate = learning_rate(
                 config.schedule,
@@ -262,35 +310,96 @@ class Trainer:
                 self.global_batch,
             )
             completes = (index + 1) % accumulation == 0
-            loss, _, finite = self._step(images, targets, rate, index % accumulation, completes)
-            if completes:
-                progress.update += 1
-                finite_flags.append(finite)
-                self.log.update(progress.update, self.global_batch, lambda value=loss: float(value.asnumpy()), rate)
-                self._save_within_epoch(finite_flags)
+            returned = self._step(images, targets, rate, index % accumulation, completes)
+            if not completes:
+                continue
+            progress.update += 1
+            progress.images += self.global_batch
+            self.log.advance(progress.update, returned.asnumpy)
+            self._take(self.outcomes.add(Outcome(progress.update, rate, returned)))
+            if progress.images == whole:
+                continue  # the epoch's end has its own save, and the batches must come to theirs
+            if self.stop_agreed or (self.dist.size == 1 and self.interruption.requested):
+                break
+            self._save_if_due()
+        self._take(self.outcomes.drain())
         self.log.end_epoch()
-        self._count_skipped(finite_flags)
-
-    def _save_within_epoch(self, finite_flags: list[Tensor]) -> None:
-        """Write last.ckpt when train.save_interval says so; the end of an epoch has its own save."""
-        progress, interval = self.state.progress, self.config.train.save_interval
-        within = progress.update % self.updates_per_epoch
-        if interval is None or progress.update % interval or within == 0:
-            return
-        self._count_skipped(finite_flags)
-        progress.images = within * self.global_batch
-        progress.seconds = time.perf_counter() - self.started
-        if self.dist.is_main:
-            self.checkpoints.save_within_epoch(self.state)
-
-    def _count_skipped(self, finite_flags: list[Tensor]) -> None:
-        """Take the flags of updates into the count of skipped ones, and empty the list."""
-        skipped = sum(not bool(flag.asnumpy()) for flag in finite_flags)
-        finite_flags.clear()
-        self.state.progress.skipped += skipped
-        if skipped:
+        if self.skipped_in_epoch:
             scale = float(self.state.loss_scale.value.asnumpy())
-            self.log.line(f"{skipped} updates skipped for overflow, loss scale now {scale:g}")
+            self.log.line(f"{self.skipped_in_epoch} updates skipped for overflow, loss scale now {scale:g}")
+            self.skipped_in_epoch = 0
+        return progress.images == whole
+
+    def _take(self, outcome: Outcome | None) -> None:
+        """Act on an update's outcome as all ranks do after the same update.
+
+        Raises:
+            UserError: train.max_skipped_updates in a row were skipped.
+        """
+        if outcome is None:
+            return
+        self._note(outcome)
+        self.stop_agreed = self.stop_agreed or outcome.stop_votes > 0
+        self.skipped_in_a_row = 0 if outcome.finite else self.skipped_in_a_row + 1
+        if self.skipped_in_a_row >= self.config.train.max_skipped_updates:
+            self.log.end_epoch()
+            self._give_up(outcome)
+
+    def _note(self, outcome: Outcome) -> None:
+        """Count and log an update's outcome, once."""
+        if outcome.update <= self.noted_update:
+            return
+        self.noted_update = outcome.update
+        skipped = int(not outcome.finite)
+        self.state.progress.skipped += skipped
+        self.skipped_in_epoch += skipped
+        if self.log.is_due(outcome.update):
+            rate = self.log.show(outcome.update, self.global_batch, outcome.loss, outcome.learning_rate)
+            self.metrics.add(
+                epoch=(outcome.update - 1) // self.updates_per_epoch + 1,
+                update=outcome.update,
+                loss=outcome.loss,
+                grad_norm=outcome.grad_norm,
+                lr=outcome.learning_rate,
+                loss_scale=outcome.loss_scale,
+                images_per_second=rate,
+            )
+
+    def _give_up(self, outcome: Outcome) -> None:
+        """End a run that does not recover.
+
+        Raises:
+            UserError: always.
+        """
+        if self.saver is not None:
+            self.saver.wait()
+        self.dist.barrier()
+        last_good = (self.saver.last_good if self.saver is not None else None) or "none"
+        within = (outcome.update - 1) % self.updates_per_epoch + 1
+        raise UserError(
+            f"training diverged: update {outcome.update} (epoch {self.state.progress.epoch + 1}, update {within} of "
+            f"{self.updates_per_epoch}) makes {self.skipped_in_a_row} in a row whose loss or gradients were not "
+            f"finite, loss scale {outcome.loss_scale:g}; last good save: {last_good}; try a lower optimizer.base_lr, a "
+            "longer schedule.warmup_epochs or amp.level=O0 with train.resume=auto, or look at the images"
+        )
+
+    def _save_if_due(self) -> None:
+        """Save within an epoch, on the main rank alone; not while updates are skipped."""
+        if self.saver is None or not self.saver.is_due(self.state.progress.update) or not self.outcomes.newest.finite:
+            return
+        self._note(self.outcomes.newest)  # what is logged of it must be there when the run resumes from here
+        self._save()
+
+    def _save(self, is_best: bool | None = None) -> None:
+        """Save on the main rank: within an epoch, or at its end where it is said whether that is the best."""
+        progress = self.state.progress
+        progress.seconds = time.perf_counter() - self.started
+        if self.saver is None:
+            return
+        if is_best is None:
+            self.saver.save_within_epoch(self.state.snapshot())
+        else:
+            self.saver.save_epoch(self.state.snapshot(), is_best)
 
     def _step(self, images: np.ndarray, targets: np.ndarray, rate: float, part: int, completes: bool):
         config, progress = self.config, self.state.progress
@@ -303,6 +412,7 @@ class Trainer:
                 self.model.draw_drop_path(noise, len(targets)),
                 Tensor(noise.integers(2**31), ms.int32),
                 completes,
+                Tensor(float(self.interruption.requested), ms.float32),
             )
 
     def _evaluate(self) -> bool:
@@ -310,18 +420,23 @@ class Trainer:
         progress = self.state.progress
         batch_size = self.config.eval.batch_size
         metrics = evaluate(self.network, self.eval_batches, batch_size, self.dist, self.scoring)
-        self.log.line(f"epoch {progress.epoch}/{self.config.train.epochs}  raw {metrics}")
+        self._log_evaluation("raw", metrics)
         if self.state.ema is not None:
             with self.state.ema.applied():
                 metrics = evaluate(self.network, self.eval_batches, batch_size, self.dist, self.scoring)
-            self.log.line(f"epoch {progress.epoch}/{self.config.train.epochs}  ema {metrics}")
+            self._log_evaluation("ema", metrics)
         is_best = self._is_best(metrics)
         if is_best and self.dist.is_main:
             content = {"checkpoint": str(self.checkpoints.best), "weights": self.best_weights.lower()}
             content |= {"epoch": progress.epoch}
             content |= report(metrics, self.scoring, self.config, self.val_images, self.model.img_size)
-            write_report(self.output / "evaluation.json", content, metrics.confusion)
+            self.folder.keep_report(content, metrics.confusion)
         return is_best
+
+    def _log_evaluation(self, weights: str, metrics: Metrics) -> None:
+        epoch = self.state.progress.epoch
+        self.log.line(f"epoch {epoch}/{self.config.train.epochs}  {weights} {metrics}")
+        self.metrics.add(epoch=epoch, weights=weights, top1=metrics.top1, top5=metrics.top5, loss=metrics.loss)
 
     def _is_best(self, metrics: Metrics) -> bool:
         progress = self.state.progress
@@ -335,21 +450,6 @@ class Trainer:
         """The weights by which the best epoch is chosen."""
         return "EMA" if self.state.ema is not None else "raw"
 
-    def _name_unreadable(self) -> None:
-        """Report images that were found unreadable since the last call."""
-        found = {}
-        for path in sorted(self.output.glob("unreadable_images_*.txt")):
-            found |= UnreadableImages(path).read()
-        new = [image for image in found if image not in self.named]
-        for image in new:
-            self.log.line(
-                f"unreadable image {image} ({found[image]}): the next of its class takes its place in training, "
-                "evaluation does not count it"
-            )
-        self.named.update(new)
-        if new:
-            self.log.line(f"{len(self.named)} unreadable images so far")
-
     def _finish(self) -> dict:
         progress = self.state.progress
         summary = {
@@ -360,28 +460,9 @@ class Trainer:
             "weights": self.best_weights,
             "seconds": round(progress.seconds, 1),
             "skipped_updates": progress.skipped,
-            "unreadable_images": sorted(self.named),
+            "unreadable_images": sorted(self.folder.unreadable_images()),
             "checkpoint": str(self.checkpoints.best),
         }
         if self.dist.is_main:
-            write_text(self.output / "summary.json", json.dumps(summary, indent=2))
+            self.folder.finish(summary)
         return summary
-
-
-def make_folder(path: Path) -> None:
-    """Make the folder of a run.
-
-    Raises:
-        CheckpointError: it cannot be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"output folder {path}: cannot be written ({error.strerror})") from error
-
-
-def changed_keys(then: dict, config: Config) -> list[tuple[str, object, object]]:
-    """(key, value then, value now) of what an earlier configuration has otherwise, where it matters."""
-    then, now = flatten(then), flatten(config.to_dict())
-    keys = [key for key in {**then, **now} if key not in INCIDENTAL]
-    return [(key, then.get(key), now.get(key)) for key in keys if then.get(key) != now.get(key)]

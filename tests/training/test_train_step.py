@@ -100,7 +100,7 @@ def test_step_equals_numpy(clip_norm):
     average, optimizer = list(weights), NumpyAdamW([0.05, 0.0])
     for t in range(5):
         x, targets = batch(t)
-        _, norm, finite = step(Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32))
+        _, norm, finite, *_ = step(Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32))
         gradients = numpy_gradients(*weights, x, targets)
         expected_norm = np.sqrt(sum((g**2).sum() for g in gradients))
         assert bool(finite.asnumpy())
@@ -121,13 +121,13 @@ def test_overflow_skips_the_step_and_halves_the_scale():
     x, targets = batch(0)
     step(Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32))
     state = [*values(model), *(p.asnumpy().copy() for p in [*step.optimizer.state(), *ema.state()])]
-    _, _, finite = step(Tensor(np.full_like(x, np.inf)), Tensor(targets), Tensor(1e-2, ms.float32))
+    _, _, finite, *_ = step(Tensor(np.full_like(x, np.inf)), Tensor(targets), Tensor(1e-2, ms.float32))
     assert not bool(finite.asnumpy())
     assert float(scale.value.asnumpy()) == 512.0
     after = [*values(model), *(p.asnumpy() for p in [*step.optimizer.state(), *ema.state()])]
     for before, now in zip(state, after, strict=True):
         np.testing.assert_array_equal(before, now)
-    _, _, finite = step(Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32))
+    _, _, finite, *_ = step(Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32))
     assert bool(finite.asnumpy())
     assert not np.array_equal(values(model)[0], state[0])
 
@@ -138,7 +138,7 @@ def test_gradients_that_overflow_under_a_finite_loss_skip_the_step():
     x, targets = batch(0)
     before, outcomes = values(model), []
     while not outcomes or not outcomes[-1]:
-        loss, _, finite = step(Tensor(10 * x), Tensor(targets), Tensor(1e-2, ms.float32))
+        loss, _, finite, *_ = step(Tensor(10 * x), Tensor(targets), Tensor(1e-2, ms.float32))
         assert np.isfinite(loss.asnumpy())
         outcomes.append(bool(finite.asnumpy()))
         if not outcomes[-1]:
@@ -162,7 +162,7 @@ def test_fixed_scale_stays_and_still_skips():
     model, step, scale, _ = build(dynamic=False, init_scale=8.0)
     x, targets = batch(0)
     before = values(model)
-    _, _, finite = step(Tensor(np.full_like(x, np.inf)), Tensor(targets), Tensor(1e-2, ms.float32))
+    _, _, finite, *_ = step(Tensor(np.full_like(x, np.inf)), Tensor(targets), Tensor(1e-2, ms.float32))
     assert not bool(finite.asnumpy())
     assert float(scale.value.asnumpy()) == 8.0
     np.testing.assert_array_equal(values(model)[0], before[0])
@@ -174,10 +174,10 @@ def test_accumulation_equals_the_large_batch(optimizer):
     accumulated, accumulated_step, _, _ = build(clip_norm=0.1, accumulation_steps=2, optimizer=optimizer)
     for t in range(3):
         x, targets = batch(t, 16)
-        loss, norm, _ = step(Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32))
+        loss, norm, _, *_ = step(Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32))
         for part in range(2):
             rows = slice(8 * part, 8 * part + 8)
-            half_loss, half_norm, _ = accumulated_step(
+            half_loss, half_norm, _, *_ = accumulated_step(
                 Tensor(x[rows]), Tensor(targets[rows]), Tensor(1e-2, ms.float32), None, None, part == 1
             )
         np.testing.assert_allclose(half_loss.asnumpy(), loss.asnumpy(), rtol=1e-6)
@@ -191,12 +191,12 @@ def test_overflow_in_any_accumulated_part_skips_the_update():
     x, targets = batch(0)
     before = values(model)
     for part, inputs in enumerate((np.full_like(x, np.inf), x)):
-        _, _, finite = step(Tensor(inputs), Tensor(targets), Tensor(1e-2, ms.float32), None, None, part == 1)
+        _, _, finite, *_ = step(Tensor(inputs), Tensor(targets), Tensor(1e-2, ms.float32), None, None, part == 1)
     assert not bool(finite.asnumpy())
     assert float(scale.value.asnumpy()) == 512.0
     np.testing.assert_array_equal(values(model)[0], before[0])
     for part in range(2):
-        _, _, finite = step(Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32), None, None, part == 1)
+        _, _, finite, *_ = step(Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32), None, None, part == 1)
     assert bool(finite.asnumpy())
     assert np.isfinite(values(model)[0]).all()
 
@@ -217,7 +217,7 @@ def test_the_status_register_skips_saturated_steps():
         step.float_status, step.get_status, step.clear_status = True, Register(overflowed), Register(False)
         before = values(model)
         x, targets = batch(0)
-        _, norm, finite = step(Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32))
+        _, norm, finite, *_ = step(Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32))
         assert np.isfinite(norm.asnumpy())
         assert bool(finite.asnumpy()) is not overflowed
         assert np.array_equal(values(model)[0], before[0]) is overflowed

@@ -1,0 +1,142 @@
+"""The folder of a run: what is in it when a run begins or resumes, and the files beside the checkpoints."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from src.atomic import remove_unfinished, write_text
+from src.config import Config
+from src.data.pipeline import UnreadableImages
+from src.errors import UserError
+from src.evaluation_report import write_report
+from src.training.checkpoint import CheckpointFolder, Progress
+from src.training.metrics_log import MetricsLog
+from src.training.saving import warn
+from src.weights import read_checkpoint
+
+
+class RunFolder:
+    """runs/<name>: checkpoints, config.yaml, metrics.jsonl, evaluation.json, summary.json, unreadable images by rank.
+
+    Writing is for the main rank.
+    """
+
+    def __init__(self, path: Path, keep_checkpoints: int, is_main: bool):
+        self.path = path
+        self.checkpoints = CheckpointFolder(path / "checkpoints", keep_checkpoints)
+        self.metrics = MetricsLog(path / "metrics.jsonl", is_main)
+        self.named: set[str] = set()
+        self.report: tuple[dict, np.ndarray] | None = None  # the best epoch's, until it is written
+
+    def save_to_resume(self, resume: bool | str, announce: Callable[[str], None]) -> tuple[Path | None, dict | None]:
+        """The checkpoint to go on from and its content; None to begin.
+
+        Args:
+            resume: train.resume of the configuration.
+            announce: gets a line for each save that cannot be read.
+
+        Raises:
+            UserError: there is a run, and another was asked for; or no save that can be read.
+        """
+        saves, last = self.checkpoints.saves(), self.checkpoints.last
+        path = Path(resume) if isinstance(resume, str) and resume != "auto" else None
+        if path is not None and (not saves or (path.exists() and last.exists() and path.samefile(last))):
+            return path, read_checkpoint(path)
+        if saves and (path is not None or not resume):
+            raise UserError(
+                f"{self.path} holds a run; train.resume=auto goes on with it, runtime.output=FOLDER starts another"
+            )
+        return self.checkpoints.newest(announce) if saves else (None, None)
+
+    def make(self) -> None:
+        """Make the folder.
+
+        Raises:
+            UserError: it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"output folder {self.path}: cannot be written ({error.strerror})") from error
+
+    def prepare(self, resume_from: Path | None, progress: Progress) -> None:
+        """Clear away what a killed run left unfinished, and what training after `progress` will do again.
+
+        Raises:
+            UserError: no room or no permission.
+        """
+        try:
+            for folder in (self.path, self.checkpoints.path):
+                remove_unfinished(folder)
+            if resume_from is None:
+                for earlier in self.path.glob("unreadable_images_*.txt"):
+                    earlier.unlink()
+        except OSError as error:
+            raise UserError(f"output folder {self.path}: cannot be written ({error.strerror})") from error
+        self.metrics.keep_until(progress.epoch, progress.update)
+        if resume_from is not None and resume_from.parent == self.checkpoints.path:
+            self.checkpoints.adopt(resume_from, progress)
+
+    def write_config(self, config: Config) -> None:
+        """Write config.yaml, every key with its value.
+
+        Raises:
+            UserError: no room or no permission.
+        """
+        write_text(self.path / "config.yaml", config.to_yaml())
+
+    def keep_report(self, content: dict, confusion: np.ndarray) -> None:
+        """Write evaluation.json, now or, if there is no room, later."""
+        self.report = content, confusion
+        self.write_report()
+
+    def write_report(self) -> bool:
+        """Write evaluation.json if it is still to be; returns whether that was possible."""
+        try:
+            if self.report is not None:
+                write_report(self.path / "evaluation.json", *self.report)
+                self.report = None
+        except UserError as error:
+            warn(f"{error}; training goes on, the next epoch tries again")
+        return self.report is None
+
+    def unreadable(self, rank: int) -> UnreadableImages:
+        """Where a rank's workers note unreadable images."""
+        return UnreadableImages(self.path / f"unreadable_images_{rank}.txt")
+
+    def unreadable_images(self) -> dict[str, str]:
+        """Reason by image of all that were unreadable since the run began, on any rank."""
+        found = {}
+        for path in sorted(self.path.glob("unreadable_images_*.txt")):
+            found |= UnreadableImages(path).read()
+        return found
+
+    def name_unreadable(self, announce: Callable[[str], None]) -> None:
+        """Announce images that were found unreadable since the last call."""
+        found = self.unreadable_images()
+        new = [image for image in found if image not in self.named]
+        for image in new:
+            announce(
+                f"unreadable image {image} ({found[image]}): the next of its class takes its place in training, "
+                "evaluation does not count it"
+            )
+        self.named.update(new)
+        if new:
+            announce(f"{len(self.named)} unreadable images so far")
+
+    def summary(self) -> dict | None:
+        """The summary of a run that came to its end."""
+        path = self.path / "summary.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def finish(self, summary: dict) -> None:
+        """Write the summary, and what could not be written before.
+
+        Raises:
+            UserError: no room or no permission.
+        """
+        write_text(self.path / "summary.json", json.dumps(summary, indent=2))
+        if not (self.write_report() and self.metrics.flush()):
+            raise UserError(f"{self.path}: the last lines of metrics.jsonl or evaluation.json could not be written")

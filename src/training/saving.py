@@ -1,0 +1,111 @@
+"""When a run saves itself, and how it survives that a save fails."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from src.training.checkpoint import CheckpointError, CheckpointFolder, Snapshot
+
+
+def warn(text: str) -> None:
+    """One line on stderr."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+class Saver:
+    """Saves of the main rank: their times, their writing in the background, their errors.
+
+    A save that fails (a full disk) is one line on stderr; training goes on, and the next save tries again.
+
+    Args:
+        interval: updates between saves within an epoch, or None.
+        minutes: the longest time without a save, or None.
+        background: write in a thread while training goes on, one save at a time.
+        last_good: what a run that resumes started from, in words.
+    """
+
+    def __init__(
+        self,
+        folder: CheckpointFolder,
+        interval: int | None,
+        minutes: float | None,
+        background: bool,
+        last_good: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.folder = folder
+        self.interval, self.minutes, self.background = interval, minutes, background
+        self.clock = clock
+        self.last_good = last_good
+        self.last_time = clock()
+        self.postponed = False
+        self.thread: threading.Thread | None = None
+        self.error: Exception | None = None  # of the newest save
+        self.unreported = False
+
+    def is_due(self, update: int) -> bool:
+        """Whether to save after this update; true from then on until there is a save.
+
+        Errors of the save before are reported here, for this is asked after every update.
+        """
+        if self.thread is None or not self.thread.is_alive():
+            self.wait()
+        due = self.interval is not None and update % self.interval == 0
+        late = self.minutes is not None and self.clock() - self.last_time >= 60 * self.minutes
+        self.postponed = self.postponed or due or late
+        return self.postponed
+
+    def save_within_epoch(self, snapshot: Snapshot) -> None:
+        """Write last.ckpt alone."""
+        self._save(lambda: self.folder.save_within_epoch(snapshot), snapshot)
+
+    def save_epoch(self, snapshot: Snapshot, is_best: bool) -> None:
+        """Write the epoch's file, and point last and (if it is) best at it."""
+        self._save(lambda: self.folder.save(snapshot, is_best), snapshot)
+
+    def wait(self) -> None:
+        """Until the save in progress is written or has failed, which is reported."""
+        self._join()
+        if self.unreported:
+            self.unreported = False
+            warn(f"{self.error}; training goes on, the next save tries again")
+
+    def finish(self) -> None:
+        """Wait for the last save.
+
+        Raises:
+            CheckpointError: it failed.
+        """
+        self._join()
+        self.unreported = False
+        if self.error is not None:
+            raise CheckpointError(f"the last save failed: {self.error}; last good save: {self.last_good or 'none'}")
+
+    def _save(self, write: Callable[[], object], snapshot: Snapshot) -> None:
+        self.wait()
+        self.postponed, self.last_time = False, self.clock()
+
+        def job():
+            try:
+                write()
+                self.error = None
+                self.last_good = f"{self.folder.last} ({snapshot.progress.where})"
+            except Exception as error:  # for the main thread
+                self.error = error
+
+        # No daemon: a run that ends by an error still ends its save.
+        self.thread = threading.Thread(target=job, name="save")
+        self.thread.start()
+        if not self.background:
+            self._join()
+
+    def _join(self) -> None:
+        """Wait for the thread; what no full disk explains is a defect and raised."""
+        if self.thread is None:
+            return
+        self.thread.join()
+        self.thread = None
+        self.unreported = self.error is not None
+        if self.unreported and not isinstance(self.error, CheckpointError):
+            raise self.error
