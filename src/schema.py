@@ -114,10 +114,11 @@ class TrainConfig(Section):
     save_minutes: Annotated[float, Field(gt=0)] | None = 15.0  # the longest time without a save; null: no limit
     async_save: bool = True  # write saves in the background, while training goes on
     max_skipped_updates: Positive = 30  # consecutive updates without finite loss and gradients that end the run
+    stall_seconds: Annotated[float, Field(gt=0)] | None = 300.0  # at one thing before the watchdog reports it
     log_interval: Positive = 50  # updates between lines of the log
-    stop_after_epoch: Positive | None = (
-        None  # end early with the schedule of the full length; resume goes on from there
-    )
+    # End early, evaluated and saved, with the schedule of the full length; resume goes on from there.
+    stop_after_epoch: Positive | None = None
+    stop_after_update: Positive | None = None  # counted from the run's start
 
 
 class EmaConfig(Section):

@@ -12,6 +12,8 @@ INCIDENTAL = (
     "data.numa",
     "train.resume",
     "train.stop_after_epoch",
+    "train.stop_after_update",
+    "train.stall_seconds",
     "train.log_interval",
     "train.keep_checkpoints",
     "train.save_interval",

@@ -14,7 +14,7 @@ from src.data.image_set import ImageSet, check_classes, open_images
 from src.data.label_maps import LabelSpace
 from src.data.pipeline import EvalBatches, TrainBatches, configure_reading, resolve_workers
 from src.data.transforms import EvalTransform, TrainTransform
-from src.distributed import Dist
+from src.distributed import Dist, collective_failures_named
 from src.errors import UserError
 from src.evaluation import evaluate, valid_labels
 from src.evaluation_report import report
@@ -33,6 +33,7 @@ from src.training.run_folder import RunFolder
 from src.training.saving import Saver
 from src.training.schedule import learning_rate
 from src.training.train_step import LossScale, TrainStep
+from src.training.watchdog import Watchdog
 from src.weights import load_weights
 
 
@@ -121,6 +122,7 @@ class Trainer:
         self.skipped_in_epoch = 0
         self.stop_agreed = False
         self.interruption = Interruption()
+        self.watchdog = Watchdog(config.output / "stalled", dist, config.train.stall_seconds)
 
     def _announce_line(self, line: str) -> None:
         """For the main rank, before there is a log."""
@@ -207,30 +209,42 @@ class Trainer:
             self.dist.is_main,
         )
         self._announce()
-        if progress.epoch >= last_epoch:
-            self.log.line(f"already trained to epoch {progress.epoch}: {self.checkpoints.best}")
+        if progress.epoch >= last_epoch or progress.update >= (config.train.stop_after_update or math.inf):
+            self.log.line(f"already trained to {progress.where}: {self.newest_or_best}")
             return self.folder.summary() or self._finish()
         if self.dist.is_main:
             self.folder.write_config(config)
         self.started = time.perf_counter() - progress.seconds
         self.noted_update = progress.update
-        with self.interruption:
+        with self.interruption, self.watchdog:
             for epoch in range(progress.epoch, last_epoch):
                 if not self._train_epoch(epoch):
+                    if self._is_last_update():
+                        self._measure()
+                        self._save()
+                        break
                     self._stop()
                 progress.epoch, progress.images = epoch + 1, 0
                 evaluates = progress.epoch % config.eval.interval == 0 or progress.epoch == last_epoch
                 is_best = self._evaluate() if evaluates else False
                 self._save(is_best)
                 self.folder.name_unreadable(self.log.line)
+                if self._is_last_update():
+                    break
                 if self._is_stop_agreed() and progress.epoch < last_epoch:
                     self._stop()
             self._await_saves()
+        trained = f"to {progress.where}" if progress.images else f"{progress.epoch} epochs"
+        best = f"best {self.best_weights} top-1 {progress.best_top1:.2f}% (epoch {progress.best_epoch})"
         self.log.line(
-            f"trained {progress.epoch} epochs in {duration(progress.seconds)}; best {self.best_weights} top-1 "
-            f"{progress.best_top1:.2f}% (epoch {progress.best_epoch}): {self.checkpoints.best}"
+            f"trained {trained} in {duration(progress.seconds)}; {best if progress.best_epoch else 'saved'}: "
+            f"{self.newest_or_best}"
         )
         return self._finish()
+
+    def _is_last_update(self) -> bool:
+        """Whether train.stop_after_update ends the run here."""
+        return self.state.progress.update == self.config.train.stop_after_update
 
     def _is_stop_agreed(self) -> bool:
         """Whether any process was asked to stop, where all call this together."""
@@ -300,6 +314,7 @@ class Trainer:
         whole = self.updates_per_epoch * self.global_batch
         self.network.set_train()
         self.log.start_epoch(epoch + 1)
+        self.watchdog.at("reading images for", progress.update + 1)
         for index, (images, targets) in enumerate(self.train_batches):
             rate = learning_rate(
                 config.schedule,
@@ -311,6 +326,7 @@ class Trainer:
             )
             completes = (index + 1) % accumulation == 0
             returned = self._step(images, targets, rate, index % accumulation, completes)
+            self.watchdog.at("reading images for", progress.update + 1 + completes)
             if not completes:
                 continue
             progress.update += 1
@@ -319,7 +335,7 @@ class Trainer:
             self._take(self.outcomes.add(Outcome(progress.update, rate, returned)))
             if progress.images == whole:
                 continue  # the epoch's end has its own save, and the batches must come to theirs
-            if self.stop_agreed or (self.dist.size == 1 and self.interruption.requested):
+            if self._is_last_update() or self.stop_agreed or (self.dist.size == 1 and self.interruption.requested):
                 break
             self._save_if_due()
         self._take(self.outcomes.drain())
@@ -393,6 +409,7 @@ class Trainer:
     def _save(self, is_best: bool | None = None) -> None:
         """Save on the main rank: within an epoch, or at its end where it is said whether that is the best."""
         progress = self.state.progress
+        self.watchdog.at("saving after", progress.update)
         progress.seconds = time.perf_counter() - self.started
         if self.saver is None:
             return
@@ -404,7 +421,8 @@ class Trainer:
     def _step(self, images: np.ndarray, targets: np.ndarray, rate: float, part: int, completes: bool):
         config, progress = self.config, self.state.progress
         noise = generator(config.runtime.seed, Stream.NOISE, progress.update, part, self.dist.rank)
-        with missing_kernels_named(config.amp.level, self.dist.device_target):
+        self.watchdog.at("in", progress.update + 1)
+        with missing_kernels_named(config.amp.level, self.dist.device_target), collective_failures_named():
             return self.step(
                 Tensor(images),
                 Tensor(targets),
@@ -416,8 +434,19 @@ class Trainer:
             )
 
     def _evaluate(self) -> bool:
-        """Evaluate raw and averaged weights; returns whether this is the best epoch so far."""
-        progress = self.state.progress
+        """Evaluate after an epoch; returns whether this is the best so far."""
+        metrics = self._measure()
+        is_best = self._is_best(metrics)
+        if is_best and self.dist.is_main:
+            content = {"checkpoint": str(self.checkpoints.best), "weights": self.best_weights.lower()}
+            content |= {"epoch": self.state.progress.epoch}
+            content |= report(metrics, self.scoring, self.config, self.val_images, self.model.img_size)
+            self.folder.keep_report(content, metrics.confusion)
+        return is_best
+
+    def _measure(self) -> Metrics:
+        """Evaluate raw and, where there are, averaged weights; returns the metrics of the latter."""
+        self.watchdog.at("evaluating after", self.state.progress.update)
         batch_size = self.config.eval.batch_size
         metrics = evaluate(self.network, self.eval_batches, batch_size, self.dist, self.scoring)
         self._log_evaluation("raw", metrics)
@@ -425,13 +454,7 @@ class Trainer:
             with self.state.ema.applied():
                 metrics = evaluate(self.network, self.eval_batches, batch_size, self.dist, self.scoring)
             self._log_evaluation("ema", metrics)
-        is_best = self._is_best(metrics)
-        if is_best and self.dist.is_main:
-            content = {"checkpoint": str(self.checkpoints.best), "weights": self.best_weights.lower()}
-            content |= {"epoch": progress.epoch}
-            content |= report(metrics, self.scoring, self.config, self.val_images, self.model.img_size)
-            self.folder.keep_report(content, metrics.confusion)
-        return is_best
+        return metrics
 
     def _log_evaluation(self, weights: str, metrics: Metrics) -> None:
         epoch = self.state.progress.epoch
@@ -450,6 +473,11 @@ class Trainer:
         """The weights by which the best epoch is chosen."""
         return "EMA" if self.state.ema is not None else "raw"
 
+    @property
+    def newest_or_best(self) -> Path:
+        """The best checkpoint or, where no whole epoch was evaluated yet, the newest."""
+        return self.checkpoints.best if self.state.progress.best_epoch else self.checkpoints.last
+
     def _finish(self) -> dict:
         progress = self.state.progress
         summary = {
@@ -461,7 +489,7 @@ class Trainer:
             "seconds": round(progress.seconds, 1),
             "skipped_updates": progress.skipped,
             "unreadable_images": sorted(self.folder.unreadable_images()),
-            "checkpoint": str(self.checkpoints.best),
+            "checkpoint": str(self.newest_or_best),
         }
         if self.dist.is_main:
             self.folder.finish(summary)

@@ -1,36 +1,209 @@
-"""Several processes equal one."""
+"""Several processes equal one, and end together."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+import shutil
+import signal
+import socket
+import threading
+import time
 
 import numpy as np
+import pytest
 
-from tests.conftest import DIGITS_CONFIG, ROOT, SMALL_MODEL
+from src.weights import STATE_PREFIX
+from tests.conftest import DIGITS_CONFIG, SMALL_MODEL
+from tests.processes import end, mpirun, msrun, rank_process, remaining, run, start, train_command
 from tests.training.states import tensors
 
+GLOBAL_BATCH = 96
+# Ten updates of the recipe without mixing and noise, which belong to a rank.
+TEN_UPDATES = ["train.epochs=2", "train.stop_after_update=10", "train.log_interval=1", "model.drop_path_rate=0.0",
+               "augment.auto_augment=rand-m9-mstd0.5-inc1", "augment.erasing=0.25"]  # fmt: skip
+ENDLESS = ["train.epochs=500", "train.log_interval=1", "eval.interval=500", f"train.batch_size={GLOBAL_BATCH // 2}"]
 
-def test_two_processes_equal_one(digits, tmp_path):
-    """Two processes by msrun against one with twice the batch: weights after an epoch, files and log written once."""
-    options = ["--config", str(DIGITS_CONFIG), *SMALL_MODEL, f"data.path={digits}", "train.epochs=1", "data.workers=1",
-               "schedule.warmup_epochs=0", "model.drop_path_rate=0.0"]  # fmt: skip
-    launcher = [str(Path(sys.executable).with_name("msrun")), "--worker_num=2", "--local_worker_num=2", "--join=True",
-                "--master_port=8219", f"--log_dir={tmp_path / 'logs'}", "train.py"]  # fmt: skip
-    environment = os.environ | {"GLOG_v": "4", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    for name, command in (("two", [*launcher, *options, "train.batch_size=48"]),
-                          ("one", [sys.executable, "train.py", *options, "train.batch_size=96"])):  # fmt: skip
-        done = subprocess.run(
-            [*command, f"runtime.output={tmp_path / name}"], cwd=ROOT, env=environment, capture_output=True, text=True,
-            timeout=300, check=False,
-        )  # fmt: skip
-        logs = {path.name: path.read_text() for path in tmp_path.glob("logs/*.log")}
-        assert done.returncode == 0, (done.stderr, logs)
-    assert "trained 1 epochs" in logs["worker_0.log"]
-    assert "trained" not in logs["worker_1.log"]
-    one, two = (tensors(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("one", "two"))
-    for name in one:
-        np.testing.assert_allclose(one[name], two[name], rtol=1e-3, atol=1e-4, err_msg=name)
-    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two")]
-    assert summaries[0]["updates"] == summaries[1]["updates"] == 14
+
+def ten_updates(digits, folder, ranks=1):
+    return train_command(digits, folder, *TEN_UPDATES, f"train.batch_size={GLOBAL_BATCH // ranks}")
+
+
+def logged(folder):
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def listed(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.fixture(scope="module")
+def alone(digits, tmp_path_factory):
+    """Ten updates of one process."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    done = run(["python", *ten_updates(digits, folder)])
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize(("launcher", "ranks"), [("mpirun", 1), ("mpirun", 2), ("mpirun", 3), ("msrun", 2)])
+def test_ten_updates_of_several_processes_are_those_of_one(launcher, ranks, digits, alone, tmp_path):
+    folder = tmp_path / "run"
+    command = ten_updates(digits, folder, ranks)
+    if launcher == "mpirun":
+        done = run(mpirun(ranks, *command))
+        outputs = [done.stdout]
+    else:
+        done = run(msrun(ranks, free_port(), tmp_path / "logs", *command))
+        outputs = [(tmp_path / "logs" / f"worker_{rank}.log").read_text() for rank in range(ranks)]
+    assert done.returncode == 0, (done.stderr, outputs)
+    # One log, from the main rank; one set of files.
+    assert [text.count("trained to epoch 1, update 10") for text in outputs] == [1] + [0] * (len(outputs) - 1)
+    assert listed(folder) == listed(alone)
+    here, there = logged(folder), logged(alone)
+    losses = [line["loss"] for line in there if "loss_scale" in line]
+    assert len(losses) == 10
+    np.testing.assert_allclose([line["loss"] for line in here if "loss_scale" in line], losses, rtol=1e-5)
+    here, there = (tensors(run_folder / "checkpoints" / "last.ckpt") for run_folder in (folder, alone))
+    assert here.keys() == there.keys()
+    for name in there:
+        if not name.startswith(STATE_PREFIX):
+            np.testing.assert_allclose(here[name], there[name], rtol=1e-4, atol=1e-4, err_msg=name)
+    assert not remaining(str(folder))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_evaluation_of_101_images_on_three_ranks_counts_each_once(digits, alone, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(digits / "train", data / "train")
+    images = sorted((digits / "val").rglob("*.png"))[::3][:101]
+    for image in images:
+        copy = data / "val" / image.relative_to(digits / "val")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, copy)
+    reports = []
+    for ranks in (1, 3):
+        report = tmp_path / f"report_{ranks}.json"
+        command = ["eval.py", "--config", DIGITS_CONFIG, *SMALL_MODEL, f"data.path={data}", "eval.batch_size=16",
+                   "--checkpoint", alone / "checkpoints" / "last.ckpt", "--json", report]  # fmt: skip
+        done = run(mpirun(ranks, *command))
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("(101 images") == 1
+        reports.append(json.loads(report.read_text()))
+    losses = [report.pop("loss") for report in reports]
+    assert reports[0] == reports[1]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def started(command, **environment):
+    """A job whose updates have begun, with its errors in a list that fills."""
+    job = start(command, **environment)
+    for line in job.stdout:
+        if " update 3/" in line:
+            break
+    lines = []
+    threads = [threading.Thread(target=lambda: lines.extend(job.stderr)), threading.Thread(target=job.stdout.read)]
+    for thread in threads:
+        thread.start()
+    return job, lines, threads
+
+
+def ended(job, threads, seconds):
+    """The exit code of a job that has to end in time."""
+    try:
+        code = job.wait(seconds)
+    finally:
+        if job.poll() is None:
+            end(job)
+        for thread in threads:
+            thread.join()
+    return code
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_rank_that_dies_ends_the_job_with_the_cause_named(killed, digits, tmp_path):
+    job, errors, threads = started(mpirun(2, *train_command(digits, tmp_path / "run", *ENDLESS, "data.workers=2")))
+    rank_process(job, killed).kill()
+    assert ended(job, threads, 60) != 0
+    assert f"rank {killed}" in "".join(errors)
+    assert "signal 9" in "".join(errors)
+    assert not remaining(str(tmp_path))
+
+
+def test_a_rank_that_fails_ends_the_job(digits, tmp_path):
+    """Rank 1 cannot find its images: its line, and nothing that goes on waiting."""
+    command = [*mpirun(1, *ten_updates(digits, tmp_path / "run", 2)), ":", "-n", "1",
+               *mpirun(1, *ten_updates(tmp_path / "nowhere", tmp_path / "run", 2))[3:]]  # fmt: skip
+    done = run(command, timeout=60)
+    assert done.returncode == 1
+    assert "train.py: error: rank 1: " in done.stderr
+    assert "nowhere" in done.stderr
+    assert not remaining(str(tmp_path))
+
+
+def test_different_configurations_are_one_line(digits, tmp_path):
+    command = [*mpirun(1, *ten_updates(digits, tmp_path / "run", 2)), ":", "-n", "1",
+               *mpirun(1, *ten_updates(digits, tmp_path / "run", 3))[3:]]  # fmt: skip
+    done = run(command, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.count("train.py: error:") == 1
+    assert "the processes differ in train.batch_size (48 here)" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("launcher", ["mpirun", "msrun"])
+def test_a_taken_port_is_one_line(launcher, digits, tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        command = ten_updates(digits, tmp_path / "run", 2)
+        if launcher == "mpirun":
+            done = run(mpirun(2, *command), timeout=60, MS_SCHED_PORT=str(port))
+            output = done.stderr
+        else:
+            done = run(msrun(2, port, tmp_path / "logs", *command), timeout=60)
+            output = (tmp_path / "logs" / "worker_0.log").read_text()
+    assert done.returncode == 1
+    assert output.count("train.py: error:") == 1
+    assert str(port) in output
+
+
+def test_a_signal_stops_all_ranks_after_one_update_and_the_run_goes_on(digits, tmp_path):
+    """Told to one rank alone, in the middle of an epoch; then resumed, and compared with a run without a stop."""
+    whole = ["train.epochs=2", "train.log_interval=1", "train.batch_size=24", "data.workers=1"]
+    straight = tmp_path / "straight"
+    assert run(mpirun(2, *train_command(digits, straight, *whole))).returncode == 0
+    job, errors, threads = started(mpirun(2, *train_command(digits, tmp_path / "run", *whole)))
+    rank_process(job, 1).send_signal(signal.SIGTERM)
+    assert ended(job, threads, 60) == 75
+    assert "train.py: stopped by a signal to another process after epoch" in "".join(errors)
+    done = run(mpirun(2, *train_command(digits, tmp_path / "run", *whole, "train.resume=auto")))
+    assert done.returncode == 0, done.stderr
+    here, there = (tensors(folder / "checkpoints" / "last.ckpt") for folder in (tmp_path / "run", straight))
+    for name in there:
+        np.testing.assert_array_equal(here[name], there[name], err_msg=name)
+    timeless = [[{key: value for key, value in line.items() if key != "images_per_second"} for line in logged(folder)]
+                for folder in (tmp_path / "run", straight)]  # fmt: skip
+    assert timeless[0] == timeless[1]
+
+
+def test_the_rank_that_others_wait_for_is_named(digits, tmp_path):
+    job, errors, threads = started(
+        mpirun(2, *train_command(digits, tmp_path / "run", *ENDLESS, "train.stall_seconds=2"))
+    )
+    other = rank_process(job, 1)
+    other.suspend()
+    deadline = time.monotonic() + 60
+    while not any("rank 1 gives no sign" in line for line in errors) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    other.resume()
+    while not any("training moves again" in line for line in errors) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    job.send_signal(signal.SIGUSR1)  # which mpirun forwards
+    assert ended(job, threads, 60) == 75
+    assert sum("rank 1 gives no sign" in line for line in errors) == 1, errors
+    assert any("training moves again" in line for line in errors)
