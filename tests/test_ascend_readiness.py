@@ -26,7 +26,7 @@ from mindspore.communication._comm_helper import DEVICE_TO_BACKEND
 from mindspore.ops.auto_generate import gen_ops_prim
 
 from src import distributed
-from src.graph import compiled_operators
+from src.graph import PRODUCT_RULES, compiled_operators
 from src.models import create_model
 from src.precision import apply_precision
 from src.schema import OptimizerConfig, RuntimeConfig
@@ -44,11 +44,12 @@ PACKAGE = Path(ms.__file__).parent
 DEVICES, BATCH, CLASSES = 2, 4, 5
 IMAGES = (BATCH, 3, 32, 32)
 
+SHALLOW = {"depths": [1, 1]}  # one block of each kind
 MODELS = {
-    "focal": ("focal", FAMILIES["focal"]),
-    "focalv2": ("focalv2", FAMILIES["focalv2"]),
-    "twins_svt": ("twins", FAMILIES["twins"]),
-    "twins_pcpvt": ("twins", FAMILIES["twins"] | {"wss": None}),
+    "focal": ("focal", FAMILIES["focal"] | SHALLOW),
+    "focalv2": ("focalv2", FAMILIES["focalv2"] | SHALLOW),
+    "twins_svt": ("twins", FAMILIES["twins"]),  # local and global blocks take turns
+    "twins_pcpvt": ("twins", FAMILIES["twins"] | SHALLOW | {"wss": None}),
 }
 LEVELS = ("O0", "O1")
 DROPPING = {"drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_path_rate": 0.1}
@@ -203,6 +204,27 @@ def test_convolutions_are_real(name):
         trained = [operator.name for operator in graphs_of(name)[f"train {level}"]]
         assert {"Conv2D", "Conv2DBackpropFilter", "Conv2DBackpropInput"} <= set(trained)
         assert "Im2Col" not in trained
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_grouped_convolutions_are_depthwise(name):
+    """The only ones with groups that an Ascend has, says the page of ops.Conv2D."""
+    for operators in graphs_of(name).values():
+        for operator in operators:
+            if operator.name == "Conv2D":
+                channels, weight = operator.inputs[0].type.shape[1], operator.inputs[1].type.shape
+                assert weight[1] == channels or (weight[0], weight[1]) == (channels, 1), operator.scope
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_product_is_float16_in_mixed_precision(name):
+    """The 910's matrix unit multiplies float16 and int8 (Hot Chips 31, https://www.anandtech.com/show/14756)."""
+    for graph in ("train O1", "eval O1"):
+        products = [operator for operator in graphs_of(name)[graph] if operator.name in PRODUCT_RULES]
+        assert len(products) > 10
+        for operator in products:
+            types = {value.type.dtype for value in operator.inputs if value.type is not None}
+            assert types | {type.dtype for type in operator.outputs} == {"float16"}, operator.scope
 
 
 @pytest.mark.parametrize("name", MODELS)
