@@ -218,7 +218,7 @@ def test_grouped_convolutions_are_depthwise(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_product_is_float16_in_mixed_precision(name):
-    """The 910's matrix unit multiplies float16 and int8 (Hot Chips 31, https://www.anandtech.com/show/14756)."""
+    """The 910's matrix unit multiplies float16 and int8 (docs/ascend.md)."""
     for graph in ("train O1", "eval O1"):
         products = [operator for operator in graphs_of(name)[graph] if operator.name in PRODUCT_RULES]
         assert len(products) > 10
