@@ -83,16 +83,18 @@ def compiled_operators(cell: nn.Cell, *inputs) -> list[Operator]:
     """Compile a cell for `inputs`, without running it, and list every primitive call of its graph.
 
     The graph is that of the cell's current phase (`set_train`), whatever the context's mode; nothing global changes and
-    no file is written. Called graphs are expanded at every call. Both branches of a condition are listed, the taken and
-    the other, then a "Switch" that joins their results. What only carries values from one operator to another (Load,
-    Depend, UpdateState, tuples) is resolved: an operator's inputs name the operators that computed them.
+    no file is written. No kernel is looked up, so operators that this machine has none for are listed as well (an
+    Ascend's overflow register, collectives of processes that are not there). Called graphs are expanded at every call.
+    Both branches of a condition are listed, the taken and the other, then a "Switch" that joins their results. What
+    only carries values from one operator to another (Load, Depend, UpdateState, tuples) is resolved: an operator's
+    inputs name the operators that computed them.
 
     Raises:
         ValueError: the graph has a loop, for which no list of operators exists.
     """
-    cell.compile(*inputs)
-    # What ms.export reads its MINDIR files from.
-    serialized = _cell_graph_executor._get_func_graph_proto(cell, cell.current_phase, "mind_ir")
+    # As ms.export does: a phase of this name ends with the front end. Training and inference are two graphs.
+    phase, _ = _cell_graph_executor.compile(cell, *inputs, phase=f"export.{cell.phase}", do_convert=False)
+    serialized = _cell_graph_executor._get_func_graph_proto(cell, phase, "mind_ir")
     return _Reader(ModelProto.FromString(serialized)).operators
 
 

@@ -152,8 +152,15 @@ class RuntimeConfig(Section):
     device_id: Annotated[int, Field(ge=0)] | None = None  # null: by local rank
     mode: Literal["graph", "pynative"] = "graph"
     jit_level: Literal["auto", "O0", "O1", "O2"] = "auto"  # O2 is Ascend's graph engine
-    precision_mode: Literal[  # of Ascend's operators
-        "must_keep_origin_dtype", "allow_fp32_to_fp16", "allow_mix_precision", "force_fp16"
+    precision_mode: Literal[  # of Ascend's operators; those with bf16 are not for the 910
+        "must_keep_origin_dtype",
+        "allow_fp32_to_fp16",
+        "allow_fp32_to_bf16",
+        "allow_mix_precision",
+        "allow_mix_precision_fp16",
+        "allow_mix_precision_bf16",
+        "force_fp16",
+        "force_fp32",
     ] = "must_keep_origin_dtype"
     conv_implementation: Literal["auto", "unfold", "conv2d"] = "auto"  # auto: unfold on CPU, conv2d on Ascend
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

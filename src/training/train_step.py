@@ -2,6 +2,7 @@
 
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore.ops.operations.math_ops import NPUClearFloatStatusV2, NPUGetFloatStatusV2  # mindspore.ops has neither
 
 from src.weights import STATE_PREFIX
 
@@ -123,8 +124,8 @@ class TrainStep(nn.Cell):
             self.overflow_sum = Parameter(Tensor(0.0, ms.float32), name="overflow_sum", requires_grad=False)
         self.float_status = float_status
         if float_status:
-            self.get_status = ops.NPUGetFloatStatusV2()
-            self.clear_status = ops.NPUClearFloatStatusV2()
+            self.get_status = NPUGetFloatStatusV2()
+            self.clear_status = NPUClearFloatStatusV2()
 
     def construct(self, images, targets, learning_rate, drop_path=None, dropout_seed=None, update=True, stop_vote=0.0):
         """One batch of images [B, C, H, W] and soft targets [B, classes].
@@ -162,7 +163,7 @@ class TrainStep(nn.Cell):
             sums = self.all_reduce(ops.stack([overflows, loss / self.ranks, votes]))
             overflows, loss, votes = sums[0], sums[1], sums[2]
         norm = self.global_norm(gradients) / scale
-        finite = ops.logical_and(overflows == 0, ops.isfinite(norm))
+        finite = ops.logical_and(ops.equal(overflows, 0), ops.isfinite(norm))
         # One pass over the gradients both unscales and clips them.
         factor = 1.0 / scale
         if self.clip_norm is not None:

@@ -1,0 +1,317 @@
+"""What an Ascend 910 needs and a CPU can check: every operator of every graph has a place there.
+
+Nothing here runs on an Ascend. The graphs are those of MindSpore's front end, built with what runs use there (real
+convolutions, the overflow register, gradients reduced over devices), from which its engine builds its own. The front
+end was asked on a CPU; where it asks for the device itself, an Ascend's graph may differ.
+"""
+
+import inspect
+import json
+import mmap
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import get_args
+from unittest.mock import create_autospec
+
+import mindspore as ms
+import numpy as np
+import pytest
+import yaml
+from mindspore import Tensor, nn, ops
+from mindspore.communication._comm_helper import DEVICE_TO_BACKEND
+from mindspore.ops.auto_generate import gen_ops_prim
+
+from src import distributed
+from src.graph import PRODUCT_RULES, compiled_operators
+from src.models import create_model
+from src.precision import apply_precision
+from src.schema import OptimizerConfig, RuntimeConfig
+from src.training.ema import ExponentialMovingAverage
+from src.training.loss import SoftTargetCrossEntropy
+from src.training.optimizer import create_optimizer
+from src.training.train_step import LossScale, TrainStep
+from tests.conftest import ROOT
+from tests.models.test_training_options import FAMILIES
+from tests.training.test_train_step import Linear
+
+TABLE_FILE = ROOT / "tests" / "reference" / "ascend_primitives.yaml"
+TABLE = yaml.safe_load(TABLE_FILE.read_text(encoding="utf-8"))
+PACKAGE = Path(ms.__file__).parent
+DEVICES, BATCH, CLASSES = 2, 4, 5
+IMAGES = (BATCH, 3, 32, 32)
+
+SHALLOW = {"depths": [1, 1]}  # one block of each kind
+MODELS = {
+    "focal": ("focal", FAMILIES["focal"] | SHALLOW),
+    "focalv2": ("focalv2", FAMILIES["focalv2"] | SHALLOW),
+    "twins_svt": ("twins", FAMILIES["twins"]),  # local and global blocks take turns
+    "twins_pcpvt": ("twins", FAMILIES["twins"] | SHALLOW | {"wss": None}),
+}
+LEVELS = ("O0", "O1")
+DROPPING = {"drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_path_rate": 0.1}
+
+
+def build(name):
+    family, arguments = MODELS[name]
+    return create_model(family, **arguments | DROPPING, conv_implementation="conv2d")
+
+
+def train_operators(model, images, classes, *, optimizer="adamw", level="O0", update=True):
+    """Operators of a training step with everything that a step can have, as one of two Ascend devices runs it.
+
+    Args:
+        images: shape of the input, the batch first.
+    """
+    parameters = model.trainable_params()
+    step = TrainStep(
+        apply_precision(model, level),
+        SoftTargetCrossEntropy(),
+        parameters,
+        create_optimizer(model, OptimizerConfig(name=optimizer, clip_norm=5.0)),
+        LossScale(1024.0, dynamic=True, growth_interval=2000),
+        ema=ExponentialMovingAverage(parameters, 0.9999, warmup=True),
+        clip_norm=5.0,
+        accumulation_steps=2,
+        reducer=nn.DistributedGradReducer(parameters, mean=True, degree=DEVICES),
+        float_status=True,
+    ).set_train()
+    drop_path = model.draw_drop_path(np.random.default_rng(0), BATCH) if hasattr(model, "draw_drop_path") else None
+    zeros = [Tensor(np.zeros(shape, np.float32)) for shape in (images, (BATCH, classes))]
+    return compiled_operators(step, *zeros, Tensor(1e-3, ms.float32), drop_path, Tensor(1, ms.int32), update)
+
+
+def eval_operators(name, level):
+    """Operators of evaluation and, at O0, of the graph that export.py writes."""
+    network = apply_precision(build(name), level).set_train(False)
+    return compiled_operators(network, Tensor(np.zeros(IMAGES, np.float32)))
+
+
+@cache
+def graphs_of(name):
+    """Operators of every graph of a model, by what it is of.
+
+    Optimizers and the batches that are only accumulated know nothing of the model: "linear" stands for all.
+    """
+    if name == "linear":
+        optimizers = get_args(OptimizerConfig.model_fields["name"].annotation)
+        found = {f"{key} O0": train_operators(Linear(), (BATCH, 4), 3, optimizer=key) for key in optimizers}
+        return found | {"accumulate O0": train_operators(Linear(), (BATCH, 4), 3, update=False)}
+    trained = {f"train {level}": train_operators(build(name), IMAGES, CLASSES, level=level) for level in LEVELS}
+    return trained | {f"eval {level}": eval_operators(name, level) for level in LEVELS}
+
+
+@pytest.mark.parametrize("name", [*MODELS, "linear"])
+def test_every_primitive_is_known(name):
+    unknown = {}
+    for graph, operators in graphs_of(name).items():
+        for operator in operators:
+            if operator.name not in TABLE:
+                unknown.setdefault(operator.name, f"{operator.name} ({graph}: {operator.scope})")
+    assert not unknown, (
+        f"nothing says that an Ascend runs {', '.join(unknown.values())}; "
+        f"use another operator, or add an entry with its source to {TABLE_FILE.name}"
+    )
+
+
+@pytest.mark.parametrize("name", [*MODELS, "linear"])
+def test_shapes_are_static_and_types_are_the_910s(name):
+    """No dimension is known only when the graph runs, and nothing needs more than 32 bits or bfloat16."""
+    for graph, operators in graphs_of(name).items():
+        types = {type for operator in operators for type in operator.outputs}
+        types |= {value.type for operator in operators for value in operator.inputs if value.type is not None}
+        assert all(size > 0 for type in types for size in type.shape), graph
+        expected = {"float32", "float16"} if graph.endswith("O1") else {"float32"}
+        assert {type.dtype for type in types} - {"int32", "bool"} == expected, graph
+
+
+def test_no_entry_is_out_of_use():
+    graphs = [operators for name in [*MODELS, "linear"] for operators in graphs_of(name).values()]
+    used = {operator.name for operators in graphs for operator in operators}
+    unused = set(TABLE) - used
+    assert not unused, f"no graph has {', '.join(sorted(unused))} any more; remove them from {TABLE_FILE.name}"
+
+
+def platforms(documented) -> list[str]:
+    """What the docstring of a class or function lists under Supported Platforms."""
+    section = re.search(r"Supported Platforms:\s+(.*)", inspect.getdoc(documented) or "")
+    return re.findall(r"``(\w+)``", section[1]) if section else []
+
+
+@pytest.mark.parametrize("name", [name for name, entry in TABLE.items() if "documented" in entry])
+def test_the_page_of_a_primitive_lists_ascend(name):
+    page = TABLE[name]["documented"]
+    if page != name:
+        primitive = getattr(ops, name, None) or getattr(gen_ops_prim, name)
+        assert f":func:`mindspore.ops.{page}`" in inspect.getdoc(primitive), f"{page} is not the page of {name}"
+    assert "Ascend" in platforms(getattr(ops, page))
+
+
+@pytest.mark.parametrize("name", [name for name, entry in TABLE.items() if "documented" not in entry])
+def test_a_primitive_without_a_page_has_a_source(name):
+    assert set(TABLE[name]) in ({"source", "engine"}, {"source", "expands_to"})
+    assert not platforms(getattr(ops, name, None)), f"{name} has a page: `documented` says more than a source"
+
+
+def test_the_overflow_register_is_documented():
+    """Its primitives are the only ones with a docstring and no page of mindspore.ops."""
+    for name in ("NPUClearFloatStatusV2", "NPUGetFloatStatusV2"):
+        assert platforms(getattr(ops.operations.math_ops, name)) == ["Ascend"]
+
+
+@cache
+def library(path: str) -> mmap.mmap:
+    """The bytes of a library of the installed package."""
+    with (PACKAGE / "lib" / path).open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def engine_has(operator: str) -> bool:
+    """Whether MindSpore's Ascend library translates something to this operator of the graph engine.
+
+    Every translation is an instance of a class template, whose name the library holds for run-time type information.
+    """
+    adapter = f"cz{operator}"
+    mangled = f"mindspore6device6ascend9OpAdapterINS1_{len(adapter)}{adapter}EE"
+    return library("plugin/ascend/libmindspore_ascend_res_manager.so").find(mangled.encode()) >= 0
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_graph_engine_has_a_place_for_it(name):
+    """By an operator of its own, or by what MindSpore expands it to."""
+    entry = TABLE[name]
+    if "engine" in entry:
+        assert engine_has(entry["engine"]), f"no translation to {entry['engine']} in this MindSpore"
+    else:
+        assert library("libmindspore_backend_common.so").find(f"{name}\0".encode()) >= 0, f"no rule expands {name}"
+        for part in entry["expands_to"]:
+            assert engine_has(TABLE[part]["engine"] if part in TABLE else part)
+
+
+def test_what_the_engine_lacks_is_not_found():
+    """The search above can fail: EqScalar (tensor == number) has neither, and was in the train step once."""
+    assert not engine_has("EqScalar")
+    assert library("libmindspore_backend_common.so").find(b"EqScalar\0") < 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_convolutions_are_real(name):
+    """Patches cut out by index are for the CPU, where they are faster."""
+    for level in LEVELS:
+        trained = [operator.name for operator in graphs_of(name)[f"train {level}"]]
+        assert {"Conv2D", "Conv2DBackpropFilter", "Conv2DBackpropInput"} <= set(trained)
+        assert "Im2Col" not in trained
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_grouped_convolutions_are_depthwise(name):
+    """The only ones with groups that an Ascend has, says the page of ops.Conv2D."""
+    for operators in graphs_of(name).values():
+        for operator in operators:
+            if operator.name == "Conv2D":
+                channels, weight = operator.inputs[0].type.shape[1], operator.inputs[1].type.shape
+                assert weight[1] == channels or (weight[0], weight[1]) == (channels, 1), operator.scope
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_product_is_float16_in_mixed_precision(name):
+    """The 910's matrix unit multiplies float16 and int8 (docs/ascend.md)."""
+    for graph in ("train O1", "eval O1"):
+        products = [operator for operator in graphs_of(name)[graph] if operator.name in PRODUCT_RULES]
+        assert len(products) > 10
+        for operator in products:
+            types = {value.type.dtype for value in operator.inputs if value.type is not None}
+            assert types | {type.dtype for type in operator.outputs} == {"float16"}, operator.scope
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_register_is_cleared_before_the_step_and_read_after_it(name):
+    for level in LEVELS:
+        order = [operator.name for operator in graphs_of(name)[f"train {level}"]]
+        last_gradient = len(order) - 1 - order[::-1].index("Conv2DBackpropFilter")
+        assert order.index("NPUClearFloatStatusV2") < order.index("Conv2D")
+        assert last_gradient < order.index("NPUGetFloatStatusV2") < order.index("AllReduce")
+        assert order.count("NPUClearFloatStatusV2") == order.count("NPUGetFloatStatusV2") == 1
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_gradient_is_reduced_once(name):
+    reduced = [operator for operator in graphs_of(name)["train O0"] if operator.name == "AllReduce"]
+    shapes = [parameter.shape for parameter in build(name).trainable_params()]
+    assert sorted(operator.outputs[0].shape for operator in reduced) == sorted([*shapes, ()])  # and the overflow flag
+
+
+# --- configuration --------------------------------------------------------------------------------------------------
+
+
+def choices(key: str) -> list[str]:
+    """The values that a key of the runtime section takes."""
+    return list(get_args(RuntimeConfig.model_fields[key].annotation))
+
+
+def test_precision_modes_are_those_of_mindspore():
+    described = inspect.getdoc(ms.device_context.ascend.op_precision.precision_mode)
+    assert sorted(choices("precision_mode")) == sorted(re.findall(r"^\s+- (\w+):", described, re.MULTILINE))
+
+
+def test_jit_levels_are_those_of_mindspore():
+    with pytest.raises(ValueError, match=r"must be one of \[") as refusal:
+        ms.set_context(jit_config={"jit_level": "O9"})
+    accepted = re.search(r"must be one of \[(.*?)\]", str(refusal.value))[1]
+    assert choices("jit_level") == ["auto", *re.findall(r"\w+", accepted)]
+
+
+def test_start_asks_an_ascend_for_what_is_configured(monkeypatch):
+    """By stand-ins that have the signatures of the functions they replace."""
+    precision = ms.device_context.ascend.op_precision
+    asked = {}
+    for module, name in ((ms, "set_device"), (ms, "set_context"), (ms, "set_seed"), (precision, "precision_mode")):
+        asked[name] = create_autospec(getattr(module, name))
+        monkeypatch.setattr(module, name, asked[name])
+    monkeypatch.setattr(distributed, "resolve_device", lambda target: "Ascend")
+    runtime = RuntimeConfig(device_id=3, jit_level="O2", precision_mode="force_fp32", mode="graph", seed=7)
+    dist = distributed.start(runtime)
+    assert dist.device_target == "Ascend"
+    asked["set_device"].assert_called_once_with("Ascend", 3)
+    asked["precision_mode"].assert_called_once_with("force_fp32")
+    asked["set_context"].assert_any_call(mode=ms.GRAPH_MODE)
+    asked["set_context"].assert_any_call(jit_config={"jit_level": "O2"})
+    asked["set_seed"].assert_called_once_with(7)
+
+
+def test_collectives_are_named_as_mindspore_names_them():
+    assert DEVICE_TO_BACKEND["Ascend"] == "hccl"
+    assert '"hccl"' in inspect.getsource(distributed)
+
+
+OPTIONS_ON_CPU = """
+import json
+import numpy as np
+import mindspore as ms
+from src.distributed import start
+from src.schema import RuntimeConfig
+from tests.training.test_train_step import build
+
+losses = {}
+for mode in ("graph", "pynative"):
+    for level in ("auto", "O0", "O1"):
+        start(RuntimeConfig(device_target="CPU", mode=mode, jit_level=level))
+        step = build(clip_norm=1.0, ema_decay=0.9)[1]
+        images, targets = (ms.Tensor(np.ones(shape, np.float32)) for shape in ((8, 4), (8, 3)))
+        losses[f"{mode} {level}"] = float(step(images, targets, ms.Tensor(1e-3, ms.float32))[0].asnumpy())
+print(json.dumps(losses))
+"""
+
+
+def test_what_a_cpu_accepts_runs_and_changes_nothing():
+    """In a process of its own, for these settings cannot be taken back."""
+    done = subprocess.run(
+        [sys.executable, "-c", OPTIONS_ON_CPU],
+        cwd=ROOT, env=os.environ | {"GLOG_v": "4", "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    losses = json.loads(done.stdout.splitlines()[-1])
+    assert len(losses) == 6
+    np.testing.assert_allclose(list(losses.values()), losses["graph auto"], rtol=1e-6)
