@@ -111,9 +111,7 @@ class TrainConfig(Section):
     frozen_stages: Annotated[int, Field(ge=0)] = 0  # the patch embedding and this many stages stay as they are; 0: none
     keep_checkpoints: Positive = 3  # newest epochs kept, beside last and best
     save_interval: Positive | None = None  # updates between saves within an epoch, beside the save at its end
-    save_minutes: Annotated[float, Field(gt=0)] | None = (
-        15.0  # the longest time without a save; null: no limit
-    )
+    save_minutes: Annotated[float, Field(gt=0)] | None = 15.0  # the longest time without a save; null: no limit
     async_save: bool = True  # write saves in the background, while training goes on
     max_skipped_updates: Positive = 30  # consecutive updates without finite loss and gradients that end the run
     log_interval: Positive = 50  # updates between lines of the log
