@@ -65,7 +65,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(trainer):
     resource.setrlimit(resource.RLIMIT_FSIZE, (run.checkpoints.last.stat().st_size // 2, limits[1]))
     try:
         with pytest.raises(CheckpointError, match=r"cannot be written .*earlier checkpoints are intact") as error:
-            run.checkpoints.save(run.state, is_best=True)
+            run.checkpoints.save(run.state.snapshot(), is_best=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(error.value)
