@@ -30,6 +30,10 @@ SMALL_MODEL = [
 ]
 
 
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=3, help="how often tests/training/test_kills.py kills its run")
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> Path:
     """The handwritten digits as an image folder."""

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 import time
 
 STOPPED = os.EX_TEMPFAIL  # exit code of a run that a signal stopped, with everything saved: 75, "try again"
@@ -18,7 +17,8 @@ class Interruption:
     """While the context is open, the first of SIGNALS is only noted; a second one has its usual effect, at once.
 
     Python runs a handler between two of its instructions: a signal that comes while the device computes or a batch is
-    awaited is noted right afterwards. Only the main thread can open the context.
+    awaited is noted right afterwards. (While it runs a graph, MindSpore makes a SIGTERM of a SIGINT.) Only the main
+    thread can open the context.
     """
 
     def __init__(self):
@@ -37,7 +37,7 @@ class Interruption:
         return "a signal to another process" if self.number is None else signal.Signals(self.number).name
 
     def __enter__(self):
-        assert threading.current_thread() is threading.main_thread()
+        self.number = None
         self.earlier = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 

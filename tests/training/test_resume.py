@@ -1,19 +1,12 @@
 """Runs that were interrupted, and what they go on from."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from src.errors import UserError
-from tests.training.states import assert_same_state, tensors
-
-
-def assert_same_end(a, b):
-    """Two finished runs have the same bits and the same progress, but for the time they took."""
-    assert_same_state(a.checkpoints.last, b.checkpoints.last)
-    assert replace(a.state.progress, seconds=0.0) == replace(b.state.progress, seconds=0.0)
+from tests.training.states import RECIPE, assert_same_end, assert_same_state, tensors
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(trainer):
@@ -35,16 +28,6 @@ def test_interrupted_and_resumed_equals_uninterrupted(trainer):
 
     finished = trainer("parts", *noise, "train.resume=auto")
     assert finished.run() == again.run()
-
-
-RECIPE = [
-    "augment.auto_augment=rand-m9-mstd0.5-inc1",
-    "augment.erasing=0.25",
-    "augment.mixup=0.8",
-    "augment.cutmix=1.0",
-    "model.drop_path_rate=0.2",
-    "model.drop_rate=0.1",
-]
 
 
 class Cut(Exception):
@@ -126,12 +109,12 @@ def test_a_run_is_never_overwritten(trainer, tmp_path):
         with pytest.raises(UserError, match="holds a run"):
             trainer("first", f"train.resume={resume}")
     # A finished run stays as it is, whatever is asked of it; a lost summary comes back.
-    config = (first.output / "config.yaml").read_bytes()
-    summary = json.loads((first.output / "summary.json").read_text())
-    (first.output / "summary.json").unlink()
+    config = (first.config.output / "config.yaml").read_bytes()
+    summary = json.loads((first.config.output / "summary.json").read_text())
+    (first.config.output / "summary.json").unlink()
     assert trainer("first", "train.epochs=1", "train.resume=auto").run() == summary
-    assert json.loads((first.output / "summary.json").read_text()) == summary
-    assert (first.output / "config.yaml").read_bytes() == config
+    assert json.loads((first.config.output / "summary.json").read_text()) == summary
+    assert (first.config.output / "config.yaml").read_bytes() == config
     assert {path.name: path.read_bytes() for path in first.checkpoints.path.iterdir()} == before
     # Going on elsewhere from one of its checkpoints is fine.
     elsewhere = trainer("third", f"train.resume={tmp_path / 'first/checkpoints/epoch_0001.ckpt'}", "train.epochs=2")

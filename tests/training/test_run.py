@@ -31,8 +31,8 @@ def test_checkpoints_hold_the_run(trainer, capsys):
     assert json.loads(content["state.classes"]) == [str(digit) for digit in range(10)]
     assert json.loads(content["state.progress"])["epoch"] == 2
     assert "epochs: 2" in content["state.config"]
-    assert load_config(run.output / "config.yaml").to_dict() == run.config.to_dict()
-    assert json.loads((run.output / "summary.json").read_text())["best_top1"] == summary["best_top1"]
+    assert load_config(run.config.output / "config.yaml").to_dict() == run.config.to_dict()
+    assert json.loads((run.config.output / "summary.json").read_text())["best_top1"] == summary["best_top1"]
     # The raw and the averaged weights are both there, and differ.
     raw, average = (select_weights(content, weights)[0] for weights in ("raw", "ema"))
     assert raw.keys() == average.keys()
@@ -48,7 +48,7 @@ def test_checkpoints_hold_the_run(trainer, capsys):
     with pytest.raises(WeightsError, match="no such file"):
         trainer("other", "train.resume=nowhere.ckpt")
 
-    plain = run.output / "plain.ckpt"
+    plain = run.config.output / "plain.ckpt"
     ms.save_checkpoint(run.model, str(plain))
     with pytest.raises(CheckpointError, match="holds no training state"):
         trainer("other", f"train.resume={plain}")
@@ -65,7 +65,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(trainer):
     resource.setrlimit(resource.RLIMIT_FSIZE, (run.checkpoints.last.stat().st_size // 2, limits[1]))
     try:
         with pytest.raises(CheckpointError, match=r"cannot be written .*earlier checkpoints are intact") as error:
-            run.checkpoints.save(run.state, is_best=True)
+            run.checkpoints.save(run.state.snapshot(), is_best=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(error.value)
@@ -114,16 +114,16 @@ def test_the_best_epoch_s_report_is_in_the_run(trainer, digits, tmp_path, capsys
     (tmp_path / "real.json").write_text(json.dumps({name: [int(name[0])] for name in names}))
     run = trainer("run", "train.epochs=1", "eval.flip=true", f"eval.real_labels={tmp_path / 'real.json'}")
     summary = run.run()
-    content = json.loads((run.output / "evaluation.json").read_text())
+    content = json.loads((run.config.output / "evaluation.json").read_text())
     assert (content["top1"], content["epoch"], content["weights"]) == (summary["best_top1"], 1, "ema")
     assert content["real"]["accuracy"] == content["top1"]
     assert (content["flip"], content["count"], content["checkpoint"]) == (True, 360, summary["checkpoint"])
     assert np.trace(content["confusion"]) == content["top1_correct"]
     assert f"real {content['top1']:.2f}%  (360 images)" in capsys.readouterr().out
-    (run.output / "evaluation.json").unlink()
+    (run.config.output / "evaluation.json").unlink()
     run.eval_batches = list(make_eval(run))
     assert not run._evaluate()  # as good as before is not better
-    assert not (run.output / "evaluation.json").exists()
+    assert not (run.config.output / "evaluation.json").exists()
     with pytest.raises(UserError, match=r"command line: eval.class_map: is for eval.py"):
         trainer("other", "eval.class_map=map.txt")
 

@@ -1,0 +1,83 @@
+"""Signals: noted, acted on after the update in progress, by all processes alike."""
+
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from src.training import interruption
+from src.training.interruption import Interruption, Stopped
+from src.weights import read_checkpoint
+from tests.training.states import assert_same_end
+
+
+def test_the_second_request_has_the_usual_effect(monkeypatch):
+    before = [signal.getsignal(number) for number in interruption.SIGNALS]
+    with Interruption() as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGINT)  # the same request, by another way
+        assert (stop.requested, stop.name) == (True, "SIGUSR1")
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now + 2)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert [signal.getsignal(number) for number in interruption.SIGNALS] == before
+
+
+def stop_when(run, method, condition):
+    """Signal this process when a method of a run is called and the condition holds."""
+    original = getattr(run, method)
+
+    def call(*arguments):
+        if condition():
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    setattr(run, method, call)
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not(trainer):
+    """Stopped within an epoch and in an evaluation, which is finished first."""
+    options = ["augment.mixup=0.8", "model.drop_path_rate=0.2", "train.log_interval=1"]
+    whole = trainer("whole", *options)
+    whole.run()
+    before = signal.getsignal(signal.SIGTERM)
+    run = trainer("run", *options)
+    stop_when(run, "_step", lambda: run.state.progress.update == 9)
+    with pytest.raises(Stopped) as stopped:
+        run.run()
+    assert str(stopped.value) == (
+        f"stopped by SIGTERM after epoch 1, update 10 of 14; saved {run.checkpoints.last}; go on with train.resume=auto"
+    )
+    assert signal.getsignal(signal.SIGTERM) is before
+    run = trainer("run", *options, "train.resume=auto")
+    assert run.state.progress.update == 10
+    stop_when(run, "_evaluate", lambda: True)
+    with pytest.raises(Stopped, match="after epoch 1; saved"):
+        run.run()
+    run = trainer("run", *options, "train.resume=auto")
+    assert (run.state.progress.update, run.state.progress.images) == (14, 0)
+    # In the last evaluation there is nothing left to stop.
+    stop_when(run, "_evaluate", lambda: run.state.progress.epoch == 3)
+    run.run()
+    assert_same_end(whole, run)
+
+
+def test_votes_of_other_processes_count_an_update_later(trainer):
+    """What one process learns of the others is in the outcome, which all read after the next update."""
+    run = trainer("run")
+    step = run.step
+
+    def voted(*arguments):
+        outcome = step(*arguments)
+        if run.state.progress.update == 4:  # the fifth update
+            outcome[3] = 1
+        return outcome
+
+    run.step = voted
+    with pytest.raises(Stopped, match=r"by a signal to another process after epoch 1, update 6 of 14"):
+        run.run()
+    assert np.asarray(read_checkpoint(run.checkpoints.last)["optimizer.step"]) == 6
