@@ -100,6 +100,11 @@ def is_scheduler() -> bool:
     return os.environ.get("MS_ROLE") == "MS_SCHED"
 
 
+def output_is_forwarded() -> bool:
+    """Whether mpirun reads what this process prints. It gives processes a terminal of its own, which nobody sees."""
+    return "OMPI_COMM_WORLD_RANK" in os.environ
+
+
 def check_device_num(device_num: int | None, script: str, arguments: list[str]) -> None:
     """Hold `--device_num` against the ranks launched.
 

@@ -26,6 +26,7 @@ from mindspore.communication._comm_helper import DEVICE_TO_BACKEND
 from mindspore.ops.auto_generate import gen_ops_prim
 
 from src import distributed
+from src.config import load_config
 from src.graph import PRODUCT_RULES, compiled_operators
 from src.models import create_model
 from src.precision import apply_precision
@@ -241,7 +242,8 @@ def test_the_register_is_cleared_before_the_step_and_read_after_it(name):
 def test_every_gradient_is_reduced_once(name):
     reduced = [operator for operator in graphs_of(name)["train O0"] if operator.name == "AllReduce"]
     shapes = [parameter.shape for parameter in build(name).trainable_params()]
-    assert sorted(operator.outputs[0].shape for operator in reduced) == sorted([*shapes, ()])  # and the overflow flag
+    # and once more what devices tell each other: overflow, loss, votes to stop
+    assert sorted(operator.outputs[0].shape for operator in reduced) == sorted([*shapes, (3,)])
 
 
 # --- configuration --------------------------------------------------------------------------------------------------
@@ -272,8 +274,9 @@ def test_start_asks_an_ascend_for_what_is_configured(monkeypatch):
         asked[name] = create_autospec(getattr(module, name))
         monkeypatch.setattr(module, name, asked[name])
     monkeypatch.setattr(distributed, "resolve_device", lambda target: "Ascend")
-    runtime = RuntimeConfig(device_id=3, jit_level="O2", precision_mode="force_fp32", mode="graph", seed=7)
-    dist = distributed.start(runtime)
+    monkeypatch.setattr(ms.hal, "device_count", lambda target: {"Ascend": 8}[target])
+    wanted = ["device_id=3", "jit_level=O2", "precision_mode=force_fp32", "mode=graph", "seed=7"]
+    dist = distributed.start(load_config("focalv2_digits", [f"runtime.{setting}" for setting in wanted]))
     assert dist.device_target == "Ascend"
     asked["set_device"].assert_called_once_with("Ascend", 3)
     asked["precision_mode"].assert_called_once_with("force_fp32")
@@ -292,13 +295,14 @@ import json
 import numpy as np
 import mindspore as ms
 from src.distributed import start
-from src.schema import RuntimeConfig
+from src.config import load_config
 from tests.training.test_train_step import build
 
 losses = {}
 for mode in ("graph", "pynative"):
     for level in ("auto", "O0", "O1"):
-        start(RuntimeConfig(device_target="CPU", mode=mode, jit_level=level))
+        runtime = {"device_target": "CPU", "mode": mode, "jit_level": level}
+        start(load_config("focalv2_digits", [f"runtime.{key}={value}" for key, value in runtime.items()]))
         step = build(clip_norm=1.0, ema_decay=0.9)[1]
         images, targets = (ms.Tensor(np.ones(shape, np.float32)) for shape in ((8, 4), (8, 3)))
         losses[f"{mode} {level}"] = float(step(images, targets, ms.Tensor(1e-3, ms.float32))[0].asnumpy())

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
+from src.launch import output_is_forwarded
+
 
 class ProgressLog:
     """Reports the updates of one run on stdout. On ranks other than the main one it is silent."""
@@ -17,7 +19,7 @@ class ProgressLog:
         self.first_update = first_update
         self.log_interval = log_interval
         self.enabled = enabled
-        self.terminal = enabled and sys.stdout.isatty()
+        self.terminal = enabled and sys.stdout.isatty() and not output_is_forwarded()
         self.bar = None
         self.started = first_update
         self.timed_updates, self.timed_seconds = 0, 0.0  # without compilation, evaluation and checkpoints

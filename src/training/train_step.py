@@ -152,7 +152,7 @@ class TrainStep(nn.Cell):
             ops.assign_add(self.loss_sum, loss / self.accumulation_steps)
             ops.assign_add(self.overflow_sum, overflows)
             if not update:
-                return ops.stack([loss, loss, 1.0 - overflows, ops.zeros_like(loss), scale])
+                return ops.stack((loss, loss, 1.0 - overflows, ops.zeros_like(loss), scale))
             gradients = self.gradient_sum
             loss = self.loss_sum + 0.0  # the value, not the parameter that is reset below
             overflows = self.overflow_sum + 0.0
@@ -160,7 +160,7 @@ class TrainStep(nn.Cell):
         votes = ops.zeros_like(loss) + stop_vote
         if self.reducer is not None:
             gradients = self.reducer(gradients)
-            sums = self.all_reduce(ops.stack([overflows, loss / self.ranks, votes]))
+            sums = self.all_reduce(ops.stack((overflows, loss / self.ranks, votes)))
             overflows, loss, votes = sums[0], sums[1], sums[2]
         norm = self.global_norm(gradients) / scale
         finite = ops.logical_and(ops.equal(overflows, 0), ops.isfinite(norm))
@@ -175,7 +175,7 @@ class TrainStep(nn.Cell):
             self.map(clear, self.gradient_sum)
             ops.assign(self.loss_sum, ops.zeros_like(self.loss_sum))
             ops.assign(self.overflow_sum, ops.zeros_like(self.overflow_sum))
-        return ops.stack([loss, norm, finite.astype(ms.float32), votes, scale])
+        return ops.stack((loss, norm, finite.astype(ms.float32), votes, scale))
 
     def count_overflows(self, loss, gradients):
         """1.0 if this device's backward pass overflowed, else 0.0.
