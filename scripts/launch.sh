@@ -67,10 +67,10 @@ performance() {
     local ranks=$1 cfg=focalv2_small_useconv_patch4_window7_224 data_path= batch_size= start
     local output=runs/performance_${ranks}p
     shift
-    options "cfg data_path batch_size" "$@"
+    options "cfg data_path batch_size output" "$@"
     [ -n "$data_path" ] || fail "--data_path=FOLDER is needed, the folder with train/ and val/"
-    rm -rf "$output"
     mkdir -p "$output"
+    rm -rf "$output/run" # of the last time
     start=$(date +%s)
     train "$ranks" --cfg "$cfg" --data_path "$data_path" ${batch_size:+--batch_size "$batch_size"} --stop_step 20 \
         "runtime.output=$output/run" train.log_interval=10 "${rest[@]}" > "$output/train_0.log" 2>&1 || {
