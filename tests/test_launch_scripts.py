@@ -69,7 +69,8 @@ def test_evaluation_export_and_fine_tuning(digits, checkpoint, tmp_path):
     assert done.returncode == 0, done.stderr
     assert mindir.exists()
     done = script("run_finetune_1p.sh", f"--data_path={digits}", f"--finetune_model={checkpoint}",
-                  f"--cfg={DIGITS_CONFIG}", *SMALL, "train.epochs=1", f"runtime.output={tmp_path / 'tuned'}")  # fmt: skip
+                  f"--cfg={DIGITS_CONFIG}", *SMALL, "train.epochs=1",
+                  f"runtime.output={tmp_path / 'tuned'}")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "10 classes" in done.stdout
 
