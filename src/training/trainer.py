@@ -106,6 +106,13 @@ class Trainer:
             float_status=dist.device_target == "Ascend",
         )
         self.step.set_train()
+        self.log = ProgressLog(
+            config.train.epochs,
+            self.updates_per_epoch,
+            progress.update,
+            config.train.log_interval,
+            dist.is_main,
+        )
         self.saver = None
         if dist.is_main:
             self.saver = Saver(
@@ -199,13 +206,6 @@ class Trainer:
         """
         config, progress = self.config, self.state.progress
         last_epoch = min(config.train.epochs, config.train.stop_after_epoch or config.train.epochs)
-        self.log = ProgressLog(
-            config.train.epochs,
-            self.updates_per_epoch,
-            progress.update,
-            config.train.log_interval,
-            self.dist.is_main,
-        )
         self._announce()
         if progress.epoch >= last_epoch:
             self.log.line(f"already trained to epoch {progress.epoch}: {self.checkpoints.best}")
