@@ -11,6 +11,7 @@ import ctypes
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -89,8 +90,8 @@ class UnreadableImages:
         self.path = path
 
     def add(self, image: Path | str, reason: str) -> None:
-        """Called in workers. One short append is atomic."""
-        with open(self.path, "a", encoding="utf-8") as file:
+        """Called in workers. One short append is atomic; on a full disk, a missing name is less than the run."""
+        with suppress(OSError), open(self.path, "a", encoding="utf-8") as file:
             file.write(f"{image}\t{' '.join(reason.split())[:200]}\n")
 
     def read(self) -> dict[str, str]:

@@ -6,6 +6,11 @@ from functools import cached_property
 import numpy as np
 from mindspore import Tensor
 
+from src.errors import UserError
+from src.training.checkpoint import Progress
+from src.training.metrics_log import MetricsLog
+from src.training.progress import ProgressLog
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -43,22 +48,86 @@ class Outcome:
         return float(self.values[4])
 
 
-class Outcomes:
-    """Outcomes in the order of updates, each handed over when the next update has been started.
+class Diverged(UserError):
+    """Too many updates in a row whose loss or gradients were not finite."""
 
-    All ranks so get the same values after the same update. What they must decide alike, such as to stop, they decide
-    then; `newest` is for what one does by itself.
+    REMEDY = (
+        "try a lower optimizer.base_lr, a longer schedule.warmup_epochs or amp.level=O0 with train.resume=auto, or "
+        "look at the images"
+    )
+
+
+class Outcomes:
+    """Outcomes in the order of updates, each acted on when the next update has been started.
+
+    All ranks so see the same values after the same update. What they must decide alike (to stop, to give up) they
+    decide then; one rank may `note` the newest earlier.
+
+    Args:
+        progress: of the run; its count of skipped updates is kept here.
+        max_skipped: updates skipped in a row that end the run.
     """
 
-    def __init__(self):
+    def __init__(
+        self, progress: Progress, log: ProgressLog, metrics: MetricsLog, updates_per_epoch: int, max_skipped: int
+    ):
+        self.progress, self.log, self.metrics = progress, log, metrics
+        self.updates_per_epoch, self.max_skipped = updates_per_epoch, max_skipped
         self.newest: Outcome | None = None
+        self.stop_agreed = False
+        self.noted = progress.update  # the newest update that was counted and logged
+        self.skipped = 0  # since the epoch began, or the run resumed in it
+        self.skipped_in_a_row = 0
 
-    def add(self, outcome: Outcome) -> Outcome | None:
-        """Take in the outcome of an update just started; returns that of the one before."""
+    def add(self, outcome: Outcome) -> None:
+        """Take in the outcome of an update just started, and act on that of the one before.
+
+        Raises:
+            Diverged: that was one skipped update too many.
+        """
+        if (outcome.update - 1) % self.updates_per_epoch == 0:
+            self.skipped = 0
         before, self.newest = self.newest, outcome
-        return before
+        self._act(before)
 
-    def drain(self) -> Outcome | None:
-        """The outcome of the last update, when no other follows for now."""
+    def drain(self) -> None:
+        """Act on the outcome of the last update, when no other follows for now.
+
+        Raises:
+            Diverged: see `add`.
+        """
         last, self.newest = self.newest, None
-        return last
+        self._act(last)
+
+    def note(self, outcome: Outcome) -> None:
+        """Count and log an outcome, if it is not yet."""
+        if outcome.update <= self.noted:
+            return
+        self.noted = outcome.update
+        self.progress.skipped += not outcome.finite
+        self.skipped += not outcome.finite
+        if self.log.is_due(outcome.update):
+            rate = self.log.show(outcome.update, self.progress.global_batch, outcome.loss, outcome.learning_rate)
+            self.metrics.add(
+                epoch=(outcome.update - 1) // self.updates_per_epoch + 1,
+                update=outcome.update,
+                loss=outcome.loss,
+                grad_norm=outcome.grad_norm,
+                lr=outcome.learning_rate,
+                loss_scale=outcome.loss_scale,
+                images_per_second=rate,
+            )
+
+    def _act(self, outcome: Outcome | None) -> None:
+        if outcome is None:
+            return
+        self.note(outcome)
+        self.stop_agreed = self.stop_agreed or outcome.stop_votes > 0
+        self.skipped_in_a_row = 0 if outcome.finite else self.skipped_in_a_row + 1
+        if self.skipped_in_a_row >= self.max_skipped:
+            epoch, within = divmod(outcome.update - 1, self.updates_per_epoch)
+            raise Diverged(
+                f"training diverged: update {outcome.update} (epoch {epoch + 1}, update {within + 1} of "
+                f"{self.updates_per_epoch}) makes {self.skipped_in_a_row} in a row whose loss or gradients were not "
+                f"finite, loss scale {outcome.loss_scale:g}"
+            )

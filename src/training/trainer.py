@@ -26,7 +26,7 @@ from src.training.ema import ExponentialMovingAverage
 from src.training.interruption import Interruption, Stopped
 from src.training.loss import SoftTargetCrossEntropy
 from src.training.optimizer import create_optimizer
-from src.training.outcomes import Outcome, Outcomes
+from src.training.outcomes import Diverged, Outcome, Outcomes
 from src.training.progress import ProgressLog, duration
 from src.training.resuming import changes
 from src.training.run_folder import RunFolder
@@ -107,6 +107,13 @@ class Trainer:
             float_status=dist.device_target == "Ascend",
         )
         self.step.set_train()
+        self.log = ProgressLog(
+            config.train.epochs,
+            self.updates_per_epoch,
+            progress.update,
+            config.train.log_interval,
+            dist.is_main,
+        )
         self.saver = None
         if dist.is_main:
             self.saver = Saver(
@@ -116,11 +123,9 @@ class Trainer:
                 config.train.async_save,
                 last_good=f"{self.resume_from} ({self.saved_progress.where})" if saved is not None else None,
             )
-        self.outcomes = Outcomes()
-        self.noted_update = 0  # the newest whose outcome was counted and logged
-        self.skipped_in_a_row = 0
-        self.skipped_in_epoch = 0
-        self.stop_agreed = False
+        self.outcomes = Outcomes(
+            progress, self.log, self.metrics, self.updates_per_epoch, config.train.max_skipped_updates
+        )
         self.interruption = Interruption()
         self.watchdog = Watchdog(config.output / "stalled", dist, config.train.stall_seconds)
 
@@ -201,13 +206,6 @@ class Trainer:
         """
         config, progress = self.config, self.state.progress
         last_epoch = min(config.train.epochs, config.train.stop_after_epoch or config.train.epochs)
-        self.log = ProgressLog(
-            config.train.epochs,
-            self.updates_per_epoch,
-            progress.update,
-            config.train.log_interval,
-            self.dist.is_main,
-        )
         self._announce()
         if progress.epoch >= last_epoch or progress.update >= (config.train.stop_after_update or math.inf):
             self.log.line(f"already trained to {progress.where}: {self.newest_or_best}")
@@ -215,25 +213,16 @@ class Trainer:
         if self.dist.is_main:
             self.folder.write_config(config)
         self.started = time.perf_counter() - progress.seconds
-        self.noted_update = progress.update
-        with self.interruption, self.watchdog:
-            for epoch in range(progress.epoch, last_epoch):
-                if not self._train_epoch(epoch):
-                    if self._is_last_update():
-                        self._measure()
-                        self._save()
-                        break
-                    self._stop()
-                progress.epoch, progress.images = epoch + 1, 0
-                evaluates = progress.epoch % config.eval.interval == 0 or progress.epoch == last_epoch
-                is_best = self._evaluate() if evaluates else False
-                self._save(is_best)
-                self.folder.name_unreadable(self.log.line)
-                if self._is_last_update():
-                    break
-                if self._is_stop_agreed() and progress.epoch < last_epoch:
-                    self._stop()
-            self._await_saves()
+        try:
+            with self.interruption, self.watchdog:
+                self._train(last_epoch)
+        except Diverged as error:
+            self.log.end_epoch()
+            if self.saver is not None:
+                self.saver.wait()
+            self.dist.barrier()
+            last_good = self.saver.last_good if self.saver is not None else None
+            raise UserError(f"{error}; last good save: {last_good or 'none'}; {Diverged.REMEDY}") from error
         trained = f"to {progress.where}" if progress.images else f"{progress.epoch} epochs"
         best = f"best {self.best_weights} top-1 {progress.best_top1:.2f}% (epoch {progress.best_epoch})"
         self.log.line(
@@ -242,13 +231,36 @@ class Trainer:
         )
         return self._finish()
 
+    def _train(self, last_epoch: int) -> None:
+        """Train, evaluate and save, epoch by epoch."""
+        progress = self.state.progress
+        for epoch in range(progress.epoch, last_epoch):
+            if not self._train_epoch(epoch):
+                if not self._is_last_update():
+                    self._stop()
+                self._measure()
+                self._save()
+                break
+            progress.epoch, progress.images = epoch + 1, 0
+            evaluates = progress.epoch % self.config.eval.interval == 0 or progress.epoch == last_epoch
+            is_best = self._evaluate() if evaluates else False
+            self._save(is_best)
+            if self.dist.is_main:
+                self.folder.name_unreadable(self.log.line)
+            if self._is_last_update():
+                break
+            if self._is_stop_agreed() and progress.epoch < last_epoch:
+                self._stop()
+        self._await_saves()
+
     def _is_last_update(self) -> bool:
         """Whether train.stop_after_update ends the run here."""
         return self.state.progress.update == self.config.train.stop_after_update
 
     def _is_stop_agreed(self) -> bool:
         """Whether any process was asked to stop, where all call this together."""
-        return self.stop_agreed or float(self.dist.sum(np.array([self.interruption.requested], np.float32))[0]) > 0
+        requests = self.dist.sum(np.array([self.interruption.requested], np.float32))
+        return self.outcomes.stop_agreed or bool(requests[0])
 
     def _await_saves(self) -> None:
         """Wait until the main rank's last save is written: launchers end all processes when the first exits.
@@ -332,78 +344,25 @@ class Trainer:
             progress.update += 1
             progress.images += self.global_batch
             self.log.advance(progress.update, returned.asnumpy)
-            self._take(self.outcomes.add(Outcome(progress.update, rate, returned)))
+            self.outcomes.add(Outcome(progress.update, rate, returned))
             if progress.images == whole:
                 continue  # the epoch's end has its own save, and the batches must come to theirs
-            if self._is_last_update() or self.stop_agreed or (self.dist.size == 1 and self.interruption.requested):
+            asked = self.outcomes.stop_agreed or (self.dist.size == 1 and self.interruption.requested)
+            if asked or self._is_last_update():
                 break
             self._save_if_due()
-        self._take(self.outcomes.drain())
+        self.outcomes.drain()
         self.log.end_epoch()
-        if self.skipped_in_epoch:
+        if self.outcomes.skipped:
             scale = float(self.state.loss_scale.value.asnumpy())
-            self.log.line(f"{self.skipped_in_epoch} updates skipped for overflow, loss scale now {scale:g}")
-            self.skipped_in_epoch = 0
+            self.log.line(f"{self.outcomes.skipped} updates skipped for overflow, loss scale now {scale:g}")
         return progress.images == whole
-
-    def _take(self, outcome: Outcome | None) -> None:
-        """Act on an update's outcome as all ranks do after the same update.
-
-        Raises:
-            UserError: train.max_skipped_updates in a row were skipped.
-        """
-        if outcome is None:
-            return
-        self._note(outcome)
-        self.stop_agreed = self.stop_agreed or outcome.stop_votes > 0
-        self.skipped_in_a_row = 0 if outcome.finite else self.skipped_in_a_row + 1
-        if self.skipped_in_a_row >= self.config.train.max_skipped_updates:
-            self.log.end_epoch()
-            self._give_up(outcome)
-
-    def _note(self, outcome: Outcome) -> None:
-        """Count and log an update's outcome, once."""
-        if outcome.update <= self.noted_update:
-            return
-        self.noted_update = outcome.update
-        skipped = int(not outcome.finite)
-        self.state.progress.skipped += skipped
-        self.skipped_in_epoch += skipped
-        if self.log.is_due(outcome.update):
-            rate = self.log.show(outcome.update, self.global_batch, outcome.loss, outcome.learning_rate)
-            self.metrics.add(
-                epoch=(outcome.update - 1) // self.updates_per_epoch + 1,
-                update=outcome.update,
-                loss=outcome.loss,
-                grad_norm=outcome.grad_norm,
-                lr=outcome.learning_rate,
-                loss_scale=outcome.loss_scale,
-                images_per_second=rate,
-            )
-
-    def _give_up(self, outcome: Outcome) -> None:
-        """End a run that does not recover.
-
-        Raises:
-            UserError: always.
-        """
-        if self.saver is not None:
-            self.saver.wait()
-        self.dist.barrier()
-        last_good = (self.saver.last_good if self.saver is not None else None) or "none"
-        within = (outcome.update - 1) % self.updates_per_epoch + 1
-        raise UserError(
-            f"training diverged: update {outcome.update} (epoch {self.state.progress.epoch + 1}, update {within} of "
-            f"{self.updates_per_epoch}) makes {self.skipped_in_a_row} in a row whose loss or gradients were not "
-            f"finite, loss scale {outcome.loss_scale:g}; last good save: {last_good}; try a lower optimizer.base_lr, a "
-            "longer schedule.warmup_epochs or amp.level=O0 with train.resume=auto, or look at the images"
-        )
 
     def _save_if_due(self) -> None:
         """Save within an epoch, on the main rank alone; not while updates are skipped."""
         if self.saver is None or not self.saver.is_due(self.state.progress.update) or not self.outcomes.newest.finite:
             return
-        self._note(self.outcomes.newest)  # what is logged of it must be there when the run resumes from here
+        self.outcomes.note(self.outcomes.newest)  # what is logged of it must be there when the run resumes from here
         self._save()
 
     def _save(self, is_best: bool | None = None) -> None:

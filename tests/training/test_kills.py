@@ -11,6 +11,7 @@ import time
 import pytest
 
 from src import ckpt
+from src.training.checkpoint import CheckpointFolder
 from tests.conftest import DIGITS_CONFIG, ROOT, SMALL_MODEL
 from tests.training.states import RECIPE, assert_same_state, metrics
 
@@ -83,9 +84,13 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(digits, tmp_path, pytestconf
         within_saves += bool(unfinished(output))
         for path in checkpoints.glob("*.ckpt"):
             ckpt.read(path)
+    # On top, the newest save is damaged: the one before must do.
+    damaged = CheckpointFolder(checkpoints, 3).newest(print)[0]
+    damaged.write_bytes(damaged.read_bytes()[:-100])
     process = train(digits, output, length)
     log = process.communicate()[0]
     assert process.returncode == 0, log
+    assert f"skipped {damaged}: damaged or cut short" in log
     print(f"{kills} kills, {within_saves} of them while a file was written")
     assert not unfinished(output)
     names = sorted(path.name for path in checkpoints.iterdir())

@@ -10,10 +10,11 @@ import time
 import numpy as np
 import pytest
 
-from src.weights import STATE_PREFIX
+from src.training.checkpoint import Progress
+from src.weights import STATE_PREFIX, read_checkpoint
 from tests.conftest import DIGITS_CONFIG, SMALL_MODEL
 from tests.processes import end, mpirun, msrun, rank_process, remaining, run, start, train_command
-from tests.training.states import tensors
+from tests.training.states import assert_same_state, metrics, tensors
 
 GLOBAL_BATCH = 96
 # Ten updates of the recipe without mixing and noise, which belong to a rank.
@@ -24,11 +25,6 @@ ENDLESS = ["train.epochs=500", "train.log_interval=1", "eval.interval=500", f"tr
 
 def ten_updates(digits, folder, ranks=1):
     return train_command(digits, folder, *TEN_UPDATES, f"train.batch_size={GLOBAL_BATCH // ranks}")
-
-
-def logged(folder):
-    """The lines of metrics.jsonl."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def listed(folder):
@@ -58,10 +54,9 @@ def test_ten_updates_of_several_processes_are_those_of_one(launcher, ranks, digi
     # One log, from the main rank; one set of files.
     assert [text.count("trained to epoch 1, update 10") for text in outputs] == [1] + [0] * (len(outputs) - 1)
     assert listed(folder) == listed(alone)
-    here, there = logged(folder), logged(alone)
-    losses = [line["loss"] for line in there if "loss_scale" in line]
-    assert len(losses) == 10
-    np.testing.assert_allclose([line["loss"] for line in here if "loss_scale" in line], losses, rtol=1e-5)
+    losses = [[line["loss"] for line in metrics(run_folder) if "loss_scale" in line] for run_folder in (folder, alone)]
+    assert len(losses[1]) == 10
+    np.testing.assert_allclose(*losses, rtol=1e-5)  # the main rank's are means over all
     here, there = (tensors(run_folder / "checkpoints" / "last.ckpt") for run_folder in (folder, alone))
     assert here.keys() == there.keys()
     for name in there:
@@ -172,8 +167,11 @@ def test_a_taken_port_is_one_line(launcher, digits, tmp_path):
     assert str(port) in output
 
 
-def test_a_signal_stops_all_ranks_after_one_update_and_the_run_goes_on(digits, tmp_path):
-    """Told to one rank alone, in the middle of an epoch; then resumed, and compared with a run without a stop."""
+def test_a_signal_stops_all_ranks_after_one_update_and_the_run_goes_on(digits, tmp_path, trainer, capsys):
+    """Told to one rank alone, in the middle of an epoch; then resumed, and compared with a run without a stop.
+
+    One process goes on, too, and says what changes.
+    """
     whole = ["train.epochs=2", "train.log_interval=1", "train.batch_size=24", "data.workers=1"]
     straight = tmp_path / "straight"
     assert run(mpirun(2, *train_command(digits, straight, *whole))).returncode == 0
@@ -181,14 +179,20 @@ def test_a_signal_stops_all_ranks_after_one_update_and_the_run_goes_on(digits, t
     rank_process(job, 1).send_signal(signal.SIGTERM)
     assert ended(job, threads, 60) == 75
     assert "train.py: stopped by a signal to another process after epoch" in "".join(errors)
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
     done = run(mpirun(2, *train_command(digits, tmp_path / "run", *whole, "train.resume=auto")))
     assert done.returncode == 0, done.stderr
-    here, there = (tensors(folder / "checkpoints" / "last.ckpt") for folder in (tmp_path / "run", straight))
-    for name in there:
-        np.testing.assert_array_equal(here[name], there[name], err_msg=name)
-    timeless = [[{key: value for key, value in line.items() if key != "images_per_second"} for line in logged(folder)]
-                for folder in (tmp_path / "run", straight)]  # fmt: skip
-    assert timeless[0] == timeless[1]
+    assert_same_state(*(folder / "checkpoints" / "last.ckpt" for folder in (tmp_path / "run", straight)))
+    assert metrics(tmp_path / "run") == metrics(straight)
+
+    images = Progress.of_texts(read_checkpoint(tmp_path / "other" / "checkpoints" / "last.ckpt")).images
+    capsys.readouterr()
+    again = trainer("other", "train.resume=auto", "train.batch_size=40", "optimizer.lr_batch_size=512")
+    again._announce()
+    out = capsys.readouterr().out
+    assert "changed since: devices 2 -> 1" in out
+    assert "images of an update 48 -> 40, updates of an epoch 29 -> 35, learning rate times 0.833333" in out
+    assert again.state.progress.images == images // 40 * 40
 
 
 def test_the_rank_that_others_wait_for_is_named(digits, tmp_path):

@@ -234,3 +234,38 @@ def test_ema_warmup_limits_the_early_decay():
         decay = min(0.99, (1 + t) / (10 + t))
         expected = decay * expected + (1 - decay)
         np.testing.assert_allclose(ema.averages[0].asnumpy(), [expected], rtol=1e-6)
+
+
+class Other(nn.Cell):
+    """A second rank for the all-reduce: adds its numbers (overflows, loss / ranks, votes)."""
+
+    def __init__(self, *numbers):
+        super().__init__()
+        self.numbers = Tensor(numbers, ms.float32)
+
+    def construct(self, x):
+        return x + self.numbers
+
+
+class Same(nn.Cell):
+    """A reducer on ranks with equal gradients."""
+
+    def construct(self, gradients):
+        return gradients
+
+
+def test_the_outcome_is_that_of_all_ranks():
+    """Mean loss, sum of the votes, the scale that the update was made with; one rank's overflow skips it for all."""
+    x, targets = batch(0)
+    arguments = (Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32), None, None, True)
+    alone = build()[1]
+    loss, _, _, votes, scale = alone(*arguments).asnumpy()
+    assert (votes, scale) == (0, 1024)
+    for overflows, finite in ((0.0, 1), (1.0, 0)):
+        model, step, _, _ = build()
+        before = values(model)
+        step.reducer, step.all_reduce, step.ranks = Same(), Other(overflows, 3.0 / 2, 1.0), 2
+        outcome = step(*arguments, Tensor(1.0, ms.float32)).asnumpy()
+        np.testing.assert_allclose(outcome[0], (loss + 3) / 2, rtol=1e-6)
+        assert (outcome[2], outcome[3], outcome[4]) == (finite, 2, 1024)
+        assert np.array_equal(values(model)[0], before[0]) is not bool(finite)

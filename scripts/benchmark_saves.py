@@ -1,0 +1,108 @@
+"""What a save costs training: python scripts/benchmark_saves.py [--config NAME] [--repeats 5] [--batch-size 2]
+
+In turns, the run's state is saved in the ways below, each while updates go on. Printed for each, as medians: how long
+the loop stands still; how long it takes until the file is there; updates meanwhile, and their time, beside that of
+updates without a save.
+
+    foreground           ckpt.write in the loop, synced to disk
+    background           the project's: a copy in memory, then ckpt.write in a thread
+    MindSpore, thread    mindspore.save_checkpoint(async_save="thread"), not synced
+    MindSpore, process   mindspore.save_checkpoint(async_save="process"), not synced
+"""
+
+import argparse
+import multiprocessing
+import os
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from statistics import median
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ.setdefault("GLOG_v", "4")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--config", default="focalv2_tiny_useconv_patch4_window7_224")
+    options.add_argument("--repeats", type=int, default=5)
+    options.add_argument("--batch-size", type=int, default=2)
+    options.add_argument("--folder", help="where to write; default: the system's temporary folder")
+    options = options.parse_args()
+
+    import mindspore as ms
+    import numpy as np
+    from mindspore import Tensor
+
+    from src.config import load_config
+    from src.training.checkpoint import CheckpointFolder, TrainState
+    from src.training.ema import ExponentialMovingAverage
+    from src.training.loss import SoftTargetCrossEntropy
+    from src.training.optimizer import create_optimizer
+    from src.training.saving import Saver
+    from src.training.train_step import LossScale, TrainStep
+
+    ms.set_device("CPU")
+    config = load_config(options.config, ["model.drop_path_rate=0.0"])
+    model = config.build_model("CPU")
+    parameters = model.trainable_params()
+    optimizer, scale = create_optimizer(model, config.optimizer), LossScale(1024.0, True, 2000)
+    ema = ExponentialMovingAverage(parameters, 0.9999)
+    state = TrainState(model, optimizer, scale, ema, config, ("none",))
+    step = TrainStep(model, SoftTargetCrossEntropy(), parameters, optimizer, scale, ema=ema).set_train()
+    generator = np.random.default_rng(0)
+    shape = (options.batch_size, model.in_chans, *model.img_size)
+    images = Tensor(generator.standard_normal(shape).astype(np.float32))
+    targets = Tensor(np.full((options.batch_size, model.num_classes), 1 / model.num_classes, np.float32))
+
+    def update() -> float:
+        start = time.perf_counter()
+        step(images, targets, Tensor(1e-5, ms.float32)).asnumpy()
+        return time.perf_counter() - start
+
+    def by_mindspore(kind: str, path: Path) -> None:
+        entries = [{"name": p.name, "data": p} for p in state.parameters()]
+        ms.save_checkpoint(entries, str(path), crc_check=True, async_save=kind)
+
+    def is_writing() -> bool:
+        threads = [thread.name for thread in threading.enumerate()]
+        return "save" in threads or "asyn_save_ckpt" in threads or bool(multiprocessing.active_children())
+
+    for _ in range(3):
+        update()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        savers = {
+            kind: Saver(CheckpointFolder(Path(folder) / kind, 1), None, None, kind == "background")
+            for kind in ("foreground", "background")
+        }
+        ways = {kind: lambda saver=saver: saver.save_within_epoch(state.snapshot()) for kind, saver in savers.items()}
+        for kind in ("thread", "process"):
+            ways[f"MindSpore, {kind}"] = lambda kind=kind: by_mindspore(kind, Path(folder) / f"{kind}.ckpt")
+        figures = {way: {"stall": [], "written": [], "updates": [], "during": []} for way in ways}
+        idle = []
+        for _ in range(options.repeats):
+            for way, save in ways.items():
+                idle += [update() for _ in range(3)]
+                start = time.perf_counter()
+                save()
+                stall, during = time.perf_counter() - start, []
+                while is_writing():
+                    during.append(update())
+                taken = figures[way]
+                taken["stall"].append(stall)
+                taken["written"].append(time.perf_counter() - start)
+                taken["updates"].append(len(during))
+                taken["during"] += during
+        size = savers["foreground"].folder.last.stat().st_size
+    print(f"{options.config}: {size / 2**20:.0f} MiB, update {median(idle):.2f} s without a save")
+    for way, taken in figures.items():
+        spread = f"{min(taken['stall']):.2f} to {max(taken['stall']):.2f}"
+        during = f", updates meanwhile {median(taken['during']):.2f} s" if taken["during"] else ""
+        print(f"{way:20} stands still {median(taken['stall']):.2f} s ({spread}), written after "
+              f"{median(taken['written']):.2f} s, {median(taken['updates']):g} updates meanwhile{during}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
