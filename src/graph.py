@@ -56,6 +56,7 @@ class Value:
     output: int = 0
     name: str = ""
     literal: Any = None
+    after: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -190,8 +191,10 @@ class _Reader:
         name = self.primitives.get(reference)
         if name is None:
             return self.call_closure(self.values[reference], arguments, node)
-        if name in ("Load", "Depend"):
+        if name == "Load":
             return arguments[0]
+        if name == "Depend":
+            return _after(*arguments)
         if name == "UpdateState":
             return _STATE
         if name in ("MakeTuple", "MakeList"):
@@ -252,6 +255,14 @@ def _input(entry: ValueInfoProto, graph_name: str):
         return Value("input", _described_type(described), name=name)
 
     return Value("input", _tensor_type(entry.tensor[0]), name=name) if entry.tensor else value(entry.attr_info)
+
+
+def _after(value, awaited):
+    """A value that may be read once others are computed; of what is no single value, the order is not kept."""
+    if not isinstance(value, Value) or not isinstance(awaited, Value | tuple) or value is _STATE:
+        return value
+    producers = {other.producer for other in _flatten(awaited) if other.kind == "operator"}
+    return replace(value, after=tuple(sorted({*value.after, *producers})))
 
 
 def _flatten(value):

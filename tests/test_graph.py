@@ -163,6 +163,29 @@ def test_both_branches_of_a_condition():
     assert multiply_accumulates(operators) == 2 * 4 * 4 * 4
 
 
+class Ordered(nn.Cell):
+    def construct(self, x):
+        return ops.exp(ops.depend(x, ops.relu(x)))
+
+
+def test_an_order_without_data_is_kept():
+    relu, exponential = compiled_operators(Ordered(), zeros(4, 8))
+    assert (relu.name, exponential.name) == ("ReLU", "Exp")
+    assert [(value.kind, value.after) for value in exponential.inputs] == [("input", (relu.index,))]
+    assert relu.inputs[0].after == ()
+
+
+class Unknown(nn.Cell):
+    """An operator that a CPU has no kernel for."""
+
+    def construct(self, x):
+        return ops.roll(x, 1)
+
+
+def test_operators_without_a_kernel_are_listed():
+    assert "Roll" in [operator.name for operator in compiled_operators(Unknown(), zeros(8))]
+
+
 class Loop(nn.Cell):
     def construct(self, x, times):
         i = times * 0
