@@ -69,7 +69,8 @@ class Progress:
         """In words."""
         if not self.images:
             return f"epoch {self.epoch}"
-        return f"epoch {self.epoch + 1}, update {self.images // max(self.global_batch, 1)}"
+        done = f"update {self.images // self.global_batch}" if self.global_batch else f"after {self.images} images"
+        return f"epoch {self.epoch + 1}, {done}"
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,7 @@ class Trainer:
             classes=train_images.classes,
         )
         self.saved_config = self.state.restore(saved, self.resume_from) if saved is not None else None
+        del saved  # gigabytes
         self.saved_progress = replace(self.state.progress)
         progress = self.state.progress
         if not dist.agree([progress.epoch, progress.images]).all():
@@ -121,7 +122,7 @@ class Trainer:
                 config.train.save_interval,
                 config.train.save_minutes,
                 config.train.async_save,
-                last_good=f"{self.resume_from} ({self.saved_progress.where})" if saved is not None else None,
+                last_good=f"{self.resume_from} ({self.saved_progress.where})" if self.resume_from else None,
             )
         self.outcomes = Outcomes(
             progress, self.log, self.metrics, self.updates_per_epoch, config.train.max_skipped_updates
@@ -372,6 +373,7 @@ class Trainer:
         progress.seconds = time.perf_counter() - self.started
         if self.saver is None:
             return
+        self.saver.wait()  # before the next copy of the state: there is room for one
         if is_best is None:
             self.saver.save_within_epoch(self.state.snapshot())
         else:
