@@ -132,7 +132,7 @@ def test_a_rank_that_fails_ends_the_job(digits, tmp_path):
     """Rank 1 cannot find its images: its line, and nothing that goes on waiting."""
     command = [*mpirun(1, *ten_updates(digits, tmp_path / "run", 2)), ":", "-n", "1",
                *mpirun(1, *ten_updates(tmp_path / "nowhere", tmp_path / "run", 2))[3:]]  # fmt: skip
-    done = run(command, timeout=60)
+    done = run(command, timeout=150)
     assert done.returncode == 1
     assert "train.py: error: rank 1: " in done.stderr
     assert "nowhere" in done.stderr
@@ -142,7 +142,7 @@ def test_a_rank_that_fails_ends_the_job(digits, tmp_path):
 def test_different_configurations_are_one_line(digits, tmp_path):
     command = [*mpirun(1, *ten_updates(digits, tmp_path / "run", 2)), ":", "-n", "1",
                *mpirun(1, *ten_updates(digits, tmp_path / "run", 3))[3:]]  # fmt: skip
-    done = run(command, timeout=60)
+    done = run(command, timeout=150)
     assert done.returncode == 1
     assert done.stderr.count("train.py: error:") == 1
     assert "the processes differ in train.batch_size (48 here)" in done.stderr
@@ -160,7 +160,7 @@ def test_a_taken_port_is_one_line(launcher, digits, tmp_path):
             done = run(mpirun(2, *command), timeout=60, MS_SCHED_PORT=str(port))
             output = done.stderr
         else:
-            done = run(msrun(2, port, tmp_path / "logs", *command), timeout=60)
+            done = run(msrun(2, port, tmp_path / "logs", *command), timeout=150)
             output = (tmp_path / "logs" / "worker_0.log").read_text()
     assert done.returncode == 1
     assert output.count("train.py: error:") == 1
