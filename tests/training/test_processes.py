@@ -40,7 +40,15 @@ def alone(digits, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("launcher", "ranks"), [("mpirun", 1), ("mpirun", 2), ("mpirun", 3), ("msrun", 2)])
+@pytest.mark.parametrize(
+    ("launcher", "ranks"),
+    [
+        ("mpirun", 2),
+        ("msrun", 2),
+        pytest.param("mpirun", 1, marks=pytest.mark.slow),
+        pytest.param("mpirun", 3, marks=pytest.mark.slow),
+    ],
+)
 def test_ten_updates_of_several_processes_are_those_of_one(launcher, ranks, digits, alone, tmp_path):
     folder = tmp_path / "run"
     command = ten_updates(digits, folder, ranks)
@@ -71,6 +79,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_evaluation_of_101_images_on_three_ranks_counts_each_once(digits, alone, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(digits / "train", data / "train")
@@ -118,7 +127,7 @@ def ended(job, threads, seconds):
     return code
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_rank_that_dies_ends_the_job_with_the_cause_named(killed, digits, tmp_path):
     job, errors, threads = started(mpirun(2, *train_command(digits, tmp_path / "run", *ENDLESS, "data.workers=2")))
     rank_process(job, killed).kill()
@@ -167,6 +176,7 @@ def test_a_taken_port_is_one_line(launcher, digits, tmp_path):
     assert str(port) in output
 
 
+@pytest.mark.slow
 def test_a_signal_stops_all_ranks_after_one_update_and_the_run_goes_on(digits, tmp_path, trainer, capsys):
     """Told to one rank alone, in the middle of an epoch; then resumed, and compared with a run without a stop.
 
@@ -195,6 +205,7 @@ def test_a_signal_stops_all_ranks_after_one_update_and_the_run_goes_on(digits, t
     assert again.state.progress.images == images // 40 * 40
 
 
+@pytest.mark.slow
 def test_the_rank_that_others_wait_for_is_named(digits, tmp_path):
     job, errors, threads = started(
         mpirun(2, *train_command(digits, tmp_path / "run", *ENDLESS, "train.stall_seconds=2"))
