@@ -132,7 +132,7 @@ REFUSALS = {
     "ONNX": (["export.py", "--arch", TINY, "--format", "ONNX"], "not there yet"),
     "not launched": (
         ["train.py", "--arch", TINY, "--device_num=8"],
-        f"start them with: mpirun -n 8 python train.py --arch {TINY} --device_num=8",
+        f"mpirun -n 8 python train.py --arch {TINY} --device_num=8",
     ),
     "export on several": (["export.py", "--arch", TINY, "--device_num=8"], "needs 8 processes"),
     "bad boolean": (["train.py", "--arch", TINY, "--run_openi=maybe"], "'maybe' is neither true nor false"),
