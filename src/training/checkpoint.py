@@ -9,6 +9,7 @@ end with a checksum (src/ckpt.py), by which damage done later is seen.
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -98,6 +99,13 @@ class TrainState:
         """Every tensor of the state, the model's first."""
         parts = [self.optimizer, self.loss_scale] + ([self.ema] if self.ema is not None else [])
         return [*self.model.get_parameters(), *(p for part in parts for p in part.state())]
+
+    def weights_checksum(self) -> int:
+        """32 bits that tell whether processes start from the same weights."""
+        checksum = 0
+        for parameter in self.model.get_parameters():
+            checksum = zlib.crc32(np.ascontiguousarray(parameter.asnumpy()), checksum)
+        return checksum
 
     def snapshot(self) -> Snapshot:
         """The state as it is now. On CPU, arrays of parameters share their memory: they are copied."""

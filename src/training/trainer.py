@@ -84,6 +84,10 @@ class Trainer:
             raise UserError(
                 f"the processes found different checkpoints under {config.output}; a run needs a folder that all see"
             )
+        if dist.size > 1 and not dist.agree([self.state.weights_checksum()]).all():
+            raise UserError(
+                "the processes start from different weights; give all the same file, and the same versions of packages"
+            )
         self.folder.make()
         if dist.is_main:  # before any rank reads images, which the next line sees to
             self.folder.prepare(self.resume_from, progress)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from src.training.checkpoint import Progress
-from src.weights import STATE_PREFIX, read_checkpoint
-from tests.conftest import DIGITS_CONFIG, SMALL_MODEL
+from src.weights import STATE_PREFIX, read_checkpoint, select_weights, write_checkpoint
+from tests.conftest import DIGITS_CONFIG, ROOT, SMALL_MODEL
 from tests.processes import end, mpirun, msrun, rank_process, remaining, run, start, train_command
 from tests.training.states import assert_same_state, metrics, tensors
 
@@ -156,6 +156,20 @@ def test_different_configurations_are_one_line(digits, tmp_path):
     assert done.stderr.count("train.py: error:") == 1
     assert "the processes differ in train.batch_size (48 here)" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_different_weights_under_one_name_are_one_line(digits, alone, tmp_path):
+    """As a file does that was copied to one machine and not, or not yet, to the other."""
+    weights = select_weights(read_checkpoint(alone / "checkpoints" / "last.ckpt"), "raw")[0]
+    for folder, changed in (("here", {}), ("there", {"head.bias": weights["head.bias"] + 1})):
+        (tmp_path / folder).mkdir()
+        write_checkpoint(tmp_path / folder / "weights.ckpt", weights | changed)
+    command = [ROOT / "train.py", *ten_updates(digits, tmp_path / "run", 2)[1:], "train.pretrained=weights.ckpt"]
+    done = run([*mpirun(1, *command)[:1], "-n", "1", "--wdir", str(tmp_path / "here"), *mpirun(1, *command)[3:], ":",
+                "-n", "1", "--wdir", str(tmp_path / "there"), *mpirun(1, *command)[3:]], timeout=150)  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("train.py: error:") == 1
+    assert "the processes start from different weights" in done.stderr
 
 
 @pytest.mark.parametrize("launcher", ["mpirun", "msrun"])
