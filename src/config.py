@@ -81,9 +81,12 @@ class Config:
         """Folder of the run."""
         return Path("runs") / self.name if self.runtime.output == "auto" else Path(self.runtime.output)
 
-    def build_model(self, device_target: str):
-        """The configured model, with randomly initialised weights, for "CPU" or "Ascend"."""
-        implementation = self.runtime.conv_implementation
+    def build_model(self, device_target: str, conv_implementation: str | None = None):
+        """The configured model, with randomly initialised weights, for "CPU" or "Ascend".
+
+        `conv_implementation` given takes the place of the configured one.
+        """
+        implementation = conv_implementation or self.runtime.conv_implementation
         if implementation == "auto":
             implementation = "conv2d" if device_target == "Ascend" else "unfold"
         return create_model(self.model.name, **self.model.arguments, conv_implementation=implementation)

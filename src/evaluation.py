@@ -10,7 +10,7 @@ from src.config import Config
 from src.data.image_set import DataError, ImageSet, check_num_classes, open_images
 from src.data.label_maps import LabelSpace, read_class_map, read_valid_labels
 from src.data.pipeline import EvalBatches, UnreadableImages, configure_reading, resolve_workers
-from src.data.transforms import EvalTransform
+from src.data.transforms import Preprocessing
 from src.distributed import Dist
 from src.errors import UserError
 from src.evaluation_report import report, report_path, worst_classes, write_report
@@ -156,7 +156,7 @@ def evaluate_checkpoint(
         unreadable = UnreadableImages(Path(scratch) / "unreadable_images.txt")
         batches = EvalBatches(
             images,
-            EvalTransform(model.img_size, config.eval.crop_ratio, config.augment.interpolation),
+            Preprocessing.of(config, model.img_size).transform,
             config.data,
             batch_size=config.eval.batch_size,
             unreadable=unreadable,

@@ -264,7 +264,8 @@ class WindowPool(nn.Cell):
         tokens = self.pick(fine)  # [B, area * parts, C]
         if self.pool == "fc":  # a product of matrices: 10 times as fast as weighing and summing
             tokens = tokens.reshape((-1, self.area, self.parts * self.dim))
-            weight = ops.ones_like(tokens[:, :1, :1]) * self.weight.astype(tokens.dtype)  # [B, 1, area]
+            # Repeated for each sample, by a sum: ONNX has no OnesLike.
+            weight = tokens[:, :1, :1] * 0 + self.weight.astype(tokens.dtype)  # [B, 1, area]
             return self.matmul(weight, tokens).reshape((-1, self.parts, self.dim)) + self.bias
         tokens = tokens.reshape((-1, self.area, self.parts, self.dim))
         if self.pool == "mean":

@@ -169,13 +169,14 @@ class Conv2d(nn.Cell):
         self.depthwise = depthwise
         self.unfold = implementation == "unfold"
         self.add_bias = ops.BiasAdd()
-        self.conv2d = ops.Conv2D(out_channels, kernel_size, pad_mode="pad", pad=padding, stride=stride, group=groups)
+        kernel = (kernel_size, kernel_size)  # a pair: MindSpore's ONNX exporter cannot read a single number
+        self.conv2d = ops.Conv2D(out_channels, kernel, pad_mode="pad", pad=padding, stride=stride, group=groups)
 
     def construct(self, x):
         if self.unfold:
             patches = ops.unfold(x, self.kernel_size, padding=self.padding, stride=self.stride)  # [B, C * k * k, L]
             if self.depthwise:
-                patches = patches.reshape((x.shape[0], self.out_channels, self.kernel_area, -1))
+                patches = patches.reshape((-1, self.out_channels, self.kernel_area, patches.shape[2]))
                 weight = self.weight.reshape((self.out_channels, self.kernel_area, 1)).astype(x.dtype)
                 tokens = (patches * weight).sum(2).transpose((0, 2, 1))  # [B, L, out]
             else:
@@ -183,9 +184,10 @@ class Conv2d(nn.Cell):
                 tokens = ops.matmul(patches.transpose((0, 2, 1)), weight.transpose((1, 0)))  # [B, L, out]
         else:
             maps = self.conv2d(x, self.weight)  # [B, out, H', W']
-            tokens = maps.reshape((maps.shape[0], self.out_channels, -1)).transpose((0, 2, 1))  # [B, L, out]
+            length = maps.shape[2] * maps.shape[3]
+            tokens = maps.reshape((-1, self.out_channels, length)).transpose((0, 2, 1))  # [B, L, out]
         rows = self.add_bias(tokens.reshape((-1, self.out_channels)), self.bias.astype(tokens.dtype))
-        return rows.reshape(tokens.shape)
+        return rows.reshape((-1, *tokens.shape[1:]))
 
 
 class PatchEmbed(nn.Cell):
@@ -272,6 +274,7 @@ class GatheredAttention(nn.Cell):
         self.proj_drop = Dropout(proj_drop, index + 1)
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
+        self.folded_bias = None
 
     def set_tables(self, query_index: np.ndarray, key_index: np.ndarray, length: int, kind: np.ndarray | None = None):
         """Which tokens each window has.
@@ -282,6 +285,7 @@ class GatheredAttention(nn.Cell):
             key_index: [nW, K] row numbers.
             kind: [nW] which of the position biases each window has; None: the first, second, ...
         """
+        self.one_kind_each = kind is None
         self.kind = Tensor((np.arange(len(query_index)) if kind is None else kind).astype(np.int32))
         self.num_windows, self.window_area = query_index.shape
         self.num_keys = key_index.shape[1]
@@ -299,24 +303,28 @@ class GatheredAttention(nn.Cell):
         rows = rows.reshape((-1, rows.shape[1] * self.num_heads, self.head_dim))  # [B, T * heads, head_dim]
         return pick(rows).reshape((-1, self.num_heads, count, self.head_dim))
 
+    def fold_position_bias(self):
+        """Make the position bias of the present weights a constant, for an exported model: what computes it goes."""
+        if self.has_bias:
+            self.folded_bias = Tensor(self.position_bias().asnumpy())
+
     def add_position_bias(self, scores):
         """To scores [B * nW, heads, N, K] of every window. A gather and a plain sum: on CPU a sum that repeats one of
         its sides takes twice as long, and holds four times its result for as long as the graph lives.
         """
-        bias = self.position_bias()  # [kinds, heads, N, K]
+        bias = self.position_bias() if self.folded_bias is None else self.folded_bias  # [kinds, heads, N, K]
         if is_sequence_value_unknown(scores.shape):
             windows = (-1, self.num_windows, self.num_heads, self.window_area, self.num_keys)
-            return (scores.reshape(windows) + ops.gather(bias, self.kind, 0)).reshape(
-                (-1, self.num_heads, self.window_area, self.num_keys)
-            )
+            of_windows = bias if self.one_kind_each else ops.gather(bias, self.kind, 0)  # [nW, heads, N, K]
+            return (scores.reshape(windows) + of_windows).reshape((-1, self.num_heads, self.window_area, self.num_keys))
         kind = ops.tile(self.kind, (scores.shape[0] // self.num_windows,))  # [B * nW]
         return scores + ops.gather(bias, kind, 0)
 
     def attend(self, queries, tokens, dropout_seed):
         """queries [B, L or more, C] and tokens [B, T, C], by the numbers of the tables, to [B, L, C]."""
-        q = (self.qkv(queries.reshape((-1, self.dim)), 0) * self.scale).reshape(queries.shape)
-        rows = tokens.reshape((-1, self.dim))
-        k, v = self.qkv(rows, 1).reshape(tokens.shape), self.qkv(rows, 2).reshape(tokens.shape)
+        q = (self.qkv(queries.reshape((-1, self.dim)), 0) * self.scale).reshape((-1, *queries.shape[1:]))
+        rows, shape = tokens.reshape((-1, self.dim)), (-1, *tokens.shape[1:])
+        k, v = self.qkv(rows, 1).reshape(shape), self.qkv(rows, 2).reshape(shape)
         q = self.heads_of(q, self.pick_queries, self.window_area)
         scores = self.scores(q, self.heads_of(k, self.pick_keys, self.num_keys))  # [B * nW, heads, N, K]
         if self.has_bias:
@@ -331,7 +339,7 @@ class GatheredAttention(nn.Cell):
 
 def with_padding_token(tokens):
     """[B, L, C] to [B, L + 1, C]: a last token of zeros, which stands for all padding of a map."""
-    return ops.concat((tokens, ops.zeros_like(tokens[:, :1])), 1)
+    return ops.concat((tokens, tokens[:, :1] * 0), 1)  # a product, which ONNX can say; it has no ZerosLike
 
 
 class DropPath(nn.Cell):
@@ -424,6 +432,37 @@ class Gelu(nn.Cell):
     def bprop(self, x, out, gradient):
         density = self.exp(x * x * -0.5) * 0.3989422804014327
         return (gradient * (self.distribution(x) + x * density),)
+
+
+class ErfFreeGelu(nn.Cell):
+    """GELU without the error function, for formats that lack it: x * sigmoid(x * P(x^2)).
+
+    Within 7.4e-8 of the exact one before rounding. The polynomial was fitted on |x| <= 6.5; beyond, where the exact
+    function is x or 0 to within 3e-10, sigmoid's argument is that of the end.
+    """
+
+    COEFFICIENTS = (
+        1.59577012,
+        7.26651268e-2,
+        -6.40434163e-5,
+        -1.11094282e-4,
+        8.01844462e-6,
+        -2.71711680e-7,
+        3.71728930e-9,
+    )
+    LIMIT = 6.5
+
+    def __init__(self):
+        super().__init__()
+        self.sigmoid = ops.Sigmoid()
+
+    def construct(self, x):
+        clipped = ops.minimum(ops.maximum(x, -self.LIMIT), self.LIMIT)
+        squared = clipped * clipped
+        polynomial = self.COEFFICIENTS[-1]
+        for coefficient in self.COEFFICIENTS[-2::-1]:
+            polynomial = polynomial * squared + coefficient
+        return x * self.sigmoid(clipped * polynomial)
 
 
 class Mlp(nn.Cell):
