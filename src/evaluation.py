@@ -77,17 +77,18 @@ def run_checkpoint(config: Config, checkpoint: str | None) -> Path:
 
 
 def load_for_inference(
-    config: Config, checkpoint: Path, weights: str, device_target: str
+    config: Config, checkpoint: Path, weights: str, device_target: str, content: dict | None = None
 ) -> tuple[nn.Cell, str, tuple[str, ...] | None]:
     """A model in evaluation mode with a checkpoint's weights, which weights these are, and its class names if known.
 
     Args:
         weights: "raw", "ema", or "auto": the averaged weights where the file has them.
+        content: of the checkpoint, where it was read already.
 
     Raises:
         UserError: an unreadable file, weights of another model, or averaged weights that are not there.
     """
-    content = read_checkpoint(checkpoint)
+    content = content or read_checkpoint(checkpoint)
     label = f"checkpoint {checkpoint}"
     selected, used = select_weights(content, weights, label)
     model = config.build_model(device_target)
