@@ -21,17 +21,10 @@ from src.models import create_model
 from src.onnx_files import make_expressible, write_onnx
 from src.weights import official_names
 from tests.models.test_training_options import FAMILIES
-from tests.reference import formula_value, images
+from tests.reference import images
+from tests.trained import with_formula_weights
 
 NAMES = ("images", "logits")
-
-
-def with_formula_weights(model):
-    """The model in evaluation mode, with weights whose logits are of order one."""
-    for name, parameter in official_names(model).items():
-        if parameter.requires_grad:
-            parameter.set_data(Tensor(formula_value(name, parameter.shape)))
-    return model.set_train(False)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -21,12 +21,11 @@ from src.distributed import Dist
 from src.evaluation import load_for_inference
 from src.exporting import export_checkpoint
 from src.inference import Classifier, predict, softmax
-from src.training.checkpoint import CONFIG
-from src.weights import CLASSES, official_names, save_weights, write_checkpoint
+from src.weights import save_weights
 from tests.conftest import DIGITS_CONFIG, SMALL_MODEL
-from tests.reference import formula_value
+from tests.trained import DIGIT_NAMES, write_digits_checkpoint
 
-NAMES = tuple(f"digit {label}" for label in range(10))
+NAMES = DIGIT_NAMES
 
 
 @pytest.fixture(scope="module")
@@ -36,17 +35,7 @@ def config(digits):
 
 @pytest.fixture(scope="module")
 def checkpoint(config, tmp_path_factory):
-    """As training writes them, with raw and averaged weights that differ."""
-    model = config.build_model("CPU")
-    values = {}
-    for name, parameter in official_names(model).items():
-        if parameter.requires_grad:
-            parameter.set_data(Tensor(formula_value(name, parameter.shape)))
-            values[f"ema.{parameter.name}"] = Tensor(formula_value(name, parameter.shape) * 0.9)
-        values[parameter.name] = Tensor(parameter.asnumpy())
-    path = tmp_path_factory.mktemp("checkpoint") / "best.ckpt"
-    write_checkpoint(path, values, {CONFIG: config.to_yaml(), CLASSES: json.dumps(NAMES)})
-    return path
+    return write_digits_checkpoint(config, tmp_path_factory.mktemp("checkpoint") / "best.ckpt")
 
 
 @pytest.fixture(scope="module")

@@ -203,15 +203,31 @@ class EvalTransform:
         self.cover = [math.floor(side / crop_ratio + 1e-6) for side in size]
         self.resample = RESAMPLING[interpolation][-1]
 
+    def placement(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """For an image of a size: the size (height, width) it is given, and where (top, left) the crop of it begins."""
+        factor = max(self.cover[0] / height, self.cover[1] / width)
+        new_height = max(self.cover[0], int(height * factor + 1e-6))
+        new_width = max(self.cover[1], int(width * factor + 1e-6))
+        top, left = round((new_height - self.size[0]) / 2), round((new_width - self.size[1]) / 2)
+        return (new_height, new_width), (top, left)
+
+    def position(self, point: tuple[float, float], image_size: tuple[int, int]) -> tuple[float, float] | None:
+        """Where in the result a point (x, y) of an image (height, width) comes to lie; None outside of the crop."""
+        (height, width), (top, left) = self.placement(*image_size)
+        x, y = point[0] * width / image_size[1] - left, point[1] * height / image_size[0] - top
+        return (x, y) if 0 <= x < self.size[1] and 0 <= y < self.size[0] else None
+
+    def seen(self, image_size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """The box (left, top, right, bottom) of an image (height, width) that comes to be the result."""
+        (height, width), (top, left) = self.placement(*image_size)
+        across, down = image_size[1] / width, image_size[0] / height
+        return left * across, top * down, (left + self.size[1]) * across, (top + self.size[0]) * down
+
     def __call__(self, array: np.ndarray) -> np.ndarray:
         height, width = self.size
-        old_height, old_width = array.shape[:2]
-        factor = max(self.cover[0] / old_height, self.cover[1] / old_width)
-        new_height = max(self.cover[0], int(old_height * factor + 1e-6))
-        new_width = max(self.cover[1], int(old_width * factor + 1e-6))
-        if (new_height, new_width) != (old_height, old_width):
-            array = resize(array, (new_height, new_width), self.resample)
-        left, top = round((new_width - width) / 2), round((new_height - height) / 2)
+        resized, (top, left) = self.placement(*array.shape[:2])
+        if resized != array.shape[:2]:
+            array = resize(array, resized, self.resample)
         return np.ascontiguousarray(array[top : top + height, left : left + width])
 
 

@@ -18,7 +18,8 @@ WEIGHT_INIT = Normal(0.02)
 class ImageClassifier(nn.Cell):
     """What the models have in common.
 
-    A model sets img_size (height, width), in_chans, depths and drop_path_rates (two branches a block), and says by
+    A model sets img_size (height, width), in_chans, depths and drop_path_rates (two branches a block); gives by
+    `stage_blocks(stage)` the CellList of a stage's blocks and by `stage_map(stage)` its (H, W); and says by
     `block_index(name)` where in the network a parameter or layer is: 0 for the patch embedding, i for what belongs with
     the i-th block, counted over all stages from 1, and one more than there are blocks for the final norm and the head.
     """
@@ -287,6 +288,7 @@ class GatheredAttention(nn.Cell):
         """
         self.one_kind_each = kind is None
         self.kind = Tensor((np.arange(len(query_index)) if kind is None else kind).astype(np.int32))
+        self.query_index, self.key_index = query_index, key_index  # to show: the graph has the tables below
         self.num_windows, self.window_area = query_index.shape
         self.num_keys = key_index.shape[1]
         self.length = length
@@ -320,16 +322,27 @@ class GatheredAttention(nn.Cell):
         kind = ops.tile(self.kind, (scores.shape[0] // self.num_windows,))  # [B * nW]
         return scores + ops.gather(bias, kind, 0)
 
-    def attend(self, queries, tokens, dropout_seed):
-        """queries [B, L or more, C] and tokens [B, T, C], by the numbers of the tables, to [B, L, C]."""
+    def key_groups(self) -> list[tuple[str, int]]:
+        """What the keys of a window are, in order: a name and a number of keys for each kind."""
+        return [("tokens of the window", self.num_keys)]
+
+    def attention_weights(self, queries, tokens):
+        """queries [B, L or more, C] and tokens [B, T, C], by the numbers of the tables, to [B * nW, heads, N, K].
+
+        Weights of every query of every window on its keys; they sum to 1.
+        """
         q = (self.qkv(queries.reshape((-1, self.dim)), 0) * self.scale).reshape((-1, *queries.shape[1:]))
-        rows, shape = tokens.reshape((-1, self.dim)), (-1, *tokens.shape[1:])
-        k, v = self.qkv(rows, 1).reshape(shape), self.qkv(rows, 2).reshape(shape)
+        k = self.qkv(tokens.reshape((-1, self.dim)), 1).reshape((-1, *tokens.shape[1:]))
         q = self.heads_of(q, self.pick_queries, self.window_area)
         scores = self.scores(q, self.heads_of(k, self.pick_keys, self.num_keys))  # [B * nW, heads, N, K]
         if self.has_bias:
             scores = self.add_position_bias(scores)
-        weights = self.attn_drop(ops.softmax(scores, -1), dropout_seed)
+        return ops.softmax(scores, -1)
+
+    def attend(self, queries, tokens, dropout_seed):
+        """queries [B, L or more, C] and tokens [B, T, C], by the numbers of the tables, to [B, L, C]."""
+        weights = self.attn_drop(self.attention_weights(queries, tokens), dropout_seed)
+        v = self.qkv(tokens.reshape((-1, self.dim)), 2).reshape((-1, *tokens.shape[1:]))
         weights = weights.reshape((-1, self.num_heads, self.window_area, self.num_keys)).astype(v.dtype)
         out = self.mix(weights, self.heads_of(v, self.pick_keys, self.num_keys))  # [B * nW, heads, N, head_dim]
         out = out.reshape((-1, self.num_windows * self.num_heads * self.window_area, self.head_dim))
