@@ -173,6 +173,35 @@ def test_a_windows_queries_and_keys_are_where_they_are(model):
     np.testing.assert_allclose(np.mean(densities, axis=0), shown.density(), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "window"),
+    [("focal", (0, 1)), ("focal, padded", (1, 1)), ("focalv2", (1, 1)), ("focal, shifted", (3, 3))],
+)
+def test_a_window_sees_exactly_the_tokens_that_are_shown(name, window):
+    """A token of the map changes a window's results if it is under one of the keys shown, and only then."""
+    family, arguments = MODELS[name]
+    model = with_formula_weights(create_model(family, **arguments))
+    place = Place(0, 1)
+    block = place.of(model)
+    seen = observe(model, image_of(model), place, Place(1, 0))
+    shown = view(model, place, seen.inputs, window=window)
+    length = shown.map_size[0] * shown.map_size[1]
+    under_keys = set(np.concatenate([cover for group in shown.groups for cover in group.covers]).tolist())
+    fine = seen.inputs[0].asnumpy()[:, :length]
+
+    def results(fine):
+        return block.focal_attention(Tensor(fine), None).asnumpy()[0, shown.window]
+
+    before = results(fine)
+    tokens = {*np.random.default_rng(2).permutation(length)[:20].tolist()}
+    pool = block.pool_layers[0]
+    tokens |= set(pool.pick.index.asnumpy()[:: pool.parts].tolist())  # of the first part, whose number masked keys have
+    for token in tokens & set(range(length)):
+        changed = fine.copy()
+        changed[0, token] += 3
+        assert (np.abs(results(changed) - before).max() > 1e-6) == (token in under_keys)
+
+
 def test_what_a_model_does_not_have_is_refused(model):
     with pytest.raises(UserError, match=r"layer 0\.2: no such block; the last of each stage are 0\.1, 1\.0"):
         Place(0, 2).of(model)
