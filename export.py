@@ -12,7 +12,9 @@ def main(arguments: list[str]) -> None:
     options.add_argument(
         "--output", metavar="FILE", help="default: beside the run's checkpoints, by the name of the configuration"
     )
-    options.add_argument("--batch_size", type=int, default=1, help="images per call of the exported model")
+    batch = options.add_mutually_exclusive_group()
+    batch.add_argument("--batch_size", type=int, default=1, help="images per call of the exported model (1)")
+    batch.add_argument("--dynamic-batch", action="store_true", help="any number of images per call (MINDIR, ONNX)")
     options = parse(options, arguments)
 
     from src.distributed import start
@@ -28,7 +30,7 @@ def main(arguments: list[str]) -> None:
         options.weights,
         options.format,
         options.output,
-        options.batch_size,
+        None if options.dynamic_batch else options.batch_size,
     )
 
 

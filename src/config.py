@@ -81,9 +81,12 @@ class Config:
         """Folder of the run."""
         return Path("runs") / self.name if self.runtime.output == "auto" else Path(self.runtime.output)
 
-    def build_model(self, device_target: str):
-        """The configured model, with randomly initialised weights, for "CPU" or "Ascend"."""
-        implementation = self.runtime.conv_implementation
+    def build_model(self, device_target: str, conv_implementation: str | None = None):
+        """The configured model, with randomly initialised weights, for "CPU" or "Ascend".
+
+        `conv_implementation` given takes the place of the configured one.
+        """
+        implementation = conv_implementation or self.runtime.conv_implementation
         if implementation == "auto":
             implementation = "conv2d" if device_target == "Ascend" else "unfold"
         return create_model(self.model.name, **self.model.arguments, conv_implementation=implementation)
@@ -189,7 +192,20 @@ def load_config(path: str | Path, overrides: list[str] = (), flags: dict[str, An
         ConfigError: one line that names the file, the key, and the nearest valid name or value.
     """
     path = find_config(str(path))
-    values, sources = _read(path, ())
+    return _completed(path, *_read(path, ()), overrides, flags)
+
+
+def parse_config(text: str, path: Path, overrides: list[str] = (), flags: dict[str, Any] | None = None) -> Config:
+    """The same for the text of a resolved configuration (Config.to_yaml) that another file, `path`, holds.
+
+    Raises:
+        ConfigError: see load_config.
+    """
+    return _completed(path, *_flat(_mapping(text, path), path), overrides, flags)
+
+
+def _completed(path, values, sources, overrides, flags) -> Config:
+    """The configuration of flat values of a file, with what the command line replaces."""
     for key, value in [*(flags or {}).items(), *map(_parse_override, overrides)]:
         values[key], sources[key] = value, COMMAND_LINE
     return _validate(path, values, sources)
@@ -215,14 +231,9 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str,
     if path.resolve() in seen:
         raise ConfigError(f"{_shown(path)}: base: inherits from itself")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{_shown(path)}: not valid YAML: {' '.join(str(error).split())}") from error
+        content = _mapping(path.read_text(encoding="utf-8"), path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{_shown(path)}: cannot be read ({error})") from error
-    content = {} if content is None else content
-    if not isinstance(content, dict):
-        raise ConfigError(f"{_shown(path)}: must hold sections (model, data, ...), not a {type(content).__name__}")
     values, sources = {}, {}
     bases = content.pop("base", [])
     bases = [bases] if isinstance(bases, str) else bases
@@ -235,6 +246,25 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str,
         inherited, inherited_sources = _read(base_path, (*seen, path.resolve()))
         values |= inherited
         sources |= inherited_sources
+    own, own_sources = _flat(content, path)
+    return values | own, sources | own_sources
+
+
+def _mapping(text: str, path: Path) -> dict:
+    """The sections in a YAML text."""
+    try:
+        content = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{_shown(path)}: not valid YAML: {' '.join(str(error).split())}") from error
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        raise ConfigError(f"{_shown(path)}: must hold sections (model, data, ...), not a {type(content).__name__}")
+    return content
+
+
+def _flat(content: dict, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Flat {"section.key": value} of sections, and the file for each."""
+    values, sources = {}, {}
     for section, keys in content.items():
         if section == "name" and isinstance(keys, str) and keys:
             values["name"], sources["name"] = keys, _shown(path)

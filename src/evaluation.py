@@ -10,7 +10,7 @@ from src.config import Config
 from src.data.image_set import DataError, ImageSet, check_num_classes, open_images
 from src.data.label_maps import LabelSpace, read_class_map, read_valid_labels
 from src.data.pipeline import EvalBatches, UnreadableImages, configure_reading, resolve_workers
-from src.data.transforms import EvalTransform
+from src.data.transforms import Preprocessing
 from src.distributed import Dist
 from src.errors import UserError
 from src.evaluation_report import report, report_path, worst_classes, write_report
@@ -77,17 +77,18 @@ def run_checkpoint(config: Config, checkpoint: str | None) -> Path:
 
 
 def load_for_inference(
-    config: Config, checkpoint: Path, weights: str, device_target: str
+    config: Config, checkpoint: Path, weights: str, device_target: str, content: dict | None = None
 ) -> tuple[nn.Cell, str, tuple[str, ...] | None]:
     """A model in evaluation mode with a checkpoint's weights, which weights these are, and its class names if known.
 
     Args:
         weights: "raw", "ema", or "auto": the averaged weights where the file has them.
+        content: of the checkpoint, where it was read already.
 
     Raises:
         UserError: an unreadable file, weights of another model, or averaged weights that are not there.
     """
-    content = read_checkpoint(checkpoint)
+    content = content or read_checkpoint(checkpoint)
     label = f"checkpoint {checkpoint}"
     selected, used = select_weights(content, weights, label)
     model = config.build_model(device_target)
@@ -156,7 +157,7 @@ def evaluate_checkpoint(
         unreadable = UnreadableImages(Path(scratch) / "unreadable_images.txt")
         batches = EvalBatches(
             images,
-            EvalTransform(model.img_size, config.eval.crop_ratio, config.augment.interpolation),
+            Preprocessing.of(config, model.img_size).transform,
             config.data,
             batch_size=config.eval.batch_size,
             unreadable=unreadable,

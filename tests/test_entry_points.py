@@ -12,7 +12,7 @@ from mindspore import Tensor, nn
 
 from src.config import load_config
 from src.errors import UserError
-from src.exporting import sample_images, verify_mindir
+from src.exporting import sample_images, verify
 from tests.conftest import DIGITS_CONFIG, ROOT, SMALL_MODEL
 
 TINY = "focalv2_tiny_useconv_patch4_window7_224"
@@ -110,7 +110,7 @@ def test_export_is_verified_against_the_checkpoint(run, run_script, digits, tmp_
     assert source == "validation images"
     assert nn.GraphCell(ms.load(str(target)))(Tensor(images)).shape == (3, 10)
     with pytest.raises(UserError, match="differ from the checkpoint's"):
-        verify_mindir(target, model, images)  # other, random weights
+        verify(target, model, images, (3,))  # other, random weights
     assert images.min() >= -0.3 / 0.37 - 1e-6  # ink and ground, by the configuration's mean and deviation
 
 
@@ -129,7 +129,8 @@ REFUSALS = {
     "no run": (["eval.py", "--arch", TINY], "train first, or name one with --checkpoint"),
     "no Ascend": (["eval.py", "--arch", TINY, "--device_target=Ascend"], "MindSpore finds no Ascend device"),
     "AIR": (["export.py", "--arch", TINY, "--format", "AIR"], "MindSpore writes AIR on Ascend only"),
-    "ONNX": (["export.py", "--arch", TINY, "--format", "ONNX"], "not there yet"),
+    "two batch sizes": (["export.py", "--arch", TINY, "--dynamic-batch", "--batch_size=2"], "not allowed with"),
+    "no images": (["export.py", "--arch", TINY, "--batch_size=0"], "--batch_size: must be at least 1, got 0"),
     "not launched": (
         ["train.py", "--arch", TINY, "--device_num=8"],
         f"mpirun -n 8 python train.py --arch {TINY} --device_num=8",

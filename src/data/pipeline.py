@@ -21,7 +21,7 @@ import numpy as np
 from src.data.image_set import DataError, ImageSet
 from src.data.mixup import draw_mixing, is_on, mix_images, mix_targets, soft_targets
 from src.data.random_erasing import draw_rectangles, erase
-from src.data.transforms import EvalTransform, TrainTransform, UnreadableImage, decode, normalise
+from src.data.transforms import EvalTransform, Preprocessing, TrainTransform, UnreadableImage, decode, normalise
 from src.random_streams import Stream, generator
 
 # Options of mallopt, from malloc.h.
@@ -164,8 +164,8 @@ class EvalSamples:
     An unreadable image keeps its place with weight 0: counting another one twice would be no measure of anything.
     """
 
-    def __init__(self, images: ImageSet, transform: EvalTransform, channels: int, unreadable: UnreadableImages):
-        self.images, self.transform, self.channels, self.unreadable = images, transform, channels, unreadable
+    def __init__(self, images: ImageSet, preprocessing: Preprocessing, unreadable: UnreadableImages):
+        self.images, self.preprocessing, self.unreadable = images, preprocessing, unreadable
 
     def __call__(self, contents, labels, indices, batch_info):
         """Lists over the batch, as MindSpore passes them; to lists of pixels [H, W, C], labels, weights and indices."""
@@ -176,10 +176,10 @@ class EvalSamples:
     def sample(self, data: np.ndarray, index: int) -> tuple[np.ndarray, np.float32]:
         """Pixels [H, W, C] and weight of one image's content."""
         try:
-            return self.transform(decode(data, self.channels)), np.float32(1)
+            return self.preprocessing.pixels(data), np.float32(1)
         except UnreadableImage as error:
             self.unreadable.add(self.images.path / self.images.name(index), str(error))
-            return np.zeros((*self.transform.size, self.channels), np.uint8), np.float32(0)
+            return self.preprocessing.blank(), np.float32(0)
 
 
 def resolve_workers(workers: int | str, local_ranks: int) -> int:
@@ -396,7 +396,7 @@ class EvalBatches:
         ranks: int = 1,
         workers: int = 1,
     ):
-        self.data = data
+        self.preprocessing = Preprocessing(transform, data.mean, data.std)
         indices = list(range(rank, images.size, ranks))
         if not indices:  # more ranks than images; MindSpore refuses an empty dataset
             self.iterator = ()
@@ -405,7 +405,7 @@ class EvalBatches:
         dataset = ds.zip((images.reader(ds.SubsetSampler(indices)), keys)).batch(
             batch_size,
             drop_remainder=False,
-            per_batch_map=EvalSamples(images, transform, len(data.mean), unreadable),
+            per_batch_map=EvalSamples(images, self.preprocessing, unreadable),
             input_columns=["image", "label", "index"],
             output_columns=["image", "label", "weight", "index"],
             num_parallel_workers=workers,
@@ -418,4 +418,4 @@ class EvalBatches:
 
     def finish(self, images, labels, weights, indices):
         """Normalise a batch of pixels [B, H, W, C]."""
-        return normalise(images, self.data.mean, self.data.std), labels, weights, indices
+        return self.preprocessing.normalise(images), labels, weights, indices

@@ -115,6 +115,16 @@ class FocalAttentionV1(GatheredAttention):
     def construct(self, fine, tokens, dropout_seed=None):
         return self.attend(fine, tokens, dropout_seed)
 
+    def key_groups(self):
+        ring = self.num_keys - self.window_area - sum(self.keys_of_levels()) if self.expand else 0
+        groups = [("tokens of the window", self.window_area), ("tokens around the window", ring)]
+        groups += [(f"pooled tokens, level {k + 1}", keys) for k, keys in enumerate(self.keys_of_levels())]
+        return [(name, keys) for name, keys in groups if keys]
+
+    def keys_of_levels(self) -> list[int]:
+        """Number of keys at each pooled level."""
+        return [focal_windows.pooled_side(self.focal_window, level) ** 2 for level in range(self.pooled_levels)]
+
     def position_bias(self):
         """Bias and mask of every query-key pair: [kinds, heads, N, K]."""
         own = ops.gather(self.relative_position_bias_table, self.own_index, 0)  # [N*N, heads]
@@ -210,6 +220,10 @@ class FocalAttentionV2(GatheredAttention):
     def construct(self, fine, tokens, dropout_seed=None):
         return self.attend(fine, tokens, dropout_seed)
 
+    def key_groups(self):
+        names = ["tokens near the window", "pooled tokens, one a window"]
+        return [(name, table.shape[1]) for name, table in zip(names, self.key_tables(), strict=False)]
+
     def position_bias(self):
         """Bias of every query-key pair, for every window: [nW, heads, N, K]."""
         biases = ()
@@ -264,7 +278,8 @@ class WindowPool(nn.Cell):
         tokens = self.pick(fine)  # [B, area * parts, C]
         if self.pool == "fc":  # a product of matrices: 10 times as fast as weighing and summing
             tokens = tokens.reshape((-1, self.area, self.parts * self.dim))
-            weight = ops.ones_like(tokens[:, :1, :1]) * self.weight.astype(tokens.dtype)  # [B, 1, area]
+            # Repeated for each sample, by a sum: ONNX has no OnesLike.
+            weight = tokens[:, :1, :1] * 0 + self.weight.astype(tokens.dtype)  # [B, 1, area]
             return self.matmul(weight, tokens).reshape((-1, self.parts, self.dim)) + self.bias
         tokens = tokens.reshape((-1, self.area, self.parts, self.dim))
         if self.pool == "mean":
@@ -673,6 +688,12 @@ class FocalTransformer(ImageClassifier):
             layerscale_value=a["layerscale_value"] if a["use_layerscale"] else None,
             index=index,
         )
+
+    def stage_blocks(self, stage: int) -> nn.CellList:
+        return self.layers[stage].blocks
+
+    def stage_map(self, stage: int) -> tuple[int, int]:
+        return self.layers[stage].map_size
 
     def forward_features(self, images, drop_path=None, dropout_seed=None):
         """Images to the mean of the last stage's normalised tokens, [B, C]."""

@@ -18,7 +18,8 @@ WEIGHT_INIT = Normal(0.02)
 class ImageClassifier(nn.Cell):
     """What the models have in common.
 
-    A model sets img_size (height, width), in_chans, depths and drop_path_rates (two branches a block), and says by
+    A model sets img_size (height, width), in_chans, depths and drop_path_rates (two branches a block); gives by
+    `stage_blocks(stage)` the CellList of a stage's blocks and by `stage_map(stage)` its (H, W); and says by
     `block_index(name)` where in the network a parameter or layer is: 0 for the patch embedding, i for what belongs with
     the i-th block, counted over all stages from 1, and one more than there are blocks for the final norm and the head.
     """
@@ -169,13 +170,14 @@ class Conv2d(nn.Cell):
         self.depthwise = depthwise
         self.unfold = implementation == "unfold"
         self.add_bias = ops.BiasAdd()
-        self.conv2d = ops.Conv2D(out_channels, kernel_size, pad_mode="pad", pad=padding, stride=stride, group=groups)
+        kernel = (kernel_size, kernel_size)  # a pair: MindSpore's ONNX exporter cannot read a single number
+        self.conv2d = ops.Conv2D(out_channels, kernel, pad_mode="pad", pad=padding, stride=stride, group=groups)
 
     def construct(self, x):
         if self.unfold:
             patches = ops.unfold(x, self.kernel_size, padding=self.padding, stride=self.stride)  # [B, C * k * k, L]
             if self.depthwise:
-                patches = patches.reshape((x.shape[0], self.out_channels, self.kernel_area, -1))
+                patches = patches.reshape((-1, self.out_channels, self.kernel_area, patches.shape[2]))
                 weight = self.weight.reshape((self.out_channels, self.kernel_area, 1)).astype(x.dtype)
                 tokens = (patches * weight).sum(2).transpose((0, 2, 1))  # [B, L, out]
             else:
@@ -183,9 +185,10 @@ class Conv2d(nn.Cell):
                 tokens = ops.matmul(patches.transpose((0, 2, 1)), weight.transpose((1, 0)))  # [B, L, out]
         else:
             maps = self.conv2d(x, self.weight)  # [B, out, H', W']
-            tokens = maps.reshape((maps.shape[0], self.out_channels, -1)).transpose((0, 2, 1))  # [B, L, out]
+            length = maps.shape[2] * maps.shape[3]
+            tokens = maps.reshape((-1, self.out_channels, length)).transpose((0, 2, 1))  # [B, L, out]
         rows = self.add_bias(tokens.reshape((-1, self.out_channels)), self.bias.astype(tokens.dtype))
-        return rows.reshape(tokens.shape)
+        return rows.reshape((-1, *tokens.shape[1:]))
 
 
 class PatchEmbed(nn.Cell):
@@ -272,6 +275,7 @@ class GatheredAttention(nn.Cell):
         self.proj_drop = Dropout(proj_drop, index + 1)
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
+        self.folded_bias = None
 
     def set_tables(self, query_index: np.ndarray, key_index: np.ndarray, length: int, kind: np.ndarray | None = None):
         """Which tokens each window has.
@@ -282,7 +286,9 @@ class GatheredAttention(nn.Cell):
             key_index: [nW, K] row numbers.
             kind: [nW] which of the position biases each window has; None: the first, second, ...
         """
+        self.one_kind_each = kind is None
         self.kind = Tensor((np.arange(len(query_index)) if kind is None else kind).astype(np.int32))
+        self.query_index, self.key_index = query_index, key_index  # to show: the graph has the tables below
         self.num_windows, self.window_area = query_index.shape
         self.num_keys = key_index.shape[1]
         self.length = length
@@ -299,29 +305,44 @@ class GatheredAttention(nn.Cell):
         rows = rows.reshape((-1, rows.shape[1] * self.num_heads, self.head_dim))  # [B, T * heads, head_dim]
         return pick(rows).reshape((-1, self.num_heads, count, self.head_dim))
 
+    def fold_position_bias(self):
+        """Make the position bias of the present weights a constant, for an exported model: what computes it goes."""
+        if self.has_bias:
+            self.folded_bias = Tensor(self.position_bias().asnumpy())
+
     def add_position_bias(self, scores):
         """To scores [B * nW, heads, N, K] of every window. A gather and a plain sum: on CPU a sum that repeats one of
         its sides takes twice as long, and holds four times its result for as long as the graph lives.
         """
-        bias = self.position_bias()  # [kinds, heads, N, K]
+        bias = self.position_bias() if self.folded_bias is None else self.folded_bias  # [kinds, heads, N, K]
         if is_sequence_value_unknown(scores.shape):
             windows = (-1, self.num_windows, self.num_heads, self.window_area, self.num_keys)
-            return (scores.reshape(windows) + ops.gather(bias, self.kind, 0)).reshape(
-                (-1, self.num_heads, self.window_area, self.num_keys)
-            )
+            of_windows = bias if self.one_kind_each else ops.gather(bias, self.kind, 0)  # [nW, heads, N, K]
+            return (scores.reshape(windows) + of_windows).reshape((-1, self.num_heads, self.window_area, self.num_keys))
         kind = ops.tile(self.kind, (scores.shape[0] // self.num_windows,))  # [B * nW]
         return scores + ops.gather(bias, kind, 0)
 
-    def attend(self, queries, tokens, dropout_seed):
-        """queries [B, L or more, C] and tokens [B, T, C], by the numbers of the tables, to [B, L, C]."""
-        q = (self.qkv(queries.reshape((-1, self.dim)), 0) * self.scale).reshape(queries.shape)
-        rows = tokens.reshape((-1, self.dim))
-        k, v = self.qkv(rows, 1).reshape(tokens.shape), self.qkv(rows, 2).reshape(tokens.shape)
+    def key_groups(self) -> list[tuple[str, int]]:
+        """What the keys of a window are, in order: a name and a number of keys for each kind."""
+        return [("tokens of the window", self.num_keys)]
+
+    def attention_weights(self, queries, tokens):
+        """queries [B, L or more, C] and tokens [B, T, C], by the numbers of the tables, to [B * nW, heads, N, K].
+
+        Weights of every query of every window on its keys; they sum to 1.
+        """
+        q = (self.qkv(queries.reshape((-1, self.dim)), 0) * self.scale).reshape((-1, *queries.shape[1:]))
+        k = self.qkv(tokens.reshape((-1, self.dim)), 1).reshape((-1, *tokens.shape[1:]))
         q = self.heads_of(q, self.pick_queries, self.window_area)
         scores = self.scores(q, self.heads_of(k, self.pick_keys, self.num_keys))  # [B * nW, heads, N, K]
         if self.has_bias:
             scores = self.add_position_bias(scores)
-        weights = self.attn_drop(ops.softmax(scores, -1), dropout_seed)
+        return ops.softmax(scores, -1)
+
+    def attend(self, queries, tokens, dropout_seed):
+        """queries [B, L or more, C] and tokens [B, T, C], by the numbers of the tables, to [B, L, C]."""
+        weights = self.attn_drop(self.attention_weights(queries, tokens), dropout_seed)
+        v = self.qkv(tokens.reshape((-1, self.dim)), 2).reshape((-1, *tokens.shape[1:]))
         weights = weights.reshape((-1, self.num_heads, self.window_area, self.num_keys)).astype(v.dtype)
         out = self.mix(weights, self.heads_of(v, self.pick_keys, self.num_keys))  # [B * nW, heads, N, head_dim]
         out = out.reshape((-1, self.num_windows * self.num_heads * self.window_area, self.head_dim))
@@ -331,7 +352,7 @@ class GatheredAttention(nn.Cell):
 
 def with_padding_token(tokens):
     """[B, L, C] to [B, L + 1, C]: a last token of zeros, which stands for all padding of a map."""
-    return ops.concat((tokens, ops.zeros_like(tokens[:, :1])), 1)
+    return ops.concat((tokens, tokens[:, :1] * 0), 1)  # a product, which ONNX can say; it has no ZerosLike
 
 
 class DropPath(nn.Cell):
@@ -424,6 +445,37 @@ class Gelu(nn.Cell):
     def bprop(self, x, out, gradient):
         density = self.exp(x * x * -0.5) * 0.3989422804014327
         return (gradient * (self.distribution(x) + x * density),)
+
+
+class ErfFreeGelu(nn.Cell):
+    """GELU without the error function, for formats that lack it: x * sigmoid(x * P(x^2)).
+
+    Within 7.4e-8 of the exact one before rounding. The polynomial was fitted on |x| <= 6.5; beyond, where the exact
+    function is x or 0 to within 3e-10, sigmoid's argument is that of the end.
+    """
+
+    COEFFICIENTS = (
+        1.59577012,
+        7.26651268e-2,
+        -6.40434163e-5,
+        -1.11094282e-4,
+        8.01844462e-6,
+        -2.71711680e-7,
+        3.71728930e-9,
+    )
+    LIMIT = 6.5
+
+    def __init__(self):
+        super().__init__()
+        self.sigmoid = ops.Sigmoid()
+
+    def construct(self, x):
+        clipped = ops.minimum(ops.maximum(x, -self.LIMIT), self.LIMIT)
+        squared = clipped * clipped
+        polynomial = self.COEFFICIENTS[-1]
+        for coefficient in self.COEFFICIENTS[-2::-1]:
+            polynomial = polynomial * squared + coefficient
+        return x * self.sigmoid(clipped * polynomial)
 
 
 class Mlp(nn.Cell):

@@ -44,9 +44,13 @@ class LocallyGroupedAttention(GatheredAttention):
         own = tokens_at(window_positions(padded, window_size), map_size, window_size)
         self.set_tables(own, own, math.prod(map_size))
 
+    def tokens(self, x):
+        """What windows are of: [B, L, C], with a token of padding behind it where there is padding."""
+        return with_padding_token(x) if self.padded else x
+
     def construct(self, x, dropout_seed=None):
         """[B, L, C] to [B, L, C]."""
-        tokens = with_padding_token(x) if self.padded else x
+        tokens = self.tokens(x)
         return self.attend(tokens, tokens, dropout_seed)
 
 
@@ -61,6 +65,7 @@ class GlobalSubsampledAttention(nn.Cell):
         self.scale = self.head_dim**-0.5
         self.queries = math.prod(map_size)
         self.map_shape = (-1, dim, *map_size)
+        self.sr_ratio = sr_ratio
         self.subsamples = sr_ratio > 1
         self.keys = math.prod(side // sr_ratio for side in map_size)
         if self.subsamples:
@@ -78,15 +83,23 @@ class GlobalSubsampledAttention(nn.Cell):
         """[B * length, C] to [B, heads, length, head_dim]."""
         return rows.reshape((-1, length, self.num_heads, self.head_dim)).transpose((0, 2, 1, 3))
 
-    def construct(self, x, dropout_seed=None):
-        """[B, L, C] to [B, L, C]."""
-        q = self.split_heads(self.q(x) * self.scale, self.queries)
+    def subsampled(self, x):
+        """The tokens that are keys, as rows: [B, L, C] to [B * keys, C]."""
         if self.subsamples:
             x = self.norm(self.sr(x.transpose((0, 2, 1)).reshape(self.map_shape)))  # [B, L / sr_ratio^2, C]
-        rows = x.reshape((-1, self.dim))
+        return x.reshape((-1, self.dim))
+
+    def attention_weights(self, x, rows):
+        """Tokens [B, L, C] and their `subsampled` to [B, heads, L, keys]: weights of every query, which sum to 1."""
+        q = self.split_heads(self.q(x) * self.scale, self.queries)
         k = self.split_heads(self.kv(rows, 0), self.keys)
+        return ops.softmax(self.scores(q, k), -1)
+
+    def construct(self, x, dropout_seed=None):
+        """[B, L, C] to [B, L, C]."""
+        rows = self.subsampled(x)
+        weights = self.attn_drop(self.attention_weights(x, rows), dropout_seed)
         v = self.split_heads(self.kv(rows, 1), self.keys)
-        weights = self.attn_drop(ops.softmax(self.scores(q, k), -1), dropout_seed)  # [B, heads, L, keys]
         out = self.mix(weights.astype(v.dtype), v).transpose((0, 2, 1, 3)).reshape((-1, self.queries, self.dim))
         return self.proj_drop(self.proj(out), dropout_seed)
 
@@ -264,6 +277,12 @@ class Twins(ImageClassifier):
         if kind == "blocks":
             return before + int(place[1]) + 1
         return before + (kind == "pos_block")
+
+    def stage_blocks(self, stage: int) -> nn.CellList:
+        return self.blocks[stage]
+
+    def stage_map(self, stage: int) -> tuple[int, int]:
+        return self.map_shapes[stage][2:]
 
     def forward_features(self, images, drop_path=None, dropout_seed=None):
         """Images to the mean of the last stage's normalised tokens, [B, C]."""

@@ -1,0 +1,100 @@
+"""Models as ONNX files: what MindSpore's exporter can express, its call, and the checks of what it wrote.
+
+The exporter writes operators of opset 11, and has no converter for Erf, Im2Col (`ops.unfold`) and GroupNorm. A model to
+be exported is therefore a fresh one, built with real convolutions, in which `make_expressible` replaces the rest.
+"""
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from src.errors import UserError
+from src.models.layers import ErfFreeGelu, Gelu
+
+PACKAGES = ("onnx", "onnxruntime")
+INSTALL = 'pip install "onnx>=1.16,<2" "onnxruntime>=1.17,<2"'
+
+
+class MapNorm(nn.Cell):
+    """GroupNorm of one group, out of sums and products: a map [B, C, H, W] by its own mean and variance."""
+
+    def __init__(self, norm: nn.GroupNorm):
+        super().__init__()
+        self.gamma, self.beta, self.epsilon = norm.gamma, norm.beta, norm.eps
+
+    def construct(self, x):
+        centred = x - x.mean((1, 2, 3), True)
+        variance = (centred * centred).mean((1, 2, 3), True)
+        shape = (1, -1, 1, 1)
+        return centred / ops.sqrt(variance + self.epsilon) * self.gamma.reshape(shape) + self.beta.reshape(shape)
+
+
+def make_expressible(model: nn.Cell) -> None:
+    """Replace, in place, the layers that ONNX has no words for by equal ones; the weights stay."""
+    for _, cell in list(model.cells_and_names()):
+        for name, child in cell.name_cells().items():
+            if isinstance(child, Gelu):
+                setattr(cell, name, ErfFreeGelu())
+            elif isinstance(child, nn.GroupNorm):
+                setattr(cell, name, MapNorm(child))
+
+
+def write_onnx(model: nn.Cell, path: Path, batch_size: int | None, names: tuple[str, str]) -> None:
+    """Write a model, which nothing has been done with before: the exporter wants a fresh one.
+
+    Args:
+        batch_size: None for any number of images.
+        names: of the input and of the output.
+
+    Raises:
+        UserError: an operator that MindSpore cannot export.
+    """
+    shape = (batch_size, model.in_chans, *model.img_size)
+    images = Tensor(np.zeros(shape, np.float32)) if batch_size else Tensor(shape=list(shape), dtype=ms.float32)
+    axes = {names[0]: {0: "batch"}} if batch_size is None else {}
+    try:
+        ms.onnx.export(
+            model,
+            images,
+            file_name=str(path),
+            input_names=[names[0]],
+            output_names=[names[1]],
+            dynamic_axes=axes,
+        )
+    except RuntimeError as error:
+        found = re.search(r"Can not find key (\w+) in convert map", str(error))
+        if found is None:
+            raise
+        raise UserError(
+            f"--format ONNX: MindSpore cannot export the operator {found[1]}; use --format MINDIR"
+        ) from error
+    if batch_size is None and find_spec("onnx"):
+        _name_the_batch(path)
+
+
+def _name_the_batch(path: Path) -> None:
+    """Call the output's first axis by the name of the input's; the exporter writes a size of -1, which is none."""
+    import onnx
+
+    content = onnx.load(str(path))
+    content.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.save(content, str(path))
+
+
+def missing_packages() -> list[str]:
+    """What has to be installed for ONNX files to be checked and run."""
+    return [package for package in PACKAGES if not find_spec(package)]
+
+
+def check_onnx(path: Path) -> None:
+    """Raises UserError for a file that is not valid ONNX, by the checker of the `onnx` package."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise UserError(f"export {path}: not valid ONNX ({' '.join(str(error).split())[:200]})") from error
