@@ -1,4 +1,7 @@
-"""What a save costs training: python scripts/benchmark_saves.py [--config NAME] [--repeats 5] [--batch-size 2]
+"""What a save costs training: python scripts/benchmark_saves.py [--repeats 5] [--batch-size 256]
+
+Of a network with 30 million parameters (four dense layers), as many as Focal Transformer v2 tiny has; with moments and
+average the state is 458 MiB.
 
 In turns, the run's state is saved in the ways below, each while updates go on. Printed for each, as medians: how long
 the loop stands still; how long it takes until the file is there; updates meanwhile, and their time, beside that of
@@ -23,18 +26,19 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("GLOG_v", "4")
 
+WIDTH = 2740
+
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--config", default="focalv2_tiny_useconv_patch4_window7_224")
     options.add_argument("--repeats", type=int, default=5)
-    options.add_argument("--batch-size", type=int, default=2)
+    options.add_argument("--batch-size", type=int, default=256)
     options.add_argument("--folder", help="where to write; default: the system's temporary folder")
     options = options.parse_args()
 
     import mindspore as ms
     import numpy as np
-    from mindspore import Tensor
+    from mindspore import Tensor, nn
 
     from src.config import load_config
     from src.training.checkpoint import CheckpointFolder, TrainState
@@ -44,18 +48,27 @@ def main() -> None:
     from src.training.saving import Saver
     from src.training.train_step import LossScale, TrainStep
 
+    class Dense(nn.Cell):
+        """Logits [B, WIDTH] of inputs [B, WIDTH]; ignores the regularisation inputs that models take."""
+
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.SequentialCell(*(nn.Dense(WIDTH, WIDTH) for _ in range(4)))
+
+        def construct(self, x, drop_path=None, dropout_seed=None):
+            return self.layers(x)
+
     ms.set_device("CPU")
-    config = load_config(options.config, ["model.drop_path_rate=0.0"])
-    model = config.build_model("CPU")
+    config = load_config("focalv2_digits")  # a text in every save
+    model = Dense()
     parameters = model.trainable_params()
     optimizer, scale = create_optimizer(model, config.optimizer), LossScale(1024.0, True, 2000)
     ema = ExponentialMovingAverage(parameters, 0.9999)
     state = TrainState(model, optimizer, scale, ema, config, ("none",))
     step = TrainStep(model, SoftTargetCrossEntropy(), parameters, optimizer, scale, ema=ema).set_train()
     generator = np.random.default_rng(0)
-    shape = (options.batch_size, model.in_chans, *model.img_size)
-    images = Tensor(generator.standard_normal(shape).astype(np.float32))
-    targets = Tensor(np.full((options.batch_size, model.num_classes), 1 / model.num_classes, np.float32))
+    images = Tensor(generator.standard_normal((options.batch_size, WIDTH)).astype(np.float32))
+    targets = Tensor(np.full((options.batch_size, WIDTH), 1 / WIDTH, np.float32))
 
     def update() -> float:
         start = time.perf_counter()
@@ -96,7 +109,7 @@ def main() -> None:
                 taken["updates"].append(len(during))
                 taken["during"] += during
         size = savers["foreground"].folder.last.stat().st_size
-    print(f"{options.config}: {size / 2**20:.0f} MiB, update {median(idle):.2f} s without a save")
+    print(f"{size / 2**20:.0f} MiB, update {median(idle):.2f} s without a save")
     for way, taken in figures.items():
         spread = f"{min(taken['stall']):.2f} to {max(taken['stall']):.2f}"
         during = f", updates meanwhile {median(taken['during']):.2f} s" if taken["during"] else ""
