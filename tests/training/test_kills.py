@@ -66,7 +66,7 @@ def kill(process, checkpoints, in_save, moments):
 @pytest.mark.slow
 def test_a_killed_run_ends_as_the_uninterrupted_one(digits, tmp_path, pytestconfig):
     kills = pytestconfig.getoption("--kills")
-    epochs = max(3, kills // 2)
+    epochs = max(4, kills // 2)
     length = f"train.epochs={epochs}"
     whole = train(digits, tmp_path / "whole", length)
     assert whole.communicate()[0]
@@ -74,10 +74,12 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(digits, tmp_path, pytestconf
     moments = random.Random(kills)
     output, done, within_saves = tmp_path / "killed", 0, 0
     checkpoints = output / "checkpoints"
-    longest = epochs * UPDATES_PER_EPOCH // (kills + 1)
+    longest = (epochs - 2) * UPDATES_PER_EPOCH // kills
     while done < kills:
         process = train(digits, output, length)
-        assert await_updates(process, moments.randint(1, longest)), "the run ended before it could be killed"
+        # The last kill comes when there is an epoch's save beside a later one.
+        count = moments.randint(1, longest) if done < kills - 1 else UPDATES_PER_EPOCH + 5
+        assert await_updates(process, count), "the run ended before it could be killed"
         kill(process, checkpoints, done % 2 == 0, moments)
         assert not members(process.pid)
         done += 1
