@@ -20,16 +20,19 @@ def main(arguments: list[str]) -> int:
     config = configuration(options, train__pretrained=options.pretrained)
     dist = start(config)
     trainer = Trainer(with_local_data(config, options), dist)
+    code = 0
     try:
         trainer.run()
     except Stopped as stop:
         if dist.is_main:
             print(f"train.py: {stop}", file=sys.stderr, flush=True)
-        return STOPPED
+        code = STOPPED
     finally:  # a failed run's checkpoints are worth as much
         if options.run_openi and options.train_url and dist.is_main:
             stage_out(config.output, options.train_url)
-    return 0
+    if code == STOPPED:  # for which a launcher ends the other processes at once
+        dist.barrier()
+    return code
 
 
 if __name__ == "__main__":

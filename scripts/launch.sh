@@ -72,8 +72,9 @@ performance() {
     mkdir -p "$output"
     rm -rf "$output/run" # of the last time
     start=$(date +%s)
-    train "$ranks" --cfg "$cfg" --data_path "$data_path" ${batch_size:+--batch_size "$batch_size"} --stop_step 20 \
-        "runtime.output=$output/run" train.log_interval=10 "${rest[@]}" > "$output/train_0.log" 2>&1 || {
+    # In parentheses, for what fails in there ends that shell alone, and its line is in the log.
+    (train "$ranks" --cfg "$cfg" --data_path "$data_path" ${batch_size:+--batch_size "$batch_size"} --stop_step 20 \
+        "runtime.output=$output/run" train.log_interval=10 "${rest[@]}") > "$output/train_0.log" 2>&1 || {
         tail -n 5 "$output/train_0.log" >&2
         fail "training failed; its log is $output/train_0.log"
     }

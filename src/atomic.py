@@ -10,13 +10,14 @@ from src.errors import UserError
 
 # Endings of the hidden names of what is not finished.
 WRITING, LINKING = ".writing", ".link"
+# Can only be read by being set, for all threads: once, and not while one saves and others make files.
+UMASK = os.umask(0)
+os.umask(UMASK)
 
 
 def replace_synced(temporary: Path, path: Path) -> None:
     """Rename a finished file over another, after its bytes are on the disk, with the access that new files get."""
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(temporary, 0o666 & ~umask)  # safetensors and MindSpore may write for the owner alone
+    os.chmod(temporary, 0o666 & ~UMASK)  # safetensors and MindSpore may write for the owner alone
     _sync(temporary)
     os.replace(temporary, path)
     _sync(path.parent)

@@ -247,6 +247,7 @@ def _start_scheduler(size: int, hosts: list[str]) -> tuple[str, str]:
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
+            start_new_session=True,  # mpirun signals this process's group; the scheduler has to outlast that
         )
         port = scheduler.stdout.readline().strip()
         if not port:

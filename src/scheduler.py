@@ -4,7 +4,6 @@ msrun starts one itself, by running the user's script with MS_ROLE=MS_SCHED; for
 `python -m src.scheduler PARENT`, which prints the port it chose and ends when its parent does.
 """
 
-import contextlib
 import ctypes
 import os
 import signal
@@ -53,11 +52,10 @@ def end_with(parent: int) -> None:
 
 if __name__ == "__main__":
     end_with(int(sys.argv[1]))
-    with contextlib.suppress(KeyboardInterrupt):
-        try:
-            import mindspore  # noqa: F401  (before the port is chosen, which is to be used at once)
+    try:
+        import mindspore  # noqa: F401  (before the port is chosen, which is to be used at once)
 
-            print(claim_port(), flush=True)
-        except UserError as error:
-            sys.exit(str(error))
-        serve()
+        print(claim_port(), flush=True)
+    except UserError as error:
+        sys.exit(str(error))
+    serve()

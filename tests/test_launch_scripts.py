@@ -92,10 +92,10 @@ def test_wrong_use_is_one_line(name, arguments, named):
     assert named in done.stderr
 
 
-def test_what_mpirun_would_refuse_is_said_before(digits):
+@pytest.mark.parametrize("name", ["run_train_8p.sh", "run_performance_8p.sh"])
+def test_what_mpirun_would_refuse_is_said_before(name, digits, tmp_path):
     unset = dict.fromkeys(ALLOWED, "")
-    done = script("run_train_8p.sh", "--cfg", DIGITS_CONFIG, RANKS="99", **unset)
+    output = [f"--output={tmp_path}"] if "performance" in name else []
+    done = script(name, "--cfg", DIGITS_CONFIG, "--data-path", digits, *output, RANKS="99", **unset)
     assert done.returncode == 1
-    assert done.stderr.startswith(
-        "run_train_8p.sh: error: mpirun would not start 99 processes here; allow it by: export"
-    )
+    assert done.stderr.startswith(f"{name}: error: mpirun would not start 99 processes here; allow it by: export")

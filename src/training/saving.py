@@ -94,7 +94,7 @@ class Saver:
             except Exception as error:  # for the main thread
                 self.error = error
 
-        # No daemon: a run that ends by an error still ends its save.
+        # No daemon: whatever ends the run, its save is ended first.
         self.thread = threading.Thread(target=job, name="save")
         self.thread.start()
         if not self.background:

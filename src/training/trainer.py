@@ -21,7 +21,7 @@ from src.evaluation_report import report
 from src.metrics import Metrics, Scoring
 from src.precision import apply_precision, missing_kernels_named
 from src.random_streams import Stream, generator
-from src.training.checkpoint import TrainState
+from src.training.checkpoint import CheckpointError, TrainState
 from src.training.ema import ExponentialMovingAverage
 from src.training.interruption import Interruption, Stopped
 from src.training.loss import SoftTargetCrossEntropy
@@ -214,17 +214,22 @@ class Trainer:
         self._announce()
         if progress.epoch >= last_epoch or progress.update >= (config.train.stop_after_update or math.inf):
             self.log.line(f"already trained to {progress.where}: {self.newest_or_best}")
-            return self.folder.summary() or self._finish()
+            summary = self.folder.summary()
+            if summary is None or summary["updates"] != self.saved_progress.update:  # none, or of an earlier end
+                summary = self._finish()
+            return summary
         if self.dist.is_main:
             self.folder.write_config(config)
         self.started = time.perf_counter() - progress.seconds
         try:
             with self.interruption, self.watchdog:
-                self._train(last_epoch)
+                try:
+                    self._train(last_epoch)
+                finally:  # a process among several does not wait for its threads at its end
+                    if self.saver is not None:
+                        self.saver.wait()
         except Diverged as error:
             self.log.end_epoch()
-            if self.saver is not None:
-                self.saver.wait()
             self.dist.barrier()
             last_good = self.saver.last_good if self.saver is not None else None
             raise UserError(f"{error}; last good save: {last_good or 'none'}; {Diverged.REMEDY}") from error
@@ -247,7 +252,8 @@ class Trainer:
                 self._save()
                 break
             progress.epoch, progress.images = epoch + 1, 0
-            evaluates = progress.epoch % self.config.eval.interval == 0 or progress.epoch == last_epoch
+            ends = progress.epoch == last_epoch or self._is_last_update()
+            evaluates = ends or progress.epoch % self.config.eval.interval == 0
             is_best = self._evaluate() if evaluates else False
             self._save(is_best)
             if self.dist.is_main:
@@ -271,13 +277,17 @@ class Trainer:
         """Wait until the main rank's last save is written: launchers end all processes when the first exits.
 
         Raises:
-            CheckpointError: it failed.
+            CheckpointError: it failed; on every rank, for none may then say by its exit code that all is saved.
         """
+        failure = None
         try:
             if self.saver is not None:
                 self.saver.finish()
-        finally:
-            self.dist.barrier()
+        except CheckpointError as error:
+            failure = error
+        failed = self.dist.sum(np.array([failure is not None], np.float32))[0]
+        if failed:
+            raise failure or CheckpointError("the last save failed; see the main process's line")
 
     def _stop(self) -> None:
         """End as a signal asked for, with everything saved.
@@ -411,20 +421,30 @@ class Trainer:
 
     def _measure(self) -> Metrics:
         """Evaluate raw and, where there are, averaged weights; returns the metrics of the latter."""
-        self.watchdog.at("evaluating after", self.state.progress.update)
         batch_size = self.config.eval.batch_size
-        metrics = evaluate(self.network, self.eval_batches, batch_size, self.dist, self.scoring)
+        metrics = evaluate(self.network, self._watched_eval_batches(), batch_size, self.dist, self.scoring)
         self._log_evaluation("raw", metrics)
         if self.state.ema is not None:
             with self.state.ema.applied():
-                metrics = evaluate(self.network, self.eval_batches, batch_size, self.dist, self.scoring)
+                metrics = evaluate(self.network, self._watched_eval_batches(), batch_size, self.dist, self.scoring)
             self._log_evaluation("ema", metrics)
         return metrics
 
+    def _watched_eval_batches(self):
+        """One pass, each batch a sign of life: a whole evaluation may take longer than the watchdog waits."""
+        self.watchdog.at("evaluating after", self.state.progress.update)
+        for batch in self.eval_batches:
+            self.watchdog.at("evaluating after", self.state.progress.update)
+            yield batch
+
     def _log_evaluation(self, weights: str, metrics: Metrics) -> None:
-        epoch = self.state.progress.epoch
-        self.log.line(f"epoch {epoch}/{self.config.train.epochs}  {weights} {metrics}")
-        self.metrics.add(epoch=epoch, weights=weights, top1=metrics.top1, top5=metrics.top5, loss=metrics.loss)
+        progress = self.state.progress
+        where, done = {"epoch": progress.epoch}, ""
+        if progress.images:  # train.stop_after_update ends a run within an epoch
+            where = {"epoch": progress.epoch + 1, "update": progress.update}
+            done = f"  update {progress.update - progress.epoch * self.updates_per_epoch}/{self.updates_per_epoch}"
+        self.log.line(f"epoch {where['epoch']}/{self.config.train.epochs}{done}  {weights} {metrics}")
+        self.metrics.add(**where, weights=weights, top1=metrics.top1, top5=metrics.top5, loss=metrics.loss)
 
     def _is_best(self, metrics: Metrics) -> bool:
         progress = self.state.progress

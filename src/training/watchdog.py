@@ -55,6 +55,7 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         if self.seconds is not None:
+            self._file(self.dist.rank).unlink(missing_ok=True)  # of a run that was killed while it stood still
             self.thread.start()
         return self
 

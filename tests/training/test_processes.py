@@ -8,6 +8,7 @@ import threading
 import time
 
 import numpy as np
+import psutil
 import pytest
 
 from src.training.checkpoint import Progress
@@ -102,17 +103,30 @@ def test_evaluation_of_101_images_on_three_ranks_counts_each_once(digits, alone,
     assert sums[0] == pytest.approx(sums[1], rel=1e-6)
 
 
-def started(command, **environment):
-    """A job whose updates have begun, with its errors in a list that fills."""
-    job = start(command, **environment)
-    for line in job.stdout:
-        if " update 3/" in line:
-            break
-    lines = []
-    threads = [threading.Thread(target=lambda: lines.extend(job.stderr)), threading.Thread(target=job.stdout.read)]
-    for thread in threads:
-        thread.start()
-    return job, lines, threads
+@pytest.fixture
+def started():
+    """started(command) is a job whose updates have begun, with its errors in a list that fills, and what fills it.
+
+    Of a test that fails, no job is left.
+    """
+    jobs = []
+
+    def begin(command):
+        job = start(command)
+        jobs.append(job)
+        for line in job.stdout:
+            if " update 3/" in line:
+                break
+        lines = []
+        threads = [threading.Thread(target=lambda: lines.extend(job.stderr)), threading.Thread(target=job.stdout.read)]
+        for thread in threads:
+            thread.start()
+        return job, lines, threads
+
+    yield begin
+    for job in jobs:
+        if job.poll() is None:
+            end(job)
 
 
 def ended(job, threads, seconds):
@@ -128,7 +142,7 @@ def ended(job, threads, seconds):
 
 
 @pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_rank_that_dies_ends_the_job_with_the_cause_named(killed, digits, tmp_path):
+def test_a_rank_that_dies_ends_the_job_with_the_cause_named(killed, digits, tmp_path, started):
     job, errors, threads = started(mpirun(2, *train_command(digits, tmp_path / "run", *ENDLESS, "data.workers=2")))
     rank_process(job, killed).kill()
     assert ended(job, threads, 60) != 0
@@ -191,7 +205,7 @@ def test_a_taken_port_is_one_line(launcher, digits, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_stops_all_ranks_after_one_update_and_the_run_goes_on(digits, tmp_path, trainer, capsys):
+def test_a_signal_stops_all_ranks_after_one_update_and_the_run_goes_on(digits, tmp_path, trainer, capsys, started):
     """Told to one rank alone, in the middle of an epoch; then resumed, and compared with a run without a stop.
 
     One process goes on, too, and says what changes.
@@ -220,7 +234,7 @@ def test_a_signal_stops_all_ranks_after_one_update_and_the_run_goes_on(digits, t
 
 
 @pytest.mark.slow
-def test_the_rank_that_others_wait_for_is_named(digits, tmp_path):
+def test_the_rank_that_others_wait_for_is_named(digits, tmp_path, started):
     job, errors, threads = started(
         mpirun(2, *train_command(digits, tmp_path / "run", *ENDLESS, "train.stall_seconds=2"))
     )
@@ -232,7 +246,13 @@ def test_the_rank_that_others_wait_for_is_named(digits, tmp_path):
     other.resume()
     while not any("training moves again" in line for line in errors) and time.monotonic() < deadline:
         time.sleep(0.2)
-    job.send_signal(signal.SIGUSR1)  # which mpirun forwards
-    assert ended(job, threads, 60) == 75
     assert sum("rank 1 gives no sign" in line for line in errors) == 1, errors
     assert any("training moves again" in line for line in errors)
+    # mpirun forwards it to all that its processes started; without the scheduler, they could not go on for long.
+    scheduler = next(child for child in rank_process(job, 0).children() if "src.scheduler" in child.cmdline())
+    other.suspend()
+    job.send_signal(signal.SIGUSR1)
+    time.sleep(1)
+    assert scheduler.status() != psutil.STATUS_ZOMBIE
+    other.resume()
+    assert ended(job, threads, 60) == 75

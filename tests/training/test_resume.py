@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from src.errors import UserError
-from tests.training.states import RECIPE, assert_same_end, assert_same_state, tensors
+from tests.training.states import RECIPE, assert_same_end, assert_same_state, metrics, tensors
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(trainer):
@@ -121,3 +121,23 @@ def test_a_run_is_never_overwritten(trainer, tmp_path):
     elsewhere.run()
     assert_same_state(elsewhere.checkpoints.last, first.checkpoints.last)
     assert elsewhere.checkpoints.best.exists()
+
+
+def test_stopping_after_an_update_evaluates_saves_and_goes_on(trainer):
+    """At the end of an epoch whatever eval.interval says, and within one, whose figures say so."""
+    options = ["eval.interval=3", "ema.enabled=false", "train.epochs=2", "train.log_interval=14",
+               "eval.batch_size=60"]  # fmt: skip
+    run = trainer("run", *options, "train.stop_after_update=14")
+    stages, at = [], run.watchdog.at
+    run.watchdog.at = lambda stage, update: stages.append(stage) or at(stage, update)
+    assert run.run()["best_epoch"] == 1
+    assert stages.count("evaluating after") >= 360 / 60  # a sign of life with each batch
+    run = trainer("run", *options, "train.stop_after_update=16", "train.resume=auto")
+    earlier = (run.config.output / "summary.json").read_text()
+    assert run.run()["updates"] == 16
+    # The summary of an earlier end, where the run was killed before it wrote its own.
+    (run.config.output / "summary.json").write_text(earlier)
+    again = trainer("run", *options, "train.stop_after_update=16", "train.resume=auto")
+    assert again.run()["updates"] == 16
+    places = [(line["epoch"], line.get("update")) for line in metrics(run.config.output) if "top1" in line]
+    assert places == [(1, None), (2, 16)]

@@ -4,6 +4,7 @@ import json
 import subprocess
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -104,6 +105,33 @@ def test_metrics_are_complete_after_a_failure(tmp_path, capsys):
     ]
     MetricsLog(tmp_path / "metrics.jsonl", enabled=False).add(epoch=1)
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_save_that_failed_on_the_main_rank_is_an_error_on_all(trainer):
+    """Else the others would exit as if all were saved, and a launcher takes the first exit code."""
+    run = trainer("run")
+    run.saver, run.dist = None, SimpleNamespace(sum=lambda values: values + 1)  # of a rank that is not the main one
+    with pytest.raises(CheckpointError, match="the last save failed"):
+        run._await_saves()
+
+
+def test_an_error_does_not_cut_the_save_in_progress(trainer):
+    """The process may be ended right after (src.launch.leave)."""
+    run = trainer("run", "train.save_interval=2")
+    write = run.checkpoints.save_within_epoch
+
+    def slow(snapshot):
+        time.sleep(1)
+        write(snapshot)
+
+    def fail():
+        raise UserError("something else")
+
+    run.checkpoints.save_within_epoch = slow
+    at_updates(run, {2: fail})
+    with pytest.raises(UserError, match="something else"):
+        run.run()
+    assert saved(run.checkpoints).update == 2
 
 
 @pytest.fixture

@@ -69,3 +69,9 @@ def test_nothing_is_said_while_training_moves(tmp_path):
             time.sleep(0.5)
     assert lines == []
     assert not (tmp_path / "stalled").exists()
+
+
+def test_what_a_killed_run_said_is_not_believed(tmp_path):
+    (tmp_path / "rank_1.json").write_text('{"update": 3, "stage": 1, "seconds": 300, "process": "of then"}')
+    with Watchdog(tmp_path, Dist(1, 2), 300.0):
+        assert not (tmp_path / "rank_1.json").exists()
