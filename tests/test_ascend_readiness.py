@@ -28,7 +28,9 @@ from mindspore.ops.auto_generate import gen_ops_prim
 
 from src import distributed
 from src.config import load_config
+from src.errors import UserError
 from src.graph import PRODUCT_RULES, compiled_operators
+from src.launch import Launch
 from src.models import create_model
 from src.precision import apply_precision
 from src.schema import OptimizerConfig, RuntimeConfig
@@ -288,6 +290,21 @@ def test_start_asks_an_ascend_for_what_is_configured(monkeypatch):
     asked["set_context"].assert_any_call(mode=ms.GRAPH_MODE)
     asked["set_context"].assert_any_call(jit_config={"jit_level": "O2"})
     asked["set_seed"].assert_called_once_with(7)
+
+
+@pytest.mark.parametrize(
+    ("local_size", "settings", "named"),
+    [
+        (8, [], "8 processes were launched on this machine, which has 4 Ascend devices"),
+        (1, ["runtime.device_id=4"], "runtime.device_id: 4 is not among the 4 Ascend devices"),
+    ],
+)
+def test_devices_that_are_not_there_are_one_line(local_size, settings, named, monkeypatch):
+    monkeypatch.setattr(distributed, "resolve_device", lambda target: "Ascend")
+    monkeypatch.setattr(distributed, "launched", lambda: Launch("mpirun", local_size, 0, 0, local_size))
+    monkeypatch.setattr(ms.hal, "device_count", lambda target: {"Ascend": 4}[target])
+    with pytest.raises(UserError, match=named):
+        distributed.start(load_config("focalv2_digits", settings))
 
 
 def test_collectives_are_named_as_mindspore_names_them():

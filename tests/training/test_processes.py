@@ -1,6 +1,7 @@
 """Several processes equal one, and end together."""
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -72,6 +73,36 @@ def test_ten_updates_of_several_processes_are_those_of_one(launcher, ranks, digi
         if not name.startswith(STATE_PREFIX):
             np.testing.assert_allclose(here[name], there[name], rtol=1e-4, atol=1e-4, err_msg=name)
     assert not remaining(str(folder))
+
+
+STATE_OF_EACH_RANK = """
+import sys
+import zlib
+from src.config import load_config
+from src.distributed import start
+from src.launch import leave
+from src.training.trainer import Trainer
+
+config = load_config(sys.argv[1], sys.argv[2:])
+trainer = Trainer(config, start(config))
+trainer.run()
+state = {parameter.name: zlib.crc32(parameter.asnumpy().tobytes()) for parameter in trainer.state.parameters()}
+print("state of a rank:", sorted(state.items()), flush=True)
+trainer.dist.barrier()
+leave(0)
+"""
+
+
+def test_weights_moments_and_averages_are_the_same_on_all_ranks(digits, tmp_path):
+    """Only the main rank saves; the others could drift away unseen."""
+    program = tmp_path / "state.py"
+    program.write_text(STATE_OF_EACH_RANK)
+    arguments = train_command(digits, tmp_path / "run", "train.batch_size=24", "train.stop_after_update=5")[2:]
+    done = run(mpirun(2, program, *arguments), PYTHONPATH=str(ROOT))
+    states = re.findall("state of a rank: (.*)", done.stdout)
+    assert len(states) == 2, done.stderr
+    assert states[0] == states[1]
+    assert "'ema." in states[0]
 
 
 def free_port() -> int:
