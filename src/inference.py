@@ -58,7 +58,7 @@ def open_checkpoint(
         config = parse_config(content[CONFIG], path, overrides, flags)
     else:
         raise UserError(f"checkpoint {path}: holds weights without their configuration; name it with --config NAME")
-    dist = start(config.runtime)
+    dist = start(config)
     network, used, classes = load_for_inference(config, path, weights, dist.device_target, content)
     return TrainedModel(config, network, used, classes)
 
