@@ -4,7 +4,6 @@ The JSON file, NAME.onnx.json beside NAME.onnx, is all that a program in another
 and shapes, class names, where the weights come from, and the SHA-256 of the model's file.
 """
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from mindspore import Tensor, nn
 
 from src.data.transforms import Preprocessing
 from src.errors import UserError
+from src.file_digest import sha256
 from src.onnx_files import INSTALL, missing_packages
 
 SUFFIXES = {"MINDIR": ".mindir", "AIR": ".air", "ONNX": ".onnx"}
@@ -24,15 +24,6 @@ RUNNABLE = (SUFFIXES["MINDIR"], SUFFIXES["ONNX"])
 def description_path(path: Path) -> Path:
     """The JSON file beside an exported one."""
     return path.with_name(f"{path.name}.json")
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read_description(path: Path) -> dict:

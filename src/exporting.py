@@ -16,7 +16,8 @@ from src.data.transforms import Preprocessing, UnreadableImage
 from src.distributed import Dist
 from src.errors import UserError
 from src.evaluation import load_for_inference, run_checkpoint
-from src.exported_model import SUFFIXES, description_path, runner, sha256
+from src.exported_model import SUFFIXES, description_path, runner
+from src.file_digest import sha256
 from src.models.layers import GatheredAttention
 from src.onnx_files import INSTALL, check_onnx, make_expressible, missing_packages, write_onnx
 from src.weights import load_weights, official_names

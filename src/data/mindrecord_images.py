@@ -21,6 +21,7 @@ from mindspore.mindrecord import FileWriter
 from src.atomic import replace_synced, write_text
 from src.data.image_set import DataError, ImageSet, open_images, reader_threads
 from src.data.transforms import UnreadableImage, decode
+from src.file_digest import sha256
 
 INDEX_SUFFIX = ".mindrecord.json"
 ROWS_PER_WRITE = 256
@@ -146,7 +147,7 @@ def _make_part(images: ImageSet, chosen: range, path: Path, pool) -> dict:
     if record.is_file():
         part = json.loads(record.read_text(encoding="utf-8"))  # written last and at once, so whole
         unchanged = part["source"] == source and not part["unreadable"]  # which may have been mended
-        if unchanged and all(f.is_file() and checksum(f) == part["sha256"][f.name] for f in files):
+        if unchanged and all(f.is_file() and sha256(f) == part["sha256"][f.name] for f in files):
             return part
     for leftover in (record, *files):
         leftover.unlink(missing_ok=True)
@@ -181,7 +182,7 @@ def _make_part(images: ImageSet, chosen: range, path: Path, pool) -> dict:
         "unreadable": unreadable,
         "source": source,
         "bytes": {file.name: file.stat().st_size for file in files} if count else {},
-        "sha256": {file.name: checksum(file) for file in files} if count else {},
+        "sha256": {file.name: sha256(file) for file in files} if count else {},
     }
     if count:
         write_text(record, json.dumps(part))
@@ -210,13 +211,4 @@ def _contents_hash(path: Path) -> str:
     dataset = ds.MindDataset(str(path), columns_list=["image"], sampler=ds.SequentialSampler())
     for (image,) in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True):
         result.update(image.tobytes())
-    return result.hexdigest()
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    result = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            result.update(block)
     return result.hexdigest()
