@@ -21,7 +21,6 @@ from mindspore.common.initializer import initializer
 from src.models import focal_windows, position_tables
 from src.models.layers import (
     WEIGHT_INIT,
-    Conv2d,
     Dropout,
     DropPath,
     GatheredAttention,
@@ -30,6 +29,7 @@ from src.models.layers import (
     PatchEmbed,
     RowGather,
     check_common_arguments,
+    convolution_parameters,
     dense,
     image_size,
     layer_norm,
@@ -255,8 +255,7 @@ class WindowPool(nn.Cell):
             self.bias = Parameter(initializer("zeros", (1,), ms.float32), name="bias")
         elif pool == "conv":
             side = math.isqrt(self.area)
-            convolution = Conv2d(dim, dim, side, stride=side, depthwise=True)
-            self.weight, self.bias = convolution.weight, convolution.bias  # [C, 1, side, side], [C]
+            self.weight, self.bias = convolution_parameters(dim, 1, side)  # [C, 1, side, side], [C]
         self.matmul = ops.BatchMatMul()
 
     def construct(self, fine):

@@ -12,6 +12,7 @@ from mindspore import nn, ops
 from src.models.focal_windows import padded_size, tokens_at, window_positions
 from src.models.layers import (
     Conv2d,
+    DepthwiseConv2d,
     Dropout,
     DropPath,
     GatheredAttention,
@@ -99,15 +100,11 @@ class PositionalEncoding(nn.Cell):
 
     def __init__(self, dim, map_size, conv_implementation):
         super().__init__()
-        self.map_shape = (-1, dim, *map_size)
-        convolution = Conv2d(
-            dim, dim, 3, 1, padding=1, implementation=conv_implementation, depthwise=True, fan_out_init=True
-        )
-        self.proj = nn.SequentialCell(convolution)
+        self.proj = nn.SequentialCell(DepthwiseConv2d(dim, map_size, 3, conv_implementation))
 
     def construct(self, x):
         """[B, L, C] to [B, L, C]."""
-        return x + self.proj(x.transpose((0, 2, 1)).reshape(self.map_shape))
+        return x + self.proj(x)
 
 
 class TwinsBlock(nn.Cell):
