@@ -145,7 +145,7 @@ class NormByProducts(nn.Cell):
         super().__init__()
         self.channels = channels
         self.epsilon = epsilon
-        self.norm = ops.LayerNorm(begin_norm_axis=1, begin_params_axis=1, epsilon=epsilon)
+        self.norm = ops.LayerNorm(-1, -1, epsilon)  # ONNX export knows no other axes
         self.matmul = ops.MatMul()
         self.rsqrt = ops.Rsqrt()
         self.average = Tensor(np.full((channels, 1), 1 / channels, np.float32))
