@@ -1,77 +1,173 @@
 """Speed and memory of a model here: python scripts/benchmark.py --model focal_tiny_patch4_window7_224 --mode train
 
 Random images, float32 unless --amp says otherwise. A training step is the one that train.py runs: forward, backward,
-clipping, AdamW, stochastic depth at the model's own rate. Peak memory is the process', so one measurement a process.
+clipping, AdamW, stochastic depth at the model's own rate. Every measurement is a process of its own, so that its peak
+memory is its own. With --reference the original code takes turns with it, step by step. After every step two large
+matrices are multiplied: the share of that rate which the model reaches does not depend on how fast the machine is.
 """
 
 import json
-import re
+import math
 import statistics
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src.cli import Parser, run
 from src.errors import UserError
+from src.turns import Worker
+
+SCRIPTS = Path(__file__).resolve().parent
+# Of the backward pass: two products for every one of the forward pass.
+TRAINING_PRODUCTS = 3
 
 
-def inference(model, images):
-    """A function that classifies the batch and waits for the result."""
-    model.set_train(False)
-    return lambda: model(images).asnumpy()
-
-
-def training(model, network, images, num_classes):
-    """A function that makes one update and waits for it."""
+def multiply_accumulates(name: str, arguments: dict) -> int:
+    """Of the forward pass of one image, counted on the compiled graph with real convolutions (src/graph.py)."""
     import mindspore as ms
     import numpy as np
-    from mindspore import Tensor
 
-    from src.data.mixup import soft_targets
-    from src.schema import OptimizerConfig
-    from src.training.loss import SoftTargetCrossEntropy
-    from src.training.optimizer import create_optimizer
-    from src.training.train_step import LossScale, TrainStep
+    from src import graph
+    from src.models import create_model
 
-    generator = np.random.default_rng(0)
-    targets = Tensor(soft_targets(generator.integers(0, num_classes, len(images)), num_classes, 0.1))
-    step = TrainStep(
-        network,
-        SoftTargetCrossEntropy(),
-        model.trainable_params(),
-        create_optimizer(model, OptimizerConfig(weight_decay=0.05)),
-        LossScale(1024.0, dynamic=True, growth_interval=2000),
-        clip_norm=5.0,
-    ).set_train()
-    rate = Tensor(1e-4, ms.float32)
-    seed = Tensor(0, ms.int32)
-    return lambda: step(images, targets, rate, model.draw_drop_path(generator, len(images)), seed)[0].asnumpy()
+    model = create_model(name, **arguments | {"conv_implementation": "conv2d"}).set_train(False)
+    image = ms.Tensor(np.zeros((1, model.in_chans, *model.img_size), np.float32))
+    return graph.multiply_accumulates(graph.compiled_operators(model, image))
 
 
-def measure(function, warmup: int, repeats: int) -> tuple[float, list[float]]:
-    """Seconds of the first call (compilation included), and of each repeat."""
-    start = time.perf_counter()
-    function()
-    first = time.perf_counter() - start
-    for _ in range(warmup):
-        function()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - start)
-    return first, seconds
+def figures(steps: list[dict], batch_size: int) -> dict:
+    """What a process' steps amount to, the first of them apart."""
+    seconds = [step["seconds"] for step in steps]
+    median = statistics.median(seconds)
+    return {
+        "images_per_second": batch_size / median,
+        "median_seconds": median,
+        "fastest_seconds": min(seconds),
+        "slowest_seconds": max(seconds),
+        "median_cpu_seconds": statistics.median(step["cpu_seconds"] for step in steps),
+        "peak_memory_bytes": steps[-1]["peak"],
+    }
 
 
-def peak_memory() -> int:
-    """The largest resident size of this process so far, in bytes.
+def measure(name: str, arguments: dict, batch_size: int, options) -> dict:
+    """One model at one batch size, in turns with the original where there is one. `arguments` are all that it has."""
+    size = arguments["img_size"]
+    shape = [batch_size, arguments["in_chans"], *([size, size] if isinstance(size, int) else size)]
+    given = ["--mode", options.mode, "--images", *shape, "--arguments", json.dumps(arguments)]
+    own = [sys.executable, SCRIPTS / "benchmark_own.py", "--model", name, "--amp", options.amp, *given]
+    commands = {"own": own}
+    if options.reference:
+        family = name.split("_")[0]
+        script = [options.reference_python, SCRIPTS / "benchmark_reference.py"]
+        commands["reference"] = [*script, "--family", family, "--repository", options.reference, *given]
 
-    Not getrusage's: a process started from a large one begins with the other's there.
+    workers = {}
+    try:
+        for code, command in commands.items():
+            workers[code] = Worker(f"{name}, {code} code", command)
+        first = {code: worker.call("step")["seconds"] for code, worker in workers.items()}
+        for _ in range(options.warmup):
+            for worker in workers.values():
+                worker.call("step")
+        workers["own"].call("ceiling")
+        steps = {code: [] for code in workers}
+        rates = []
+        for _ in range(options.repeats):
+            for code, worker in workers.items():
+                steps[code].append(worker.call("step"))
+            product = workers["own"].call("ceiling")
+            rates.append(product["result"] / product["seconds"])
+        profile = workers["own"].call("profile")["result"] if options.profile else []
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+    result = {
+        "model": name,
+        "arguments": arguments,
+        "mode": options.mode,
+        "amp": options.amp,
+        "images": shape,
+        "first_call_seconds": first["own"],
+        **figures(steps["own"], batch_size),
+        "ceiling_multiply_accumulates_per_second": statistics.median(rates),
+        "operators": profile,
+    }
+    if options.count:
+        products = multiply_accumulates(name, arguments) * batch_size
+        products *= TRAINING_PRODUCTS if options.mode == "train" else 1
+        result["multiply_accumulates_per_second"] = products / result["median_seconds"]
+    if options.reference:
+        pairs = zip(steps["own"], steps["reference"], strict=True)
+        result["reference"] = figures(steps["reference"], batch_size)
+        result["speed_ratio"] = statistics.median(theirs["seconds"] / ours["seconds"] for ours, theirs in pairs)
+        result["memory_ratio"] = result["peak_memory_bytes"] / result["reference"]["peak_memory_bytes"]
+    return result
+
+
+def described(result: dict) -> str:
+    """One line of figures, and one for the original."""
+    shape = "x".join(map(str, result["images"]))
+    line = f"{result['model']} {result['mode']} {shape} {result['amp']}: {speed(result)}"
+    line += f", first call {result['first_call_seconds']:.1f} s"
+    if "multiply_accumulates_per_second" in result:
+        rate, ceiling = (
+            result[key] / 1e9 for key in ("multiply_accumulates_per_second", "ceiling_multiply_accumulates_per_second")
+        )
+        line += f", {rate:.1f} of {ceiling:.1f} GMAC/s"
+    if "reference" in result:
+        line += f"\n  the original: {speed(result['reference'])}; ratio of speed {result['speed_ratio']:.2f}, "
+        line += f"of memory {result['memory_ratio']:.2f}"
+    for operator in result["operators"]:
+        line += f"\n  {operator['seconds'] * 1e3:8.1f} ms {operator['calls']:5d} {operator['operator']}"
+    return line
+
+
+def speed(result: dict) -> str:
+    """Images per second, spread and memory."""
+    return (
+        f"{result['images_per_second']:.2f} img/s, median {result['median_seconds'] * 1e3:.0f} ms "
+        f"({result['fastest_seconds'] * 1e3:.0f} to {result['slowest_seconds'] * 1e3:.0f}), "
+        f"peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB"
+    )
+
+
+def exponent(amounts: list[float], values: list[float]) -> float:
+    """p of the best fit values = c * amounts^p, by least squares of the logarithms."""
+    x, y = [math.log(amount) for amount in amounts], [math.log(value) for value in values]
+    return statistics.linear_regression(x, y).slope
+
+
+def growth(results: list[dict]) -> str:
+    """How time and memory grow over several measurements of one series, which differ in one amount.
+
+    Memory that does not grow (the program, the weights) is in the figures, so its exponent is the lower one.
     """
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+    amounts = [math.prod(r["images"]) * sum(r["arguments"]["depths"]) for r in results]
+    time, memory = (
+        exponent(amounts, [result[key] for result in results]) for key in ("median_seconds", "peak_memory_bytes")
+    )
+    return f"time grows with the power {time:.2f} of pixels, images or blocks, peak memory with {memory:.2f}"
+
+
+def series(options) -> list[tuple[list[str], int]]:
+    """What to measure: arguments of the model, and batch sizes. One of them at most is a list.
+
+    Raises:
+        UserError: more than one is.
+    """
+    size = [] if options.img_size is None else [f"img_size={options.img_size}"]
+    given = [flag for flag in ("sizes", "batch_sizes", "depths") if getattr(options, flag)]
+    if len(given) > 1 or (options.sizes and size):
+        raise UserError("give one of --sizes, --batch-sizes and --depths, and --sizes without --img-size")
+    if options.sizes:
+        return [([f"img_size={side}"], options.batch_size) for side in options.sizes]
+    if options.batch_sizes:
+        return [(size, batch_size) for batch_size in options.batch_sizes]
+    if options.depths:
+        return [([*size, f"depths=[2,2,{depth},2]"], options.batch_size) for depth in options.depths]
+    return [(size, options.batch_size)]
 
 
 def main(arguments: list[str]) -> None:
@@ -81,60 +177,54 @@ def main(arguments: list[str]) -> None:
     options.add_argument("--mode", choices=("infer", "train"), default="infer")
     options.add_argument("--batch-size", type=int, default=8)
     options.add_argument("--img-size", type=int, help="default: the model's own")
+    options.add_argument("--sizes", type=int, nargs="+", metavar="SIDE", help="several image sizes in turn")
+    options.add_argument("--batch-sizes", type=int, nargs="+", metavar="B", help="several batch sizes in turn")
+    options.add_argument("--depths", type=int, nargs="+", metavar="N", help="several depths of the third stage in turn")
     options.add_argument("--amp", choices=("O0", "O1", "O2", "O3"), default="O0")
     options.add_argument("--warmup", type=int, default=2, help="calls before the measured ones, beside the first")
     options.add_argument("--repeats", type=int, default=7)
-    options.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    options.add_argument(
+        "--reference",
+        metavar="PATH",
+        help="also measure the original: a copy of the official Focal-Transformer repository; for Twins: timm",
+    )
+    options.add_argument("--reference-python", metavar="PYTHON", help="an interpreter that has PyTorch and timm")
+    options.add_argument("--profile", action="store_true", help="also print a step's operators by their time")
+    options.add_argument("--count", action="store_true", help="also count multiply-accumulates, and tell their rate")
+    options.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there, a list")
     options.add_argument("--debug", action="store_true", help="show tracebacks and MindSpore's own messages")
     options = options.parse_intermixed_args(arguments)
 
-    import mindspore as ms
-    import numpy as np
-    from mindspore import Tensor
-
     from src.atomic import write_text
     from src.config import load_model_config
-    from src.models import create_model
-    from src.precision import apply_precision
+    from src.models import resolve_arguments
 
-    for flag, value in (("--batch-size", options.batch_size), ("--repeats", options.repeats)):
-        if value < 1:
-            raise UserError(f"{flag}: must be at least 1, got {value}")
-    ms.set_context(mode=ms.GRAPH_MODE)
-    size = [] if options.img_size is None else [f"img_size={options.img_size}"]
-    config = load_model_config(options.model, [*options.overrides, *size])
-    model = create_model(config.name, **config.arguments)
-    network = apply_precision(model, options.amp)
-    shape = (options.batch_size, model.in_chans, *model.img_size)
-    images = Tensor(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
-    if options.mode == "infer":
-        function = inference(network, images)
-    else:
-        function = training(model, network, images, model.num_classes)
-    first, seconds = measure(function, options.warmup, options.repeats)
-    median = statistics.median(seconds)
-    result = {
-        "model": config.name,
-        "arguments": config.arguments,
-        "mode": options.mode,
-        "amp": options.amp,
-        "images": list(shape),
-        "images_per_second": options.batch_size / median,
-        "median_seconds": median,
-        "fastest_seconds": min(seconds),
-        "slowest_seconds": max(seconds),
-        "first_call_seconds": first,
-        "peak_memory_bytes": peak_memory(),
-    }
-    print(
-        f"{config.name} {options.mode} {'x'.join(map(str, shape))} {options.amp}: "
-        f"{result['images_per_second']:.2f} img/s, median {median * 1e3:.0f} ms of {options.repeats} "
-        f"({min(seconds) * 1e3:.0f} to {max(seconds) * 1e3:.0f}), first call {first:.1f} s, "
-        f"peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB",
-        flush=True,
-    )
+    for batch_size in [options.batch_size, *(options.batch_sizes or [])]:
+        if batch_size < 1:
+            raise UserError(f"--batch-size: must be at least 1, got {batch_size}")
+    if options.repeats < 1:
+        raise UserError(f"--repeats: must be at least 1, got {options.repeats}")
+    if (options.reference is None) != (options.reference_python is None):
+        raise UserError("--reference and --reference-python belong together: the code, and an interpreter to run it by")
+    if options.reference and options.amp != "O0":
+        raise UserError("--reference: the original is measured in float32 only; leave out --amp")
+    cases = [
+        (load_model_config(options.model, [*options.overrides, *extra]), batch_size)
+        for extra, batch_size in series(options)
+    ]
+    if options.reference and not options.model.startswith("twins"):
+        file = Path(options.reference, "classification", "focal_transformer.py")
+        if not file.is_file():
+            raise UserError(f"--reference {options.reference}: not the official repository, {file} is missing")
+    results = []
+    for config, batch_size in cases:
+        arguments = resolve_arguments(config.name, config.arguments)[1]
+        results.append(measure(config.name, arguments, batch_size, options))
+        print(described(results[-1]), flush=True)
+    if len(results) > 1:
+        print(growth(results), flush=True)
     if options.json:
-        write_text(options.json, json.dumps(result, indent=2))
+        write_text(options.json, json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,12 @@ class ConfigError(UserError):
 
 
 # Constructor arguments that are a matter of the device and live in the runtime section.
-RUNTIME_ARGUMENTS = ("conv_implementation",)
+RUNTIME_ARGUMENTS = ("conv_implementation", "norm_gradient")
+# What each of them is by default.
+DEVICE_DEFAULTS = {
+    "CPU": {"conv_implementation": "unfold", "norm_gradient": "products"},
+    "Ascend": {"conv_implementation": "conv2d", "norm_gradient": "operator"},
+}
 
 
 @dataclass(frozen=True)
@@ -86,10 +91,14 @@ class Config:
 
         `conv_implementation` given takes the place of the configured one.
         """
-        implementation = conv_implementation or self.runtime.conv_implementation
-        if implementation == "auto":
-            implementation = "conv2d" if device_target == "Ascend" else "unfold"
-        return create_model(self.model.name, **self.model.arguments, conv_implementation=implementation)
+        chosen = {name: getattr(self.runtime, name) for name in RUNTIME_ARGUMENTS}
+        if conv_implementation is not None:
+            chosen["conv_implementation"] = conv_implementation
+        defaults = DEVICE_DEFAULTS[device_target]
+        chosen = {name: defaults[name] if value == "auto" else value for name, value in chosen.items()}
+        if self.train.recompute:  # one of two names of the same thing: the original's is among the model's arguments
+            chosen["use_checkpoint"] = True
+        return create_model(self.model.name, **self.model.arguments | chosen)
 
     def with_data_path(self, path: Path) -> "Config":
         """The same configuration with its data elsewhere."""

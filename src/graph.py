@@ -374,12 +374,10 @@ def multiply_accumulates(operators: list[Operator]) -> int:
 
 # --- memory ---------------------------------------------------------------------------------------------------------
 
+VIEWS = ("Reshape", "ExpandDims", "Squeeze", "Flatten")
 # Outputs that are an input under another shape or name, and which input each is.
 SHARED_OUTPUTS: dict[str, tuple[int, ...]] = {
-    "Reshape": (0,),
-    "ExpandDims": (0,),
-    "Squeeze": (0,),
-    "Flatten": (0,),
+    **dict.fromkeys(VIEWS, (0,)),
     "Assign": (0,),
     "AssignAdd": (0,),
     "AssignSub": (0,),
@@ -410,6 +408,20 @@ def activation_bytes(operators: list[Operator]) -> int:
                 if buffer == (operator.index, number)
             )
     return total
+
+
+def moved_bytes(operator: Operator) -> int:
+    """What an operator by itself reads and writes: its tensors, constants and parameters among them; nothing for views.
+
+    A gather reads of its first input only what it writes. Scalars that are no tensors are left out.
+    """
+    if operator.name in VIEWS:
+        return 0
+    read = [value.type.nbytes for value in operator.inputs if value.type is not None]
+    written = sum(output.nbytes for output in operator.outputs)
+    if operator.name == "Gather":
+        read[0] = min(read[0], written)
+    return sum(read) + written
 
 
 def peak_bytes(operators: list[Operator]) -> int:

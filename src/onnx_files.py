@@ -1,6 +1,6 @@
 """Models as ONNX files: what MindSpore's exporter can express, its call, and the checks of what it wrote.
 
-The exporter writes operators of opset 11, and has no converter for Erf, Im2Col (`ops.unfold`) and GroupNorm. A model to
+The exporter writes operators of opset 11, and has no converter for Im2Col (`ops.unfold`) and GroupNorm. A model to
 be exported is therefore a fresh one, built with real convolutions, in which `make_expressible` replaces the rest.
 """
 
@@ -13,7 +13,6 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.errors import UserError
-from src.models.layers import ErfFreeGelu, Gelu
 
 PACKAGES = ("onnx", "onnxruntime")
 INSTALL = 'pip install "onnx>=1.16,<2" "onnxruntime>=1.17,<2"'
@@ -37,9 +36,7 @@ def make_expressible(model: nn.Cell) -> None:
     """Replace, in place, the layers that ONNX has no words for by equal ones; the weights stay."""
     for _, cell in list(model.cells_and_names()):
         for name, child in cell.name_cells().items():
-            if isinstance(child, Gelu):
-                setattr(cell, name, ErfFreeGelu())
-            elif isinstance(child, nn.GroupNorm):
+            if isinstance(child, nn.GroupNorm):
                 setattr(cell, name, MapNorm(child))
 
 

@@ -7,6 +7,7 @@ import mindspore as ms
 from mindspore import amp, nn
 
 from src.errors import UserError
+from src.models.layers import ImageClassifier
 
 
 def apply_precision(model: nn.Cell, level: str) -> nn.Cell:
@@ -18,6 +19,8 @@ def apply_precision(model: nn.Cell, level: str) -> nn.Cell:
     """
     if level == "O0":
         return model
+    if isinstance(model, ImageClassifier):
+        model.use_norm_gradient("operator")  # the products would be in float16
     return amp.auto_mixed_precision(model, "auto" if level == "O1" else level, ms.float16)
 
 

@@ -106,6 +106,7 @@ class TrainConfig(Section):
     epochs: Positive = 300
     batch_size: Positive = 64  # images per device and forward pass
     accumulation_steps: Positive = 1  # forward passes per update
+    recompute: bool = False  # blocks again in the backward pass, for less memory; the original's use_checkpoint
     resume: bool | str = False  # false, auto (the run's newest checkpoint that can be read) or a path
     pretrained: str | None = None  # weights to start from
     frozen_stages: Annotated[int, Field(ge=0)] = 0  # the patch embedding and this many stages stay as they are; 0: none
@@ -163,6 +164,7 @@ class RuntimeConfig(Section):
         "force_fp32",
     ] = "must_keep_origin_dtype"
     conv_implementation: Literal["auto", "unfold", "conv2d"] = "auto"  # auto: unfold on CPU, conv2d on Ascend
+    norm_gradient: Literal["auto", "products", "operator"] = "auto"  # auto: products on CPU, operator on Ascend
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     output: str = "auto"  # folder of the run; auto: runs/<name of the configuration>
 

@@ -32,6 +32,7 @@ SMALL_MODEL = [
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=3, help="how often tests/training/test_kills.py kills its run")
+    parser.addoption("--write-graph-limits", action="store_true", help="store what tests/test_graph_limits.py counts")
 
 
 @pytest.fixture(scope="session")

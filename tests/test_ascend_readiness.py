@@ -27,7 +27,7 @@ from mindspore.communication._comm_helper import DEVICE_TO_BACKEND
 from mindspore.ops.auto_generate import gen_ops_prim
 
 from src import distributed
-from src.config import load_config
+from src.config import DEVICE_DEFAULTS, load_config
 from src.errors import UserError
 from src.graph import PRODUCT_RULES, compiled_operators
 from src.launch import Launch
@@ -61,7 +61,7 @@ DROPPING = {"drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_path_rate": 0.1}
 
 def build(name):
     family, arguments = MODELS[name]
-    return create_model(family, **arguments | DROPPING, conv_implementation="conv2d")
+    return create_model(family, **arguments | DROPPING, **DEVICE_DEFAULTS["Ascend"])
 
 
 def train_operators(model, images, classes, *, optimizer="adamw", level="O0", update=True):

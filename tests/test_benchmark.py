@@ -7,18 +7,19 @@ import sys
 
 import pytest
 
+from scripts.benchmark import exponent
 from tests.conftest import ROOT
 
 
 def benchmark(tmp_path, *arguments):
-    """The figures of one measurement, in a process of its own, for peak memory is the process'."""
+    """The figures of one measurement."""
     command = [sys.executable, str(ROOT / "scripts/benchmark.py"), *arguments, "--json", str(tmp_path / "x.json")]
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"GLOG_v": "4"}, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(done.stdout.splitlines()) == 1
-    return json.loads((tmp_path / "x.json").read_text())
+    (result,) = json.loads((tmp_path / "x.json").read_text())
+    return result
 
 
 @pytest.mark.slow
@@ -40,6 +41,23 @@ def test_a_large_image_fits_into_6_gigabytes(tmp_path):
     assert 1e9 < result["peak_memory_bytes"] < 6e9
 
 
+def test_profile_and_rates(tmp_path):
+    flags = ["--img-size", "32", "--batch-size", "2", "--warmup", "0", "--repeats", "2"]
+    small = ["embed_dims=[8,8]", "num_heads=[1,1]", "mlp_ratios=[1.0,1.0]", "depths=[1,1]", "sr_ratios=[2,1]"]
+    result = benchmark(tmp_path, "--model", "twins", *flags, *small, "--profile", "--count")
+    operators = {operator["operator"]: operator for operator in result["operators"]}
+    assert operators["Softmax"]["calls"] == 2
+    times = [operator["seconds"] for operator in result["operators"]]
+    assert times == sorted(times, reverse=True)
+    assert result["fastest_seconds"] <= result["median_seconds"] <= result["slowest_seconds"] < 10
+    assert 0 < result["multiply_accumulates_per_second"] < result["ceiling_multiply_accumulates_per_second"]
+
+
+def test_exponents_of_growth():
+    assert exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
+    assert exponent([1, 4, 16], [5, 10, 20]) == pytest.approx(0.5)
+
+
 def test_bad_input_is_one_line(run_script):
     for arguments, expected in (
         (["--model", "focal_tny"], "did you mean focal"),
@@ -47,6 +65,10 @@ def test_bad_input_is_one_line(run_script):
         (["--model", "focal", "--batch-size", "0"], "--batch-size: must be at least 1"),
         (["--model", "focal", "--repeats", "0"], "--repeats: must be at least 1"),
         (["--model", "focal", "--mode", "test"], "invalid choice: 'test'"),
+        (["--model", "focal", "--batch-sizes", "2", "0"], "--batch-size: must be at least 1"),
+        (["--model", "focal", "--sizes", "64", "--depths", "2"], "one of --sizes, --batch-sizes and --depths"),
+        (["--model", "focal", "--reference", "there"], "--reference-python"),
+        (["--model", "focal", "--reference", "there", "--reference-python", "python"], "not the official repository"),
     ):
         code, out, err = run_script("scripts.benchmark", *arguments)
         assert (code, out, err.count("\n")) == (1, "", 1), err

@@ -187,3 +187,21 @@ def test_images_are_grey_or_rgb():
     assert "model.in_chans: images are read as grey (1) or RGB (3)" in refusal(
         TINY, "model.in_chans=2", "data.mean=[0.5,0.5]", "data.std=[0.5,0.5]"
     )
+
+
+@pytest.mark.parametrize(
+    ("device", "overrides", "expected"),
+    [
+        ("CPU", [], ("unfold", "products", False)),
+        ("Ascend", [], ("conv2d", "operator", False)),
+        ("CPU", ["runtime.conv_implementation=conv2d"], ("conv2d", "products", False)),
+        ("Ascend", ["runtime.norm_gradient=products"], ("conv2d", "products", False)),
+        ("CPU", ["train.recompute=true"], ("unfold", "products", True)),
+        ("CPU", ["model.use_checkpoint=true"], ("unfold", "products", True)),
+    ],
+)
+def test_what_devices_and_options_make_of_the_model(device, overrides, expected, monkeypatch):
+    monkeypatch.setattr("src.config.create_model", lambda name, **arguments: arguments)
+    arguments = load_config("focalv2_digits", overrides).build_model(device)
+    chosen = tuple(arguments.get(name, False) for name in ("conv_implementation", "norm_gradient", "use_checkpoint"))
+    assert chosen == expected

@@ -13,7 +13,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from src.graph import Operator, activation_bytes, compiled_operators, multiply_accumulates, peak_bytes
 from src.models import create_model
 from src.models.focal_windows import displacements, nearest_keys
-from src.models.layers import Conv2d, dense
+from src.models.layers import Conv2d, Dense
 from tests.conftest import ROOT
 
 TINY = "focalv2_tiny_useconv_patch4_window7_224"
@@ -24,8 +24,8 @@ def zeros(*shape):
     return Tensor(np.zeros(shape, np.float32))
 
 
-def test_dense():
-    (product, bias) = compiled_operators(dense(6, 5), zeros(4, 6))
+def test_Dense():
+    (product, bias) = compiled_operators(Dense(6, 5), zeros(4, 6))
     assert (product.name, product.returned, bias.returned) == ("MatMul", (), (0,))
     assert [(value.kind, value.name) for value in product.inputs[:2]] == [("input", "x"), ("parameter", "weight")]
     assert (product.outputs[0].shape, product.outputs[0].dtype) == ((4, 5), "float32")
@@ -148,7 +148,7 @@ def test_returned_views_hold_what_they_look_at():
 class Condition(nn.Cell):
     def __init__(self):
         super().__init__()
-        self.layer = dense(4, 4)
+        self.layer = Dense(4, 4)
 
     def construct(self, x, flag):
         x = self.layer(x) if flag else ops.exp(x)

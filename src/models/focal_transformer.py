@@ -21,18 +21,18 @@ from mindspore.common.initializer import initializer
 from src.models import focal_windows, position_tables
 from src.models.layers import (
     WEIGHT_INIT,
-    Conv2d,
+    Dense,
     Dropout,
     DropPath,
     GatheredAttention,
     ImageClassifier,
+    LayerNorm,
     Mlp,
     PatchEmbed,
     RowGather,
     check_common_arguments,
-    dense,
+    convolution_parameters,
     image_size,
-    layer_norm,
     with_padding_token,
 )
 from src.models.registry import ArgumentError, register_family, register_model
@@ -178,7 +178,7 @@ class FocalAttentionV2(GatheredAttention):
         self.levels = levels
         head_dim = self.head_dim
         self.coord2rpb_all = nn.CellList(
-            [nn.SequentialCell(dense(2, head_dim), nn.ReLU(), dense(head_dim, num_heads)) for _ in range(levels)]
+            [nn.SequentialCell(Dense(2, head_dim), nn.ReLU(), Dense(head_dim, num_heads)) for _ in range(levels)]
         )
         # The tables are saved with the weights, under the official (misspelt) names: which keys a window sees was
         # fixed when the weights were trained, and ties at the K-th distance can be broken in more than one way.
@@ -269,8 +269,7 @@ class WindowPool(nn.Cell):
             self.bias = Parameter(initializer("zeros", (1,), ms.float32), name="bias")
         elif pool == "conv":
             side = math.isqrt(self.area)
-            convolution = Conv2d(dim, dim, side, stride=side, depthwise=True)
-            self.weight, self.bias = convolution.weight, convolution.bias  # [C, 1, side, side], [C]
+            self.weight, self.bias = convolution_parameters(dim, 1, side)  # [C, 1, side, side], [C]
         self.matmul = ops.BatchMatMul()
 
     def construct(self, fine):
@@ -316,14 +315,14 @@ class FocalBlock(nn.Cell):
         padded = focal_windows.padded_size(map_size, window_size)
         self.padded = padded != tuple(map_size)
 
-        self.norm1 = layer_norm(dim)
+        self.norm1 = LayerNorm(dim)
         self.attn = attention
         self.pool_layers = nn.CellList()
         for level in range(pooled_levels):
             position = focal_windows.part_positions(padded, window_size, level)
             part_index = focal_windows.tokens_at(position, map_size, window_size, shift)
             self.pool_layers.append(WindowPool(pool, dim, part_index))
-        self.norm2 = layer_norm(dim)
+        self.norm2 = LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop, 4 * index + 2)
         self.drop_path1 = DropPath(drop_path, 2 * index)
         self.drop_path2 = DropPath(drop_path, 2 * index + 1)
@@ -545,6 +544,7 @@ class FocalTransformer(ImageClassifier):
         expand_layer: "even" ("odd") leaves the ring out in even (odd) blocks, "all" in none.
         use_checkpoint: recompute each block's activations in the backward pass, for less memory.
         conv_implementation: "unfold" or "conv2d", see layers.Conv2d.
+        norm_gradient: "products" or "operator", see layers.LayerNorm.
     """
 
     # Beside 1-D parameters and biases, those whose name holds one of these.
@@ -587,6 +587,7 @@ class FocalTransformer(ImageClassifier):
         layerscale_value: float = 1e-4,
         use_pre_norm: bool = False,
         conv_implementation: str = "unfold",
+        norm_gradient: str = "products",
     ):
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
@@ -651,8 +652,9 @@ class FocalTransformer(ImageClassifier):
                 )
             layers.append(FocalStage(blocks, map_size, downsample))
         self.layers = nn.CellList(layers)
-        self.norm = layer_norm(dim)
-        self.head = dense(dim, a["num_classes"])
+        self.norm = LayerNorm(dim)
+        self.head = Dense(dim, a["num_classes"])
+        self.use_norm_gradient(a["norm_gradient"])
 
     def block(self, arguments, stage, block, map_size, drop_path) -> FocalBlock:
         """One block of a stage."""

@@ -41,6 +41,12 @@ class ImageClassifier(nn.Cell):
                 cell.rate = 0.0
         self.drop_path_rates = [0.0 if branch < 2 * last else rate for branch, rate in enumerate(self.drop_path_rates)]
 
+    def use_norm_gradient(self, norm_gradient: str) -> None:
+        """How the gradient of every LayerNorm is computed, see LayerNorm. Call before a graph is compiled."""
+        for _, cell in self.cells_and_names():
+            if isinstance(cell, LayerNorm):
+                cell.gradient = norm_gradient
+
     def draw_drop_path(self, generator: np.random.Generator, batch_size: int) -> Tensor | None:
         """Stochastic-depth scales for one training step, or None for a model without stochastic depth."""
         if not any(self.drop_path_rates):
@@ -83,6 +89,8 @@ def check_common_arguments(
     for key in rates:
         if not 0 <= a[key] < 1:
             raise ArgumentError(key, f"must be in [0, 1), got {a[key]}")
+    if a["norm_gradient"] not in ("products", "operator"):
+        raise ArgumentError("norm_gradient", f"must be products or operator, got {a['norm_gradient']!r}")
     if a["conv_implementation"] not in ("unfold", "conv2d"):
         raise ArgumentError("conv_implementation", f"must be unfold or conv2d, got {a['conv_implementation']!r}")
 
@@ -92,14 +100,91 @@ def image_size(img_size: int | tuple[int, int]) -> tuple[int, int]:
     return (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
 
 
-def dense(in_channels: int, out_channels: int, has_bias: bool = True) -> nn.Dense:
-    """Linear layer initialised as the originals do: weights N(0, 0.02), bias zero."""
-    return nn.Dense(in_channels, out_channels, weight_init=WEIGHT_INIT, bias_init="zeros", has_bias=has_bias)
+class AddBias(nn.Cell):
+    """Rows [R, C] plus a bias [C]. Its gradient is a product with ones: BiasAddGrad takes 4 to 15 times that on CPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.add = ops.BiasAdd()
+        self.matmul = ops.MatMul()
+
+    def construct(self, rows, bias):
+        return self.add(rows, bias)
+
+    def bprop(self, rows, bias, out, gradient):
+        ones = ops.ones((1, gradient.shape[0]), gradient.dtype)
+        return gradient, self.matmul(ones, gradient).reshape(bias.shape).astype(bias.dtype)
 
 
-def layer_norm(channels: int, epsilon: float = 1e-5) -> nn.LayerNorm:
-    """LayerNorm over the last axis with PyTorch's default epsilon (MindSpore's own default differs)."""
-    return nn.LayerNorm((channels,), epsilon=epsilon)
+class Dense(nn.Cell):
+    """Linear layer over the last axis, initialised as the originals do: weights N(0, 0.02), bias zero."""
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.weight = Parameter(initializer(WEIGHT_INIT, (out_channels, in_channels), ms.float32), name="weight")
+        self.bias = Parameter(initializer("zeros", (out_channels,), ms.float32), name="bias")
+        self.matmul = ops.MatMul(transpose_b=True)
+        self.add_bias = AddBias()
+
+    def construct(self, x):
+        rows = self.matmul(x.reshape((-1, self.in_channels)), self.weight)
+        return self.add_bias(rows, self.bias).reshape((-1, *x.shape[1:-1], self.out_channels))
+
+
+class NormByProducts(nn.Cell):
+    """LayerNorm of rows [R, C] whose gradient is made of products with vectors of ones.
+
+    On CPU LayerNormGrad takes 2.2 to 3 times as long: sums over rows and columns are products, and what each row has
+    one of is spread over its columns by a product too, for elementwise operators that repeat one of their sides are
+    slow. In float32 only: means would suffer.
+    """
+
+    def __init__(self, channels, epsilon):
+        super().__init__()
+        self.channels = channels
+        self.epsilon = epsilon
+        self.norm = ops.LayerNorm(-1, -1, epsilon)  # ONNX export knows no other axes
+        self.matmul = ops.MatMul()
+        self.rsqrt = ops.Rsqrt()
+        self.average = Tensor(np.full((channels, 1), 1 / channels, np.float32))
+        self.spread = Tensor(np.ones((1, channels), np.float32))
+
+    def construct(self, rows, gamma, beta):
+        return self.norm(rows, gamma, beta)[0]
+
+    def bprop(self, rows, gamma, beta, out, gradient):
+        centred = rows - self.matmul(self.matmul(rows, self.average), self.spread)
+        scale = self.rsqrt(self.matmul(centred * centred, self.average) + self.epsilon)  # [R, 1], as all means
+        normed = centred * self.matmul(scale, self.spread)
+        product = gradient * normed
+        ones = ops.ones((1, rows.shape[0]), rows.dtype)
+        weights = gamma.reshape((-1, 1)) / self.channels
+        mean = self.matmul(gradient, weights) * scale
+        mean_product = self.matmul(product, weights) * scale
+        to_rows = gradient * self.matmul(scale, gamma.reshape((1, -1)))
+        to_rows = to_rows - self.matmul(mean, self.spread) - normed * self.matmul(mean_product, self.spread)
+        return to_rows, self.matmul(ones, product).reshape(-1), self.matmul(ones, gradient).reshape(-1)
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm over the last axis with PyTorch's default epsilon (MindSpore's own default differs).
+
+    Attributes:
+        gradient: "products" (see NormByProducts) or "operator", MindSpore's own, the better choice on Ascend.
+    """
+
+    def __init__(self, channels, epsilon=1e-5):
+        super().__init__((channels,), epsilon=epsilon)
+        self.channels = channels
+        self.gradient = "products"
+        self.by_products = NormByProducts(channels, epsilon)
+
+    def construct(self, x):
+        if self.gradient == "products":
+            return self.by_products(x.reshape((-1, self.channels)), self.gamma, self.beta).reshape((-1, *x.shape[1:]))
+        return self.layer_norm(x, self.gamma.astype(x.dtype), self.beta.astype(x.dtype))[0]
 
 
 class SlicedDense(nn.Cell):
@@ -117,7 +202,7 @@ class SlicedDense(nn.Cell):
         if has_bias:
             self.bias = Parameter(initializer("zeros", (parts * dim,), ms.float32), name="bias")
         self.matmul = ops.MatMul(transpose_b=True)
-        self.add_bias = ops.BiasAdd()
+        self.add_bias = AddBias()
 
     def construct(self, rows, part):
         """rows [R, C] by the part-th layer: [R, C]."""
@@ -129,66 +214,134 @@ class SlicedDense(nn.Cell):
         return projected
 
 
+def convolution_parameters(out_channels, fan_in_channels, kernel_size, fan_out_init=False, groups=1):
+    """Weight [out_channels, fan_in_channels, k, k] and bias of a convolution.
+
+    Initialisation is PyTorch's default for convolutions, which the Focal originals leave as it is: U(-b, b) with
+    b = 1 / sqrt(fan_in), for weight and bias alike. `fan_out_init=True` is Twins': weights N(0, sqrt(2 / fan_out)) with
+    fan_out = out_channels * kernel_size^2 / groups, bias zero.
+    """
+    area = kernel_size * kernel_size
+    bound = Uniform(1 / math.sqrt(fan_in_channels * area))
+    weight_init = Normal(math.sqrt(2 * groups / (out_channels * area))) if fan_out_init else bound
+    shape = (out_channels, fan_in_channels, kernel_size, kernel_size)
+    return (
+        Parameter(initializer(weight_init, shape, ms.float32), name="weight"),
+        Parameter(initializer("zeros" if fan_out_init else bound, (out_channels,), ms.float32), name="bias"),
+    )
+
+
 class Conv2d(nn.Cell):
     """2-D convolution of a [B, C, H, W] map that returns tokens [B, L, out_channels].
 
     On CPU MindSpore's convolution is a naive kernel (700 ms for the stem at batch 8 where im2col and a matrix product
     take 5), so the default gathers patches with `ops.unfold`. `implementation="conv2d"` uses the real operator: the
     better choice on Ascend's cube unit, and the only one ONNX can express. Weights and results are the same.
-
-    Initialisation is PyTorch's default for convolutions, which the Focal originals leave as it is: U(-b, b) with
-    b = 1 / sqrt(fan_in), for weight and bias alike. `fan_out_init=True` is Twins': weights N(0, sqrt(2 / fan_out)) with
-    fan_out = out_channels * kernel_size^2 / groups, bias zero.
     """
 
     def __init__(
-        self,
-        in_channels,
-        out_channels,
-        kernel_size,
-        stride,
-        padding=0,
-        implementation="unfold",
-        depthwise=False,
-        fan_out_init=False,
+        self, in_channels, out_channels, kernel_size, stride, padding=0, implementation="unfold", fan_out_init=False
     ):
         super().__init__()
-        kernel_area = kernel_size * kernel_size
-        groups = in_channels if depthwise else 1
-        fan_in = in_channels // groups * kernel_area
-        bound = Uniform(1 / math.sqrt(fan_in))
-        weight_init = Normal(math.sqrt(2 * groups / (out_channels * kernel_area))) if fan_out_init else bound
-        shape = (out_channels, in_channels // groups, kernel_size, kernel_size)
-        self.weight = Parameter(initializer(weight_init, shape, ms.float32), name="weight")
-        self.bias = Parameter(initializer("zeros" if fan_out_init else bound, (out_channels,), ms.float32), name="bias")
+        self.weight, self.bias = convolution_parameters(out_channels, in_channels, kernel_size, fan_out_init)
         self.kernel_size = kernel_size
-        self.kernel_area = kernel_area
         self.stride = stride
         self.padding = padding
         self.out_channels = out_channels
-        self.fan_in = fan_in
-        self.depthwise = depthwise
+        self.fan_in = in_channels * kernel_size * kernel_size
         self.unfold = implementation == "unfold"
-        self.add_bias = ops.BiasAdd()
+        self.matmul = ops.MatMul(transpose_b=True)
+        self.add_bias = AddBias()
         kernel = (kernel_size, kernel_size)  # a pair: MindSpore's ONNX exporter cannot read a single number
-        self.conv2d = ops.Conv2D(out_channels, kernel, pad_mode="pad", pad=padding, stride=stride, group=groups)
+        self.conv2d = ops.Conv2D(out_channels, kernel, pad_mode="pad", pad=padding, stride=stride)
 
     def construct(self, x):
         if self.unfold:
             patches = ops.unfold(x, self.kernel_size, padding=self.padding, stride=self.stride)  # [B, C * k * k, L]
-            if self.depthwise:
-                patches = patches.reshape((-1, self.out_channels, self.kernel_area, patches.shape[2]))
-                weight = self.weight.reshape((self.out_channels, self.kernel_area, 1)).astype(x.dtype)
-                tokens = (patches * weight).sum(2).transpose((0, 2, 1))  # [B, L, out]
-            else:
-                weight = self.weight.reshape((self.out_channels, self.fan_in)).astype(x.dtype)
-                tokens = ops.matmul(patches.transpose((0, 2, 1)), weight.transpose((1, 0)))  # [B, L, out]
+            length = patches.shape[2]
+            weight = self.weight.reshape((self.out_channels, self.fan_in)).astype(x.dtype)
+            rows = self.matmul(patches.transpose((0, 2, 1)).reshape((-1, self.fan_in)), weight)  # [B * L, out]
         else:
             maps = self.conv2d(x, self.weight)  # [B, out, H', W']
             length = maps.shape[2] * maps.shape[3]
-            tokens = maps.reshape((-1, self.out_channels, length)).transpose((0, 2, 1))  # [B, L, out]
-        rows = self.add_bias(tokens.reshape((-1, self.out_channels)), self.bias.astype(tokens.dtype))
-        return rows.reshape((-1, *tokens.shape[1:]))
+            rows = maps.reshape((-1, self.out_channels, length)).transpose((0, 2, 1))
+            rows = rows.reshape((-1, self.out_channels))  # [B * L, out]
+        rows = self.add_bias(rows, self.bias.astype(rows.dtype))
+        return rows.reshape((-1, length, self.out_channels))
+
+
+class DepthwiseConv2d(nn.Cell):
+    """Convolution of every channel by itself, stride 1, zero padding that keeps the size: tokens [B, L, C] to the same.
+
+    On CPU no kernel does this well: unfolding makes nine times the map, which has to be written, weighed and summed.
+    `implementation="unfold"` multiplies rows of the map by band matrices instead, each with a row of the kernel along
+    its diagonals. Most of what is multiplied is zero, and it takes a third of the time all the same.
+
+    Args:
+        map_size: (H, W) of the map.
+        kernel_size: odd.
+    """
+
+    def __init__(self, dim, map_size, kernel_size, implementation="unfold"):
+        super().__init__()
+        self.weight, self.bias = convolution_parameters(dim, 1, kernel_size, fan_out_init=True, groups=dim)
+        self.dim = dim
+        self.map_size = tuple(map_size)
+        self.kernel_area = kernel_size * kernel_size
+        self.by_bands = implementation == "unfold"
+        self.add_bias = AddBias()
+        if self.by_bands:
+            reach = min(kernel_size // 2, map_size[0] - 1)  # rows further away are padding everywhere
+            self.offsets = tuple(range(-reach, reach + 1))
+            self.bands = Tensor(band_matrices(kernel_size, self.offsets, map_size[1]))
+            self.matmul = ops.MatMul()
+            self.product = ops.BatchMatMul()
+        else:
+            kernel, padding = (kernel_size, kernel_size), kernel_size // 2
+            self.conv2d = ops.Conv2D(dim, kernel, pad_mode="pad", pad=padding, group=dim)
+
+    def construct(self, tokens):
+        channels, (height, width) = self.dim, self.map_size
+        if self.by_bands:
+            maps = tokens.reshape((-1, channels)).transpose((1, 0)).reshape((channels, -1, height, width))
+            zeros = ops.zeros_like(maps)
+            shifted = ()  # by whole rows, zeros where there are none: [C, B, H, W] each
+            for offset in self.offsets:
+                if offset < 0:
+                    shifted = shifted + (ops.concat((zeros[:, :, :-offset], maps[:, :, :offset]), 2),)
+                elif offset > 0:
+                    shifted = shifted + (ops.concat((maps[:, :, offset:], zeros[:, :, :offset]), 2),)
+                else:
+                    shifted = shifted + (maps,)
+            rows = ops.concat(shifted, 3) if len(shifted) > 1 else maps
+            rows = rows.reshape((channels, -1, len(self.offsets) * width))  # [C, B * H, rows * W]
+            weight = self.weight.reshape((channels, self.kernel_area)).astype(tokens.dtype)
+            bands = self.matmul(weight, self.bands.astype(tokens.dtype)).reshape((channels, -1, width))
+            out = self.product(rows, bands)  # [C, B * H, W]
+            out = out.reshape((channels, -1)).transpose((1, 0))  # [B * L, C]
+        else:
+            maps = tokens.transpose((0, 2, 1)).reshape((-1, channels, height, width))
+            maps = self.conv2d(maps, self.weight)  # [B, C, H, W]
+            out = maps.reshape((-1, channels, height * width)).transpose((0, 2, 1)).reshape((-1, channels))
+        return self.add_bias(out, self.bias.astype(out.dtype)).reshape((-1, *tokens.shape[1:]))
+
+
+def band_matrices(kernel_size: int, offsets: tuple[int, ...], width: int) -> np.ndarray:
+    """What turns kernels, by a product, into matrices that convolve rows.
+
+    Args:
+        offsets: of the rows that stand side by side, in rows of the map.
+
+    Returns:
+        [kernel_size^2, len(offsets) * width * width] float32 of zeros and ones. A kernel's elements times it are a
+        matrix [len(offsets) * width, width]: element (i, c; w) is what column c of the i-th row adds to column w.
+    """
+    bands = np.zeros((kernel_size, kernel_size, len(offsets), width, width), np.float32)
+    centre = kernel_size // 2
+    for i, offset in enumerate(offsets):
+        for column in range(kernel_size):
+            bands[offset + centre, column, i] = np.eye(width, k=centre - column)
+    return bands.reshape(kernel_size * kernel_size, -1)
 
 
 class PatchEmbed(nn.Cell):
@@ -214,7 +367,7 @@ class PatchEmbed(nn.Cell):
         self.proj = Conv2d(
             in_chans, embed_dim, kernel_size, stride, padding, conv_implementation, fan_out_init=fan_out_init
         )
-        self.norm = layer_norm(embed_dim) if norm else None
+        self.norm = LayerNorm(embed_dim) if norm else None
 
     def construct(self, x):
         if self.pre_norm is not None:
@@ -270,7 +423,7 @@ class GatheredAttention(nn.Cell):
         self.head_dim = dim // num_heads
         self.scale = float(qk_scale or self.head_dim**-0.5)  # Focal's configs carry qk_scale: False
         self.qkv = SlicedDense(dim, 3, qkv_bias)
-        self.proj = dense(dim, dim)
+        self.proj = Dense(dim, dim)
         self.attn_drop = Dropout(attn_drop, index)
         self.proj_drop = Dropout(proj_drop, index + 1)
         self.scores = ops.BatchMatMul(transpose_b=True)
@@ -427,17 +580,33 @@ def logical_shift(word, bits):
 class Gelu(nn.Cell):
     """Exact GELU (arXiv 1606.08415), x times the normal distribution function of x.
 
+    In float32 the distribution function is sigmoid(x P(x^2)), within 1e-7 after the multiplication by x: Erf is the
+    slowest elementwise operator on CPU (130 ms for 9.6M values; a product takes 4), and ONNX has none. In float16,
+    where the coefficients would vanish, it is computed by erf.
+
     With its own gradient, which keeps nothing but x: nn.GELU's holds four times the activation for as long as the graph
-    lives on CPU, in inference too, and forward and backward together take 1.25 times as long.
+    lives on CPU, in inference too.
     """
+
+    # Of P, highest power first: a least-squares fit on |x| <= 6.5. Beyond, P is positive, so the sigmoid is 0 or 1.
+    coefficients = (
+        3.71728930e-9, -2.71711680e-7, 8.01844462e-6, -1.11094282e-4, -6.40434163e-5, 7.26651268e-2, 1.59577012,
+    )  # fmt: skip
 
     def __init__(self):
         super().__init__()
         self.erf = ops.Erf()
         self.exp = ops.Exp()
+        self.sigmoid = ops.Sigmoid()
 
     def distribution(self, x):
-        return self.erf(x * 0.7071067811865476) * 0.5 + 0.5
+        if x.dtype == ms.float16:
+            return self.erf(x * 0.7071067811865476) * 0.5 + 0.5
+        square = x * x
+        value = square * self.coefficients[0] + self.coefficients[1]
+        for coefficient in self.coefficients[2:]:
+            value = value * square + coefficient
+        return self.sigmoid(x * value)
 
     def construct(self, x):
         return x * self.distribution(x)
@@ -447,45 +616,14 @@ class Gelu(nn.Cell):
         return (gradient * (self.distribution(x) + x * density),)
 
 
-class ErfFreeGelu(nn.Cell):
-    """GELU without the error function, for formats that lack it: x * sigmoid(x * P(x^2)).
-
-    Within 7.4e-8 of the exact one before rounding. The polynomial was fitted on |x| <= 6.5; beyond, where the exact
-    function is x or 0 to within 3e-10, sigmoid's argument is that of the end.
-    """
-
-    COEFFICIENTS = (
-        1.59577012,
-        7.26651268e-2,
-        -6.40434163e-5,
-        -1.11094282e-4,
-        8.01844462e-6,
-        -2.71711680e-7,
-        3.71728930e-9,
-    )
-    LIMIT = 6.5
-
-    def __init__(self):
-        super().__init__()
-        self.sigmoid = ops.Sigmoid()
-
-    def construct(self, x):
-        clipped = ops.minimum(ops.maximum(x, -self.LIMIT), self.LIMIT)
-        squared = clipped * clipped
-        polynomial = self.COEFFICIENTS[-1]
-        for coefficient in self.COEFFICIENTS[-2::-1]:
-            polynomial = polynomial * squared + coefficient
-        return x * self.sigmoid(clipped * polynomial)
-
-
 class Mlp(nn.Cell):
     """Two-layer perceptron with exact GELU (paper section 3.2; Mlp in the original files)."""
 
     def __init__(self, dim, hidden_dim, drop=0.0, dropout_index=0):
         super().__init__()
-        self.fc1 = dense(dim, hidden_dim)
+        self.fc1 = Dense(dim, hidden_dim)
         self.act = Gelu()
-        self.fc2 = dense(hidden_dim, dim)
+        self.fc2 = Dense(hidden_dim, dim)
         self.drop1 = Dropout(drop, dropout_index)
         self.drop2 = Dropout(drop, dropout_index + 1)
 

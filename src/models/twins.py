@@ -12,17 +12,18 @@ from mindspore import nn, ops
 from src.models.focal_windows import padded_size, tokens_at, window_positions
 from src.models.layers import (
     Conv2d,
+    Dense,
+    DepthwiseConv2d,
     Dropout,
     DropPath,
     GatheredAttention,
     ImageClassifier,
+    LayerNorm,
     Mlp,
     PatchEmbed,
     SlicedDense,
     check_common_arguments,
-    dense,
     image_size,
-    layer_norm,
     with_padding_token,
 )
 from src.models.registry import ArgumentError, register_family, register_model
@@ -70,10 +71,10 @@ class GlobalSubsampledAttention(nn.Cell):
         self.keys = math.prod(side // sr_ratio for side in map_size)
         if self.subsamples:
             self.sr = Conv2d(dim, dim, sr_ratio, sr_ratio, 0, conv_implementation, fan_out_init=True)
-            self.norm = layer_norm(dim)
-        self.q = dense(dim, dim)
+            self.norm = LayerNorm(dim)
+        self.q = Dense(dim, dim)
         self.kv = SlicedDense(dim, 2)
-        self.proj = dense(dim, dim)
+        self.proj = Dense(dim, dim)
         self.attn_drop = Dropout(attn_drop, index)
         self.proj_drop = Dropout(proj_drop, index + 1)
         self.scores = ops.BatchMatMul(transpose_b=True)
@@ -112,15 +113,11 @@ class PositionalEncoding(nn.Cell):
 
     def __init__(self, dim, map_size, conv_implementation):
         super().__init__()
-        self.map_shape = (-1, dim, *map_size)
-        convolution = Conv2d(
-            dim, dim, 3, 1, padding=1, implementation=conv_implementation, depthwise=True, fan_out_init=True
-        )
-        self.proj = nn.SequentialCell(convolution)
+        self.proj = nn.SequentialCell(DepthwiseConv2d(dim, map_size, 3, conv_implementation))
 
     def construct(self, x):
         """[B, L, C] to [B, L, C]."""
-        return x + self.proj(x.transpose((0, 2, 1)).reshape(self.map_shape))
+        return x + self.proj(x)
 
 
 class TwinsBlock(nn.Cell):
@@ -129,9 +126,9 @@ class TwinsBlock(nn.Cell):
     def __init__(self, dim, attention, mlp_ratio, drop, drop_path, index):
         """`index` is the block's place in the model."""
         super().__init__()
-        self.norm1 = layer_norm(dim, BLOCK_NORM_EPSILON)
+        self.norm1 = LayerNorm(dim, BLOCK_NORM_EPSILON)
         self.attn = attention
-        self.norm2 = layer_norm(dim, BLOCK_NORM_EPSILON)
+        self.norm2 = LayerNorm(dim, BLOCK_NORM_EPSILON)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop, 4 * index + 2)
         self.drop_path1 = DropPath(drop_path, 2 * index)
         self.drop_path2 = DropPath(drop_path, 2 * index + 1)
@@ -192,6 +189,7 @@ class Twins(ImageClassifier):
         drop_path_rate: stochastic depth of the last branch; the rate grows linearly from 0 at the first.
         use_checkpoint: recompute each block's activations in the backward pass, for less memory.
         conv_implementation: "unfold" or "conv2d", see layers.Conv2d.
+        norm_gradient: "products" or "operator", see layers.LayerNorm.
     """
 
     no_weight_decay = ("pos_block",)  # beside 1-D parameters and biases
@@ -215,6 +213,7 @@ class Twins(ImageClassifier):
         drop_path_rate: float = 0.0,
         use_checkpoint: bool = False,
         conv_implementation: str = "unfold",
+        norm_gradient: str = "products",
     ):
         super().__init__()
         self.num_classes = num_classes
@@ -260,9 +259,10 @@ class Twins(ImageClassifier):
         self.pos_drops = nn.CellList(pos_drops)
         self.blocks = nn.CellList(blocks)
         self.pos_block = nn.CellList(pos_blocks)
-        self.norm = layer_norm(channels, BLOCK_NORM_EPSILON)
+        self.norm = LayerNorm(channels, BLOCK_NORM_EPSILON)
         self.head_drop = Dropout(drop_rate, 4 * sum(depths) + len(depths))
-        self.head = dense(channels, num_classes)
+        self.head = Dense(channels, num_classes)
+        self.use_norm_gradient(norm_gradient)
 
     def block_index(self, name: str) -> int:
         """Where a parameter or layer is, see ImageClassifier.

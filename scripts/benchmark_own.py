@@ -1,0 +1,125 @@
+"""One step of a model here, for benchmark.py, which runs this in a process of its own."""
+
+import argparse
+import csv
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ.setdefault("GLOG_v", "4")  # before MindSpore is imported
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, ops
+
+from src.data.mixup import soft_targets
+from src.models import create_model
+from src.precision import apply_precision
+from src.schema import OptimizerConfig
+from src.training.loss import SoftTargetCrossEntropy
+from src.training.optimizer import create_optimizer
+from src.training.train_step import LossScale, TrainStep
+from src.turns import serve
+
+CEILING_SIDE = 2048
+PROFILED_STEPS = 2
+
+
+def inference(model, images):
+    """A function that classifies the batch and waits for the result."""
+    model.set_train(False)
+
+    def step():
+        model(images).asnumpy()
+
+    return step
+
+
+def update(model, network, images):
+    """The cell that train.py runs, and a function that gives its arguments for one update."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, model.num_classes, len(images))
+    targets = Tensor(soft_targets(labels, model.num_classes, 0.1))
+    cell = TrainStep(
+        network,
+        SoftTargetCrossEntropy(),
+        model.trainable_params(),
+        create_optimizer(model, OptimizerConfig(weight_decay=0.05)),
+        LossScale(1024.0, dynamic=True, growth_interval=2000),
+        clip_norm=5.0,
+    ).set_train()
+    rate = Tensor(1e-4, ms.float32)
+    seed = Tensor(0, ms.int32)
+    return cell, lambda: (images, targets, rate, model.draw_drop_path(generator, len(images)), seed)
+
+
+def training(model, network, images):
+    """A function that makes one update and waits for it."""
+    cell, arguments = update(model, network, images)
+
+    def step():
+        cell(*arguments())[0].asnumpy()
+
+    return step
+
+
+def ceiling(amp: str):
+    """A function that multiplies two square matrices, what the device does fastest; returns multiply-accumulates."""
+    values = np.random.default_rng(0).standard_normal((CEILING_SIDE, CEILING_SIDE), dtype=np.float32)
+    matrix = Tensor(values, ms.float32 if amp == "O0" else ms.float16)
+    product = ops.MatMul()
+
+    def multiply():
+        product(matrix, matrix).asnumpy()
+        return CEILING_SIDE**3
+
+    return multiply
+
+
+def profile(step) -> list[dict]:
+    """Operators of a step by the time they take, longest first: operator, calls and seconds in one step."""
+    from mindspore.profiler import ProfilerActivity, tensorboard_trace_handler
+
+    with tempfile.TemporaryDirectory() as folder:
+        with ms.profiler.profile(activities=[ProfilerActivity.CPU], on_trace_ready=tensorboard_trace_handler(folder)):
+            for _ in range(PROFILED_STEPS):
+                step()
+        (file,) = Path(folder).rglob("cpu_op_type_info_0.csv")
+        with file.open(encoding="utf-8") as rows:
+            operators = [
+                {
+                    "operator": row["op_type"],
+                    "calls": int(row["type_occurrences"]) // PROFILED_STEPS,
+                    "seconds": float(row["total_compute_time"]) / PROFILED_STEPS / 1e3,
+                }
+                for row in csv.DictReader(rows)
+            ]
+    return sorted(operators, key=lambda operator: -operator["seconds"])
+
+
+def prepare(options) -> dict:
+    ms.set_context(mode=ms.GRAPH_MODE)
+    model = create_model(options.model, **json.loads(options.arguments))
+    network = apply_precision(model, options.amp)
+    images = Tensor(np.random.default_rng(0).standard_normal(options.images, dtype=np.float32))
+    step = inference(network, images) if options.mode == "infer" else training(model, network, images)
+    multiply = ceiling(options.amp)
+    return {"step": step, "ceiling": multiply, "profile": lambda: profile(step)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--arguments", required=True, metavar="JSON")
+    parser.add_argument("--mode", required=True, choices=("infer", "train"))
+    parser.add_argument("--amp", default="O0")
+    parser.add_argument("--images", required=True, type=int, nargs=4, help="batch size, channels, height, width")
+    options = parser.parse_args()
+    serve(lambda: prepare(options))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""What bounds a model on an Ascend 910: python scripts/roofline.py [NAME]
+
+An estimate on the compiled graph of inference, with real convolutions and mixed precision: nothing here has run on one.
+Every operator takes as long as its arithmetic at the device's peak or its bytes at the memory's, whichever is longer,
+once if every operator stands alone and once if elementwise work costs nothing beside the products it could be fused to.
+"""
+
+import json
+import re
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from src.cli import Parser, run
+from src.errors import UserError
+from src.turns import Worker
+
+FUSED = re.compile(r"Mul|Add|Sub|Div|Erf|Exp|Sigmoid|Cast|Sqrt|Relu|ReLU|Square|Softmax|LayerNorm")
+
+
+@dataclass
+class Cost:
+    """Sums over operators; seconds at the peak rates."""
+
+    operators: int = 0
+    multiply_accumulates: int = 0
+    moved_bytes: int = 0
+    alone: float = 0.0
+    fused: float = 0.0
+
+    def add(self, operator, products: int, moved: int, flops: float, bandwidth: float) -> None:
+        seconds = max(2 * products / flops, moved / bandwidth)
+        self.operators += moved > 0
+        self.multiply_accumulates += products
+        self.moved_bytes += moved
+        self.alone += seconds
+        self.fused += 0.0 if FUSED.search(operator.name) and not products else seconds
+
+
+def places(operators: list) -> list[str]:
+    """The block that each operator belongs to, as "stage.block", or what is outside of blocks.
+
+    Graphs that several blocks call have the names of the first: what follows a later block's operators is that one's.
+    """
+    result, current = [], (-1, -1)
+    for operator in operators:
+        found = re.search(r"layers-CellList/(\d+)-\w+/blocks-CellList/(\d+)-", operator.scope)
+        found = found or re.search(r"/blocks-CellList/(\d+)-CellList/(\d+)-", operator.scope)
+        if found:
+            current = max(current, (int(found[1]), int(found[2])))
+        result.append(f"block {current[0]}.{current[1]}" if found else "outside")
+    return result
+
+
+def costs(name: str, batch_size: int, amp: str, flops: float, bandwidth: float) -> dict[str, Cost]:
+    """Costs by block of the forward pass of a batch."""
+    import mindspore as ms
+    import numpy as np
+
+    from src.config import DEVICE_DEFAULTS
+    from src.graph import compiled_operators, moved_bytes, multiply_accumulates
+    from src.models import create_model
+    from src.precision import apply_precision
+
+    model = create_model(name, **DEVICE_DEFAULTS["Ascend"]).set_train(False)
+    images = ms.Tensor(np.zeros((batch_size, model.in_chans, *model.img_size), np.float32))
+    result: dict[str, Cost] = defaultdict(Cost)
+    operators = compiled_operators(apply_precision(model, amp).set_train(False), images)
+    for place, operator in zip(places(operators), operators, strict=True):
+        products = multiply_accumulates([operator]) if operator.name not in ("SumExt", "ReduceSum") else 0
+        for key in (place, "total"):
+            result[key].add(operator, products, moved_bytes(operator), flops, bandwidth)
+    return result
+
+
+def original(name: str, arguments: dict, options) -> dict:
+    """What the original moves for one image: its operators that are no views, and their bytes."""
+    images = [1, arguments["in_chans"], arguments["img_size"], arguments["img_size"]]
+    command = [options.reference_python, Path(__file__).with_name("benchmark_reference.py"), "--mode", "infer"]
+    command += ["--family", name.split("_")[0], "--repository", options.reference, "--images", *images]
+    worker = Worker(f"{name}, reference code", [*command, "--arguments", json.dumps(arguments)])
+    try:
+        return worker.call("moved")["result"]
+    finally:
+        worker.close()
+
+
+def main(arguments: list[str]) -> None:
+    options = Parser(prog="roofline.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    options.add_argument("name", nargs="?", default="focalv2_tiny_useconv_patch4_window7_224", metavar="NAME")
+    options.add_argument("--batch-size", type=int, default=64)
+    options.add_argument("--amp", choices=("O0", "O1"), default="O1")
+    options.add_argument("--tflops", type=float, default=256, help="peak of the device in float16")
+    options.add_argument("--bandwidth", type=float, default=1.2, help="of its memory, in TB/s")
+    options.add_argument(
+        "--reference", metavar="PATH", help="also count what the original moves, as in benchmark.py (then in float32)"
+    )
+    options.add_argument("--reference-python", metavar="PYTHON", help="an interpreter that has PyTorch and timm")
+    options.add_argument("--debug", action="store_true", help="show tracebacks and MindSpore's own messages")
+    options = options.parse_args(arguments)
+
+    from src.models import resolve_arguments
+
+    try:
+        model_arguments = resolve_arguments(options.name, {})[1]
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if (options.reference is None) != (options.reference_python is None):
+        raise UserError("--reference and --reference-python belong together: the code, and an interpreter to run it by")
+    if min(options.batch_size, options.tflops, options.bandwidth) <= 0:
+        raise UserError("--batch-size, --tflops and --bandwidth must be above 0")
+    table = costs(options.name, options.batch_size, options.amp, options.tflops * 1e12, options.bandwidth * 1e12)
+    print(f"{options.name} at batch {options.batch_size}, {options.amp}: per image")
+    print(f"{'':12} {'operators':>9} {'GMACs':>8} {'MB moved':>9} {'MACs/byte':>9} {'us alone':>9} {'us fused':>9}")
+    for key, cost in sorted(table.items(), key=lambda item: (item[0] == "total", item[0])):
+        images = options.batch_size
+        intensity = cost.multiply_accumulates / cost.moved_bytes
+        print(
+            f"{key:12} {cost.operators:9} {cost.multiply_accumulates / images / 1e9:8.3f} "
+            f"{cost.moved_bytes / images / 1e6:9.1f} {intensity:9.1f} "
+            f"{cost.alone / images * 1e6:9.1f} {cost.fused / images * 1e6:9.1f}"
+        )
+    total = table["total"]
+    balance = options.tflops / 2 / options.bandwidth
+    print(f"bound by memory below {balance:.0f} multiply-accumulates a byte; at the peaks ", end="")
+    print(f"{options.batch_size / total.alone:.0f} img/s alone, {options.batch_size / total.fused:.0f} fused")
+    if options.reference:
+        here = costs(options.name, 1, "O0", options.tflops * 1e12, options.bandwidth * 1e12)["total"]
+        there = original(options.name, model_arguments, options)
+        print(
+            f"one image in float32: here {here.operators} operators move {here.moved_bytes / 1e6:.0f} MB, in the ",
+            end="",
+        )
+        print(f"original {there['operators']} move {there['moved_bytes'] / 1e6:.0f} MB")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, "roofline.py"))
