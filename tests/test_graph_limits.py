@@ -65,3 +65,12 @@ def test_a_graph_does_not_grow(name, mode, request):
         return
     lines = grown(found, stored[f"{name} {mode}"])
     assert not lines, "\n".join([*lines, "if it is worth it: pytest tests/test_graph_limits.py --write-graph-limits"])
+
+
+def test_growth_is_told_by_kind():
+    limits = {"operators": 100, "activation_bytes": 1000, "peak_bytes": 10, "kinds": {"Add": 60, "Mul": 40}}
+    assert grown(limits | {"operators": 103, "kinds": {"Add": 63, "Mul": 40}}, limits) == []
+    assert grown(limits | {"operators": 50, "activation_bytes": 10}, limits) == []
+    lines = grown(limits | {"operators": 104, "kinds": {"Add": 63, "Erf": 1, "Mul": 40}}, limits)
+    assert lines == ["operators: 104, was 100 (+4.0%)", "more operators: Add 60 -> 63, Erf 0 -> 1"]
+    assert grown(limits | {"peak_bytes": 11}, limits) == ["peak_bytes: 11, was 10 (+10.0%)", "more operators: none"]

@@ -101,19 +101,18 @@ def image_size(img_size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 class AddBias(nn.Cell):
-    """Rows [R, C] plus a bias [C]. Its gradient is a product with ones: BiasAddGrad takes 4 to 15 times that on CPU."""
+    """Rows [R, C] plus a bias [C]. Its gradient is a plain sum: BiasAddGrad takes two to five times as long on CPU."""
 
     def __init__(self):
         super().__init__()
         self.add = ops.BiasAdd()
-        self.matmul = ops.MatMul()
 
     def construct(self, rows, bias):
         return self.add(rows, bias)
 
     def bprop(self, rows, bias, out, gradient):
-        ones = ops.ones((1, gradient.shape[0]), gradient.dtype)
-        return gradient, self.matmul(ones, gradient).reshape(bias.shape).astype(bias.dtype)
+        # A product with ones is faster still. In mixed precision the types of rows, bias and result differ.
+        return gradient.astype(rows.dtype), gradient.sum(0).astype(bias.dtype)
 
 
 class Dense(nn.Cell):
