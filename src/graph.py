@@ -424,8 +424,8 @@ def moved_bytes(operator: Operator) -> int:
     return sum(read) + written
 
 
-def peak_bytes(operators: list[Operator]) -> int:
-    """Largest sum of the outputs alive at one time: what inference needs beside parameters, constants and inputs.
+def alive_at_peak(operators: list[Operator]) -> list[tuple[Operator, int]]:
+    """The outputs that are alive when they take most memory together: (operator, number of the output).
 
     Operators run in the order of the list. An output lives from the operator that computes it to the last that reads it
     or a view of it, what the cell returns to the end; while an operator runs, its inputs and outputs are all alive. The
@@ -443,17 +443,24 @@ def peak_bytes(operators: list[Operator]) -> int:
         for number in operator.returned:
             last_use[buffers[operator.index][number]] = len(operators)
 
-    alive = peak = 0
-    freed_after: dict[int, int] = {}
+    alive: dict[tuple[int, int], int] = {}  # bytes of every output that lives
+    size, peak, at_peak = 0, 0, []
+    freed_after: dict[int, list[tuple[int, int]]] = {}
     for operator in operators:
         for number, buffer in enumerate(buffers[operator.index]):
             if buffer == (operator.index, number):
-                size = operator.outputs[number].nbytes
-                alive += size
-                freed_after[last_use[buffer]] = freed_after.get(last_use[buffer], 0) + size
-        peak = max(peak, alive)
-        alive -= freed_after.get(operator.index, 0)
-    return peak
+                alive[buffer] = operator.outputs[number].nbytes
+                size += alive[buffer]
+                freed_after.setdefault(last_use[buffer], []).append(buffer)
+        if size > peak:
+            peak, at_peak = size, list(alive)
+        size -= sum(alive.pop(buffer) for buffer in freed_after.get(operator.index, ()))
+    return [(operators[index], number) for index, number in at_peak]
+
+
+def peak_bytes(operators: list[Operator]) -> int:
+    """Largest sum of the outputs alive at one time: what a graph needs beside parameters, constants and inputs."""
+    return sum(operator.outputs[number].nbytes for operator, number in alive_at_peak(operators))
 
 
 def _buffers(operators: list[Operator]) -> list[list[tuple[int, int] | None]]:

@@ -376,8 +376,6 @@ class FocalStage(nn.Cell):
         for block in self.blocks:
             x = block(x, drop_path, dropout_seed)
         if self.downsample is not None:
-            channels = x.shape[-1]
-            x = x.transpose((0, 2, 1)).reshape((-1, channels, self.map_size[0], self.map_size[1]))  # [B, C, H, W]
             x = self.downsample(x)
         return x
 
@@ -647,6 +645,7 @@ class FocalTransformer(ImageClassifier):
                     dim,
                     2 * dim,
                     *embedding(a, is_stem=False),
+                    map_size=map_size,
                     pre_norm=a["use_pre_norm"],
                     conv_implementation=a["conv_implementation"],
                 )

@@ -235,42 +235,81 @@ def convolution_parameters(out_channels, fan_in_channels, kernel_size, fan_out_i
 
 
 class Conv2d(nn.Cell):
-    """2-D convolution of a [B, C, H, W] map that returns tokens [B, L, out_channels].
+    """2-D convolution of images [B, C, H, W], or of the tokens [B, H * W, C] of a map, to tokens [B, L, out_channels].
 
     On CPU MindSpore's convolution is a naive kernel (700 ms for the stem at batch 8 where im2col and a matrix product
-    take 5), so the default gathers patches with `ops.unfold`. `implementation="conv2d"` uses the real operator: the
-    better choice on Ascend's cube unit, and the only one ONNX can express. Weights and results are the same.
+    take 5), so the default makes a row of every patch and multiplies the rows: of tokens by a gather, so that no map is
+    transposed to channels first and back, of images by `ops.unfold`. `implementation="conv2d"` uses the real operator:
+    the better choice on Ascend's cube unit, and the only one ONNX can express. Weights and results are the same.
+
+    Args:
+        map_size: (H, W) of the map whose tokens it takes; None: it takes images.
     """
 
     def __init__(
-        self, in_channels, out_channels, kernel_size, stride, padding=0, implementation="unfold", fan_out_init=False
+        self,
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride,
+        padding=0,
+        map_size=None,
+        implementation="unfold",
+        fan_out_init=False,
     ):
         super().__init__()
         self.weight, self.bias = convolution_parameters(out_channels, in_channels, kernel_size, fan_out_init)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
         self.kernel_size = kernel_size
         self.stride = stride
         self.padding = padding
-        self.out_channels = out_channels
+        self.map_size = None if map_size is None else tuple(map_size)
         self.fan_in = in_channels * kernel_size * kernel_size
         self.unfold = implementation == "unfold"
         self.matmul = ops.MatMul(transpose_b=True)
         self.add_bias = AddBias()
         kernel = (kernel_size, kernel_size)  # a pair: MindSpore's ONNX exporter cannot read a single number
         self.conv2d = ops.Conv2D(out_channels, kernel, pad_mode="pad", pad=padding, stride=stride)
+        if map_size is not None:
+            self.pick_patches = RowGather(patch_tokens(self.map_size, kernel_size, stride, padding))
+
+    def patches(self, x):
+        """Rows of the patches, [B, L, fan_in], and the weight that fits them, [out_channels, fan_in]."""
+        if self.map_size is None:
+            rows = ops.unfold(x, self.kernel_size, padding=self.padding, stride=self.stride)  # [B, C * k * k, L]
+            return rows.transpose((0, 2, 1)), self.weight.reshape((self.out_channels, self.fan_in))
+        tokens = with_padding_token(x) if self.padding else x
+        rows = self.pick_patches(tokens).reshape((x.shape[0], -1, self.fan_in))  # of k * k tokens each
+        weight = self.weight.reshape((self.out_channels, self.in_channels, -1)).transpose((0, 2, 1))
+        return rows, weight.reshape((self.out_channels, self.fan_in))
 
     def construct(self, x):
         if self.unfold:
-            patches = ops.unfold(x, self.kernel_size, padding=self.padding, stride=self.stride)  # [B, C * k * k, L]
-            length = patches.shape[2]
-            weight = self.weight.reshape((self.out_channels, self.fan_in)).astype(x.dtype)
-            rows = self.matmul(patches.transpose((0, 2, 1)).reshape((-1, self.fan_in)), weight)  # [B * L, out]
+            rows, weight = self.patches(x)
+            length = rows.shape[1]
+            rows = self.matmul(rows.reshape((-1, self.fan_in)), weight.astype(x.dtype))  # [B * L, out]
         else:
-            maps = self.conv2d(x, self.weight)  # [B, out, H', W']
+            maps = x if self.map_size is None else x.transpose((0, 2, 1)).reshape((-1, x.shape[2], *self.map_size))
+            maps = self.conv2d(maps, self.weight)  # [B, out, H', W']
             length = maps.shape[2] * maps.shape[3]
             rows = maps.reshape((-1, self.out_channels, length)).transpose((0, 2, 1))
             rows = rows.reshape((-1, self.out_channels))  # [B * L, out]
         rows = self.add_bias(rows, self.bias.astype(rows.dtype))
         return rows.reshape((-1, length, self.out_channels))
+
+
+def patch_tokens(map_size: tuple[int, int], kernel_size: int, stride: int, padding: int) -> np.ndarray:
+    """The tokens that a convolution sees from each place: [L, kernel_size^2]; H * W, one past the last, for padding."""
+    height, width = map_size
+    first_row, first_column = (
+        np.arange(0, side + 2 * padding - kernel_size + 1, stride) - padding for side in map_size
+    )
+    offset = np.arange(kernel_size)
+    row = (first_row[:, None] + offset)[:, None, :, None]  # [H', 1, k, 1]
+    column = (first_column[:, None] + offset)[None, :, None, :]  # [1, W', 1, k]
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    return np.where(inside, row * width + column, height * width).reshape(-1, kernel_size**2)
 
 
 class DepthwiseConv2d(nn.Cell):
@@ -348,9 +387,13 @@ def band_matrices(kernel_size: int, offsets: tuple[int, ...], width: int) -> np.
 
 
 class PatchEmbed(nn.Cell):
-    """Stem and downsampling between stages: [B, C, H, W] to tokens [B, L, embed_dim]; convolution, then LayerNorm.
+    """Stem and downsampling between stages: images or tokens to tokens [B, L, embed_dim]; convolution, then LayerNorm.
 
-    PatchEmbed in the originals of both families. `pre_norm` normalises the input map (Focal's use_pre_norm).
+    PatchEmbed in the originals of both families.
+
+    Args:
+        map_size: (H, W) of the map whose tokens it takes; None: it takes images [B, C, H, W].
+        pre_norm: also normalises the map before the convolution, over places and channels (Focal's use_pre_norm).
     """
 
     def __init__(
@@ -360,6 +403,7 @@ class PatchEmbed(nn.Cell):
         kernel_size,
         stride,
         padding=0,
+        map_size=None,
         norm=True,
         pre_norm=False,
         fan_out_init=False,
@@ -368,13 +412,14 @@ class PatchEmbed(nn.Cell):
         super().__init__()
         self.pre_norm = nn.GroupNorm(1, in_chans, eps=1e-5) if pre_norm else None
         self.proj = Conv2d(
-            in_chans, embed_dim, kernel_size, stride, padding, conv_implementation, fan_out_init=fan_out_init
+            in_chans, embed_dim, kernel_size, stride, padding, map_size, conv_implementation, fan_out_init=fan_out_init
         )
         self.norm = LayerNorm(embed_dim) if norm else None
 
     def construct(self, x):
         if self.pre_norm is not None:
-            x = self.pre_norm(x)
+            maps = x.transpose((0, 2, 1)).reshape((-1, x.shape[2], x.shape[1], 1))  # [B, C, L, 1]
+            x = self.pre_norm(maps).reshape((-1, x.shape[2], x.shape[1])).transpose((0, 2, 1))
         x = self.proj(x)
         if self.norm is not None:
             x = self.norm(x)
@@ -386,21 +431,49 @@ class RowGather(nn.Cell):
 
     The batch becomes part of the row number: the gradient of a gather along the first axis is a plain scatter-add,
     along another it is wrapped in two transposes (2.3 times as slow, forward and backward together). A batch of unknown
-    size, as exported models have, is left alone.
+    size, as exported models have, is left alone. A table that only orders the rows anew has a gather as its gradient.
     """
 
     def __init__(self, index: np.ndarray):
         """`index`: row numbers below R, of any shape; they are used in row-major order."""
         super().__init__()
-        self.index = Tensor(index.reshape(-1).astype(np.int32))
+        index = index.reshape(-1).astype(np.int32)
+        self.index = Tensor(index)
+        self.count = index.size
+        inverse = np.argsort(index).astype(np.int32)
+        self.is_order = bool((index[inverse] == np.arange(index.size)).all())
+        if self.is_order:
+            self.reorder = RowOrder(index, inverse)
 
     def construct(self, rows):
         if is_sequence_value_unknown(rows.shape):
             return ops.gather(rows, self.index, 1)
         batch, count, width = rows.shape
-        first = Tensor(np.arange(batch, dtype=np.int32) * count).reshape((-1, 1))
-        index = (first + self.index.reshape((1, -1))).reshape(-1)  # [B * n]
-        return ops.gather(rows.reshape((-1, width)), index, 0).reshape((batch, -1, width))
+        rows = rows.reshape((-1, width))
+        if self.is_order and count == self.count:
+            return self.reorder(rows).reshape((batch, -1, width))
+        return ops.gather(rows, rows_of_batch(self.index, batch, count), 0).reshape((batch, -1, width))
+
+
+class RowOrder(nn.Cell):
+    """Another order of every sample's R rows, [B * R, D] to the same; the gradient goes back by the inverse order."""
+
+    def __init__(self, order: np.ndarray, inverse: np.ndarray):
+        super().__init__()
+        self.count = order.size
+        self.order, self.inverse = Tensor(order), Tensor(inverse)
+
+    def construct(self, rows):
+        return ops.gather(rows, rows_of_batch(self.order, rows.shape[0] // self.count, self.count), 0)
+
+    def bprop(self, rows, out, gradient):
+        return (ops.gather(gradient, rows_of_batch(self.inverse, rows.shape[0] // self.count, self.count), 0),)
+
+
+def rows_of_batch(index, batch, count):
+    """Row numbers [n] of one sample's `count` rows to those [batch * n] of a batch's."""
+    first = Tensor(np.arange(batch, dtype=np.int32) * count).reshape((-1, 1))
+    return (first + index.reshape((1, -1))).reshape(-1)
 
 
 class GatheredAttention(nn.Cell):
@@ -587,8 +660,8 @@ class Gelu(nn.Cell):
     slowest elementwise operator on CPU (130 ms for 9.6M values; a product takes 4), and ONNX has none. In float16,
     where the coefficients would vanish, it is computed by erf.
 
-    With its own gradient, which keeps nothing but x: nn.GELU's holds four times the activation for as long as the graph
-    lives on CPU, in inference too.
+    With its own gradient, which needs x and the distribution alone: nn.GELU's holds four times the activation for as
+    long as the graph lives on CPU, in inference too.
     """
 
     # Of P, highest power first: a least-squares fit on |x| <= 6.5. Beyond, P is positive, so the sigmoid is 0 or 1.
@@ -614,7 +687,8 @@ class Gelu(nn.Cell):
         return x * self.distribution(x)
 
     def bprop(self, x, out, gradient):
-        density = self.exp(x * x * -0.5) * 0.3989422804014327
+        # The compiler keeps the distribution of the forward pass for this one, and would keep x * x as well.
+        density = self.exp(x * (x * -0.5)) * 0.3989422804014327
         return (gradient * (self.distribution(x) + x * density),)
 
 

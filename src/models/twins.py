@@ -21,6 +21,7 @@ from src.models.layers import (
     LayerNorm,
     Mlp,
     PatchEmbed,
+    RowGather,
     SlicedDense,
     check_common_arguments,
     image_size,
@@ -65,12 +66,11 @@ class GlobalSubsampledAttention(nn.Cell):
         self.head_dim = dim // num_heads
         self.scale = self.head_dim**-0.5
         self.queries = math.prod(map_size)
-        self.map_shape = (-1, dim, *map_size)
         self.sr_ratio = sr_ratio
         self.subsamples = sr_ratio > 1
         self.keys = math.prod(side // sr_ratio for side in map_size)
         if self.subsamples:
-            self.sr = Conv2d(dim, dim, sr_ratio, sr_ratio, 0, conv_implementation, fan_out_init=True)
+            self.sr = Conv2d(dim, dim, sr_ratio, sr_ratio, 0, map_size, conv_implementation, fan_out_init=True)
             self.norm = LayerNorm(dim)
         self.q = Dense(dim, dim)
         self.kv = SlicedDense(dim, 2)
@@ -79,29 +79,38 @@ class GlobalSubsampledAttention(nn.Cell):
         self.proj_drop = Dropout(proj_drop, index + 1)
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
+        # On CPU a transpose holds twice its result for as long as the graph lives, and is slower than a gather.
+        self.split_queries, self.split_keys = (
+            RowGather(np.arange(tokens * num_heads).reshape(tokens, num_heads).T)
+            for tokens in (self.queries, self.keys)
+        )
+        self.join_heads = RowGather(np.arange(num_heads * self.queries).reshape(num_heads, self.queries).T)
 
-    def split_heads(self, rows, length):
+    def heads_of(self, rows, split, length):
         """[B * length, C] to [B, heads, length, head_dim]."""
-        return rows.reshape((-1, length, self.num_heads, self.head_dim)).transpose((0, 2, 1, 3))
+        rows = rows.reshape((-1, length * self.num_heads, self.head_dim))
+        return split(rows).reshape((-1, self.num_heads, length, self.head_dim))
 
     def subsampled(self, x):
         """The tokens that are keys, as rows: [B, L, C] to [B * keys, C]."""
         if self.subsamples:
-            x = self.norm(self.sr(x.transpose((0, 2, 1)).reshape(self.map_shape)))  # [B, L / sr_ratio^2, C]
+            x = self.norm(self.sr(x))  # [B, L / sr_ratio^2, C]
         return x.reshape((-1, self.dim))
 
     def attention_weights(self, x, rows):
         """Tokens [B, L, C] and their `subsampled` to [B, heads, L, keys]: weights of every query, which sum to 1."""
-        q = self.split_heads(self.q(x) * self.scale, self.queries)
-        k = self.split_heads(self.kv(rows, 0), self.keys)
+        q = self.heads_of(self.q(x) * self.scale, self.split_queries, self.queries)
+        k = self.heads_of(self.kv(rows, 0), self.split_keys, self.keys)
         return ops.softmax(self.scores(q, k), -1)
 
     def construct(self, x, dropout_seed=None):
         """[B, L, C] to [B, L, C]."""
         rows = self.subsampled(x)
         weights = self.attn_drop(self.attention_weights(x, rows), dropout_seed)
-        v = self.split_heads(self.kv(rows, 1), self.keys)
-        out = self.mix(weights.astype(v.dtype), v).transpose((0, 2, 1, 3)).reshape((-1, self.queries, self.dim))
+        v = self.heads_of(self.kv(rows, 1), self.split_keys, self.keys)
+        out = self.mix(weights.astype(v.dtype), v)  # [B, heads, L, head_dim]
+        out = self.join_heads(out.reshape((-1, self.num_heads * self.queries, self.head_dim)))
+        out = out.reshape((-1, self.queries, self.dim))
         return self.proj_drop(self.proj(out), dropout_seed)
 
 
@@ -225,13 +234,21 @@ class Twins(ImageClassifier):
 
         patch_embeds, pos_drops, blocks, pos_blocks = [], [], [], []
         map_size, channels, patch = self.img_size, in_chans, patch_size
-        self.map_shapes = []
+        self.map_sizes = []
         for stage, dim in enumerate(embed_dims):
-            map_size = tuple(side // patch for side in map_size)
-            self.map_shapes.append((-1, dim, *map_size))
             patch_embeds.append(
-                PatchEmbed(channels, dim, patch, patch, fan_out_init=True, conv_implementation=conv_implementation)
+                PatchEmbed(
+                    channels,
+                    dim,
+                    patch,
+                    patch,
+                    map_size=map_size if stage else None,
+                    fan_out_init=True,
+                    conv_implementation=conv_implementation,
+                )
             )
+            map_size = tuple(side // patch for side in map_size)
+            self.map_sizes.append(map_size)
             pos_drops.append(Dropout(pos_drop_rate, 4 * sum(depths) + stage))
             stage_blocks = []
             for i in range(depths[stage]):
@@ -282,15 +299,13 @@ class Twins(ImageClassifier):
         return self.blocks[stage]
 
     def stage_map(self, stage: int) -> tuple[int, int]:
-        return self.map_shapes[stage][2:]
+        return self.map_sizes[stage]
 
     def forward_features(self, images, drop_path=None, dropout_seed=None):
         """Images to the mean of the last stage's normalised tokens, [B, C]."""
         self.check_images(images)
         x = images
         for stage in range(len(self.blocks)):
-            if stage > 0:
-                x = x.transpose((0, 2, 1)).reshape(self.map_shapes[stage - 1])  # [B, C, H, W]
             x = self.pos_drops[stage](self.patch_embeds[stage](x), dropout_seed)
             for i in range(len(self.blocks[stage])):
                 x = self.blocks[stage][i](x, drop_path, dropout_seed)
