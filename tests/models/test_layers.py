@@ -6,7 +6,17 @@ from mindspore import ParameterTuple, Tensor, nn, ops
 from mindspore import dtype as mstype
 from scipy.special import ndtr
 
-from src.models.layers import Dense, DepthwiseConv2d, Dropout, Gelu, LayerNorm, draw_drop_path, mix_bits
+from src.models.layers import (
+    Conv2d,
+    Dense,
+    DepthwiseConv2d,
+    Dropout,
+    Gelu,
+    LayerNorm,
+    RowGather,
+    draw_drop_path,
+    mix_bits,
+)
 
 
 class Gradients(nn.Cell):
@@ -61,6 +71,45 @@ def test_depthwise_convolution_by_bands_is_the_operator(map_size, kernel_size):
     np.testing.assert_allclose(*(layer(Tensor(x)).asnumpy() for layer in layers), atol=1e-5)
     for bands, operator in zip(*(gradients(layer, x, weights) for layer in layers), strict=True):
         np.testing.assert_allclose(bands, operator, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel_size, stride, padding", [(3, 2, 1), (2, 2, 0), (7, 4, 2)])
+@pytest.mark.parametrize("map_size", [(8, 12), (9, 7)])
+def test_a_convolution_of_tokens_is_the_operator_and_that_of_images(map_size, kernel_size, stride, padding):
+    channels, out, length = 3, 5, map_size[0] * map_size[1]
+    x, weight, bias = drawn((2, length, channels), (out, channels, kernel_size, kernel_size), out)
+    layers = [
+        Conv2d(channels, out, kernel_size, stride, padding, size, implementation)
+        for size, implementation in ((map_size, "unfold"), (map_size, "conv2d"), (None, "unfold"))
+    ]
+    for layer in layers:
+        layer.weight.set_data(Tensor(weight))
+        layer.bias.set_data(Tensor(bias))
+    images = x.transpose(0, 2, 1).reshape(2, channels, *map_size)
+    inputs = [x, x, images]
+    found = [layer(Tensor(value)).asnumpy() for layer, value in zip(layers, inputs, strict=True)]
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+    np.testing.assert_allclose(found[0], found[2], atol=1e-5)
+    (weights,) = drawn(found[0].shape)
+    of_tokens, of_operator, of_images = (
+        gradients(layer, value, weights) for layer, value in zip(layers, inputs, strict=True)
+    )
+    of_images[0] = of_images[0].reshape(2, channels, length).transpose(0, 2, 1)
+    for tokens, operator, image in zip(of_tokens, of_operator, of_images, strict=True):
+        np.testing.assert_allclose(tokens, operator, atol=2e-5)
+        np.testing.assert_allclose(tokens, image, atol=2e-5)
+
+
+@pytest.mark.parametrize("index", [[3, 0, 2, 1], [0, 1, 2], [3, 3, 0, 1], [2, 1, 3, 0, 1]])
+def test_the_gradient_of_gathered_rows(index):
+    """An order of all rows, of some, and rows that come more than once."""
+    x, weights = drawn((3, 4, 2), (3, len(index), 2))
+    layer = RowGather(np.array(index))
+    np.testing.assert_array_equal(layer(Tensor(x)).asnumpy(), x[:, index])
+    expected = np.zeros_like(x)
+    np.add.at(expected, (slice(None), index), weights)
+    (found,) = gradients(layer, x, weights)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_the_gradient_of_a_norm_by_products_is_the_operators():
