@@ -10,9 +10,10 @@ import math
 from dataclasses import dataclass, field, replace
 
 WIDTH, HEIGHT = 640, 320  # of the drawing's own units
-LEFT, RIGHT, TOP, BOTTOM = 62, 12, 12, 44  # margins around the curves
+LEFT, RIGHT, TOP, BOTTOM = 74, 12, 12, 44  # margins around the curves
 TICKS = 6  # at most, about, on an axis
 MARKED = 40  # points of a curve up to which each is marked
+FINE = 300  # points from which on a curve is drawn with a fine line
 DRAWN = 1200  # points of a curve, beyond which only the extremes of each part of the axis are drawn
 COLORS = 8  # that style.css has: --c0 to --c7
 DIGITS = 7  # of values shown; float32 has no more
@@ -42,7 +43,7 @@ class Chart:
         x_label, y_label: with units.
         powers: of what the axis of values has its ticks at powers, logarithmically (what is not positive is left out);
             None for a linear one.
-        from_zero: the axis of values begins at zero.
+        from_zero: the axis of values begins at zero; that of x always does.
     """
 
     title: str
@@ -106,8 +107,7 @@ def shown(value: float | None) -> str:
     if value is None:
         return "-"
     if value == 0 or 1e-3 <= abs(value) < 1e6:
-        text = f"{value:.5g}" if abs(value) < 1e5 else f"{value:,.0f}"
-        return text if "e" not in text else f"{value:,.0f}"
+        return f"{value:.5g}" if abs(value) < 9999.5 else f"{value:,.0f}"
     mantissa, exponent = f"{value:.4e}".split("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
@@ -122,7 +122,7 @@ def render(chart: Chart) -> str:
     if not curves:
         return ""
     values = [y for series in curves for y in series.y if y is not None]
-    x_axis = Axis([x for series in curves for x in series.x], LEFT, WIDTH - RIGHT)
+    x_axis = Axis([0.0, *(x for series in curves for x in series.x)], LEFT, WIDTH - RIGHT)
     y_axis = Axis([*values, *([0.0] if chart.from_zero else [])], HEIGHT - BOTTOM, TOP, chart.powers)
     y_axis.padded(below=not chart.from_zero, above=True)
     title = html.escape(chart.title)
@@ -144,6 +144,9 @@ def _said(curves: list[Series]) -> str:
 
 
 def _legend(curves: list[Series]) -> str:
+    """Names of the curves; one alone has the chart's."""
+    if len(curves) == 1:
+        return ""
     entries = "".join(
         f'<li><svg viewBox="0 0 26 8" aria-hidden="true"><path class="curve c{series.color % COLORS}'
         f'{" dashed" if series.dashed else ""}" d="M0 4H26"/></svg>{html.escape(series.name)}</li>'
@@ -192,7 +195,8 @@ def _curve(series: Series, x_axis: Axis, y_axis: Axis) -> str:
     marks = ""
     if len(points) <= MARKED:
         marks = "".join(f'<circle class="{style}" cx="{x}" cy="{y}" r="2.5"/>' for x, y in points)
-    return f'<path class="{style}" d="{"".join(path)}"/>{marks}'
+    fine = " fine" if len(points) >= FINE else ""
+    return f'<path class="{style}{fine}" d="{"".join(path)}"/>{marks}'
 
 
 def thinned(x: list[float], y: list[float | None]) -> list[tuple[float, float | None]]:

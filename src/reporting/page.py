@@ -9,6 +9,8 @@ from pathlib import Path
 from src.reporting.charts import shown
 
 HERE = Path(__file__).resolve().parent
+# The browser itself holds the page to needing nothing from elsewhere.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ def page(title: str, subtitle: str, sections: Iterable[Section]) -> str:
     )
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("style.css", "charts.js"))
     return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><title>{html.escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
         f"<style>\n{style}</style></head>\n<body><header><h1>{html.escape(title)}</h1>"
         f'<p class="quiet">{html.escape(subtitle)}</p><nav>{links}</nav></header>\n<main>{content}</main>\n'
@@ -53,16 +56,34 @@ def tiles(entries: Iterable[tuple[str, str, str]]) -> str:
     )
 
 
-def table(heads: list[str], rows: Iterable[list], caption: str = "", name: str = "") -> str:
+@dataclass(frozen=True)
+class Column:
+    """Of a table.
+
+    Attributes:
+        format: of its numbers to be read, as ".2f"; empty for five digits.
+    """
+
+    title: str
+    format: str = ""
+
+
+def table(columns: list[Column | str], rows: Iterable[list], caption: str = "", name: str = "") -> str:
     """A table of texts and numbers. Numbers are rounded to be read; the exact ones are in the attribute `value`."""
     rows = list(rows)
-    numeric = [any(isinstance(row[column], int | float) for row in rows) for column in range(len(heads))]
+    columns = [Column(column) if isinstance(column, str) else column for column in columns]
+    styles = [' class="number"' if any(_is_number(row[place]) for row in rows) else "" for place in range(len(columns))]
     head = "".join(
-        f'<th scope="col"{_number_class(number)}>{html.escape(text)}</th>'
-        for text, number in zip(heads, numeric, strict=True)
+        f'<th scope="col"{style}>{html.escape(column.title)}</th>'
+        for column, style in zip(columns, styles, strict=True)
     )
     body = "".join(
-        f"<tr>{''.join(_cell(value, number) for value, number in zip(row, numeric, strict=True))}</tr>\n"
+        "<tr>"
+        + "".join(
+            f"<td{style}>{_content(value, column.format)}</td>"
+            for value, column, style in zip(row, columns, styles, strict=True)
+        )
+        + "</tr>\n"
         for row in rows
     )
     named = f' id="{name}"' if name else ""
@@ -73,18 +94,15 @@ def table(heads: list[str], rows: Iterable[list], caption: str = "", name: str =
     )
 
 
-def _number_class(is_number: bool) -> str:
-    return ' class="number"' if is_number else ""
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _cell(value: object, number: bool) -> str:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        content = (
-            f'<data value="{value!r}" title="{value!r}">{value if isinstance(value, int) else shown(value)}</data>'
-        )
-    else:
-        content = "-" if value is None else html.escape(str(value))
-    return f"<td{_number_class(number)}>{content}</td>"
+def _content(value: object, spec: str) -> str:
+    if not _is_number(value):
+        return "-" if value is None else html.escape(str(value))
+    text = format(value, spec) if spec else str(value) if isinstance(value, int) else shown(value)
+    return f'<data value="{value!r}" title="{value!r}">{text}</data>'
 
 
 def details(summary: str, content: str) -> str:

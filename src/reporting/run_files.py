@@ -14,6 +14,8 @@ import yaml
 from src.errors import UserError
 from src.training.progress import duration
 
+SHORT_NAMES = {"raw": "raw", "ema": "EMA"}  # of weights
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -43,7 +45,7 @@ class RunRecord:
     @cached_property
     def by_weights(self) -> dict[str, list[dict]]:
         """The lines of evaluations by "raw" and "ema", of those that there are."""
-        found = {weights: [e for e in self.evaluations if e["weights"] == weights] for weights in ("raw", "ema")}
+        found = {weights: [e for e in self.evaluations if e["weights"] == weights] for weights in SHORT_NAMES}
         return {weights: lines for weights, lines in found.items() if lines}
 
     @property

@@ -6,16 +6,17 @@ from pathlib import Path
 import yaml
 
 from src.atomic import write_text
-from src.reporting.charts import Chart, Series, render, shown
+from src.reporting.charts import Chart, Series, render
 from src.reporting.confusion import confused_pairs, confusion_table, image_finder
-from src.reporting.page import Section, details, page, table, tiles
-from src.reporting.run_files import RunRecord, read_run
+from src.reporting.page import Column, Section, details, page, table, tiles
+from src.reporting.run_files import SHORT_NAMES, RunRecord, read_run
 from src.training.progress import duration
 from src.training.saving import warn
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LISTED_UPDATES = 1000  # lines of metrics.jsonl in the table of updates; of more, the last of each epoch
 WEIGHTS_NAMES = {"raw": "raw weights", "ema": "averaged weights (EMA)"}
+COLORS = {"ema": 0, "raw": 1, "training": 7}
 EPOCHS = "epochs"
 
 
@@ -71,16 +72,22 @@ def summary(run: RunRecord) -> str:
     for weights, lines in run.by_weights.items():
         last = lines[-1]
         told = f"top-5 {last['top5']:.2f}%, after {last['epochs_done']:g} epochs"
-        entries.append((f"Last top-1, {weights}", f"{last['top1']:.2f}%", told))
+        entries.append((f"Last top-1, {SHORT_NAMES[weights]}", f"{last['top1']:.2f}%", told))
     if run.newest is not None:
         told = f"compilation and evaluation included; {run.newest['update']:,} updates"
         entries.append(("Time", duration(run.newest["seconds"]), told))
     if run.images_per_second is not None:
-        entries.append(("Training speed", f"{shown(run.images_per_second)} img/s", "median of the lines of the log"))
+        told = "images per second, median of the lines of the log"
+        entries.append(("Training speed", shown_rate(run.images_per_second), told))
     if run.summary is not None:
         told = f"{len(run.summary['unreadable_images'])} unreadable images"
         entries.append(("Skipped updates", f"{run.summary['skipped_updates']:,}", told))
     return tiles(entries)
+
+
+def shown_rate(rate: float) -> str:
+    """Images per second for reading: whole ones of a hundred and more."""
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def of_updates(run: RunRecord, key: str, name: str, color: int = 0) -> Series:
@@ -91,8 +98,13 @@ def of_updates(run: RunRecord, key: str, name: str, color: int = 0) -> Series:
 def of_evaluations(run: RunRecord, key: str, prefix: str = "") -> list[Series]:
     """A figure of the evaluations against epochs, by weights."""
     return [
-        Series(prefix + WEIGHTS_NAMES[weights], [e["epochs_done"] for e in lines], [e[key] for e in lines], color)
-        for color, (weights, lines) in enumerate(run.by_weights.items(), 1)
+        Series(
+            prefix + WEIGHTS_NAMES[weights],
+            [line["epochs_done"] for line in lines],
+            [line[key] for line in lines],
+            COLORS[weights],
+        )
+        for weights, lines in run.by_weights.items()
     ]
 
 
@@ -104,7 +116,10 @@ def curves(run: RunRecord) -> str:
             "Loss",
             EPOCHS,
             "cross-entropy, nats",
-            [of_updates(run, "loss", "training batches"), *of_evaluations(run, "loss", "validation, ")],
+            [
+                of_updates(run, "loss", "training batches", COLORS["training"]),
+                *of_evaluations(run, "loss", "validation, "),
+            ],
         ),
         Chart("Learning rate", EPOCHS, "learning rate", [of_updates(run, "lr", "learning rate")], from_zero=True),
         Chart(
@@ -131,11 +146,17 @@ def curves(run: RunRecord) -> str:
 
 def evaluations(run: RunRecord) -> str:
     """Every evaluation in numbers."""
-    heads = ["epoch", "update", "weights", "top-1, %", "top-5, %", "loss", "seconds"]
-    rows = [
-        [e[key] for key in ("epoch", "update", "weights", "top1", "top5", "loss", "seconds")] for e in run.evaluations
-    ]
-    return table(heads, rows, "Validation images", "evaluations") if rows else ""
+    columns = {
+        "epoch": Column("epoch"),
+        "update": Column("update"),
+        "weights": Column("weights"),
+        "top1": Column("top-1, %", ".2f"),
+        "top5": Column("top-5, %", ".2f"),
+        "loss": Column("loss", ".4f"),
+        "seconds": Column("seconds", ".1f"),
+    }
+    rows = [[line[key] for key in columns] for line in run.evaluations]
+    return table(list(columns.values()), rows, "Validation images", "evaluations") if rows else ""
 
 
 def mistakes(run: RunRecord, data: Path | None) -> str:
@@ -155,7 +176,7 @@ def mistakes(run: RunRecord, data: Path | None) -> str:
     classes = tuple(entry["name"] for entry in evaluation["classes"])
     pairs = confused_pairs(evaluation, image_finder(section, roots, classes))
     by_class = table(
-        ["class", "images", "right", "accuracy, %"],
+        ["class", "images", "right", Column("accuracy, %", ".2f")],
         [
             [entry["name"], entry["count"], entry["correct"], entry["accuracy"]]
             for entry in sorted(evaluation["classes"], key=lambda entry: (entry["accuracy"] or 0, entry["name"]))
@@ -172,13 +193,21 @@ def mistakes(run: RunRecord, data: Path | None) -> str:
 
 def updates(run: RunRecord) -> str:
     """The lines of updates in numbers."""
-    heads = ["epoch", "update", "loss", "gradient norm", "learning rate", "loss scale", "images/s", "seconds"]
-    keys = ["epoch", "update", "loss", "grad_norm", "lr", "loss_scale", "images_per_second", "seconds"]
+    columns = {
+        "epoch": Column("epoch"),
+        "update": Column("update"),
+        "loss": Column("loss", ".4f"),
+        "grad_norm": Column("gradient norm", ".4f"),
+        "lr": Column("learning rate", ".4e"),
+        "loss_scale": Column("loss scale"),
+        "images_per_second": Column("images/s", ",.1f"),
+        "seconds": Column("seconds", ".1f"),
+    }
     lines, told = run.updates, "Every line of the log"
     if len(lines) > LISTED_UPDATES:
         lines, told = list({line["epoch"]: line for line in lines}.values()), "The last line of each epoch"
-    rows = [[line[key] for key in keys] for line in lines]
-    return details(f"{told} ({len(rows):,})", table(heads, rows, name="updates")) if rows else ""
+    rows = [[line[key] for key in columns] for line in lines]
+    return details(f"{told} ({len(rows):,})", table(list(columns.values()), rows, name="updates")) if rows else ""
 
 
 def configuration(run: RunRecord) -> str:
