@@ -28,7 +28,7 @@ def session(dist: Dist, progress: Progress, updates_per_epoch: int) -> dict:
         "device": dist.device_target,
         "devices": dist.size,
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
