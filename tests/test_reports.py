@@ -1,6 +1,5 @@
 """report.html and compare.html: they hold what the files say, and a real browser shows them without complaint."""
 
-import html.parser
 import json
 import os
 import re
@@ -16,7 +15,6 @@ from src.config import load_config
 from src.data.image_set import open_images
 from src.evaluation_report import CONFUSED_IMAGES, CONFUSED_PAIRS
 from src.inference import open_classifier, predict
-from src.reporting.charts import DRAWN, Axis, Chart, Series, render, shown, thinned
 from src.reporting.comparison import Comparison, short_names
 from src.reporting.confusion import DRAWN_CLASSES, drawn_classes
 from src.reporting.page import Section
@@ -26,91 +24,8 @@ from src.reporting.run_report import LISTED_UPDATES, report_or_warn, write_repor
 from tests.chromium import needs_chromium, opened
 from tests.conftest import DIGITS_CONFIG, ROOT
 from tests.processes import train_command
+from tests.report_pages import UPDATE_KEYS, Page, assert_page_is_of, column, lines
 from tests.runs import lines_of, write_evaluation, write_images, write_run
-
-
-class Page(html.parser.HTMLParser):
-    """What a page holds: the rows of its tables by id, the JSON of its charts by title, and its images."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tables, self.charts, self.images, self.ids = {}, {}, [], set()
-        self.table, self.in_cell, self.in_chart, self.title = None, False, False, ""
-        self.in_caption = False
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        values = dict(attributes)
-        self.ids.add(values.get("id"))
-        if tag == "table":
-            self.table = self.tables.setdefault(values.get("id"), [])
-        elif tag == "tr" and self.table is not None:
-            self.table.append([])
-        elif tag in ("td", "th"):
-            self.in_cell = True
-            self.table[-1].append("")
-        elif tag == "data":
-            self.table[-1][-1], self.in_cell = float(values["value"]), False
-        elif tag == "img":
-            self.images.append(values)
-        elif tag == "figcaption":
-            self.in_caption, self.title = True, ""
-        elif tag == "script":
-            self.in_chart = values.get("type") == "application/json"
-
-    def handle_endtag(self, tag):
-        if tag in ("td", "th"):
-            self.in_cell = False
-        elif tag == "figcaption":
-            self.in_caption = False
-        elif tag == "script":
-            self.in_chart = False
-
-    def handle_data(self, data):
-        if self.in_cell:
-            self.table[-1][-1] += data
-        elif self.in_caption:
-            self.title += data
-        elif self.in_chart:
-            self.charts[self.title] = json.loads(data)
-
-
-def lines(run) -> tuple[list[dict], list[dict]]:
-    """The lines of metrics.jsonl: of updates, and of evaluations."""
-    content = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in content if "lr" in line], [line for line in content if "weights" in line]
-
-
-def column(rows, keys):
-    """Lines as the rows of a table have them."""
-    return [["-" if row[key] is None else row[key] for key in keys] for row in rows]
-
-
-EVALUATION_KEYS = ["epoch", "update", "weights", "top1", "top5", "loss", "seconds"]
-UPDATE_KEYS = ["epoch", "update", "loss", "grad_norm", "lr", "loss_scale", "images_per_second", "seconds"]
-
-
-def assert_page_is_of(page: Page, run) -> None:
-    """Tables hold the numbers of metrics.jsonl exactly, curves to seven digits."""
-    updates, evaluations = lines(run)
-    assert page.tables["evaluations"][1:] == column(evaluations, EVALUATION_KEYS)
-    assert page.tables["updates"][1:] == column(updates, UPDATE_KEYS)
-    for title, name, key in (
-        ("Loss", "training batches", "loss"),
-        ("Learning rate", "learning rate", "lr"),
-        ("Gradient norm", "norm", "grad_norm"),
-        ("Loss scale", "loss scale", "loss_scale"),
-        ("Training speed", "speed", "images_per_second"),
-    ):
-        (curve,) = (series for series in page.charts[title]["series"] if series["name"] == name)
-        assert curve["x"] == [line["epochs_done"] for line in updates]
-        assert curve["y"] == [line[key] and pytest.approx(line[key], rel=1e-6) for line in updates]
-    for weights, name in (("raw", "raw weights"), ("ema", "averaged weights (EMA)")):
-        of_weights = [line for line in evaluations if line["weights"] == weights]
-        for title, key, prefix in (("Accuracy", "top1", ""), ("Loss", "loss", "validation, ")):
-            (curve,) = (series for series in page.charts[title]["series"] if series["name"] == prefix + name)
-            assert curve["y"] == pytest.approx([line[key] for line in of_weights], rel=1e-6)
-
 
 # --- a run of train.py ------------------------------------------------------------------------------------------------
 
@@ -326,9 +241,12 @@ def test_images_that_are_gone_moved_or_damaged(written, run_script, tmp_path):
     folder = written("run", lines_of(2))
     write_evaluation(folder, images, np.array([1, 1, 1, 1, 2, 2]))
     names = ["class 0000/0.png", "class 0000/1.png"]
+    for pair in (content := json.loads((folder / "evaluation.json").read_text()))["most_confused"]:
+        pair["images"].append("class 0000/\udcff.png")  # a name that is not UTF-8
+    (folder / "evaluation.json").write_text(json.dumps(content))
     (tmp_path / "data").rename(tmp_path / "moved")
     text = write_report(folder).read_text()
-    assert text.count("image not found") == 2
+    assert text.count("image not found") == 3
     assert Page(text).images == []
     (tmp_path / "moved" / "val" / names[1]).write_bytes(b"no image")
     code, _, err = run_script(
@@ -347,6 +265,8 @@ def test_bad_input_is_one_line(written, run_script, tmp_path):
     older = written("older", [{"epoch": 1, "update": 5, "loss": 1.0}], summary=False)
     half = written("half", lines_of(1))
     (half / "evaluation.json").write_text("{")
+    listed = written("listed", lines_of(1))
+    (listed / "config.yaml").write_text("- a")
     for arguments, message in (
         ([tmp_path / "none"], "none: no folder of a run (it has no metrics.jsonl)"),
         ([damaged], "damaged/metrics.jsonl: cannot be read (Expecting"),
@@ -354,6 +274,7 @@ def test_bad_input_is_one_line(written, run_script, tmp_path):
             [older],
             "older/metrics.jsonl: line 1 lacks epochs_done, grad_norm, images_per_second, loss_scale, lr, seconds",
         ),
+        ([listed], "listed/config.yaml: cannot be read (it has no sections)"),
         ([half], "half/evaluation.json: cannot be read (Expecting"),
         ([good, "--output", good / "metrics.jsonl" / "x.html"], "x.html: cannot be written (File exists)"),
     ):
@@ -405,55 +326,6 @@ def test_the_best_is_that_of_training(written):
 def test_runs_of_the_same_name_are_told_apart(tmp_path):
     assert short_names([tmp_path / "x" / "run", tmp_path / "y" / "run"]) == ["x/run", "y/run"]
     assert short_names([tmp_path / "x" / "a", tmp_path / "y" / "b"]) == ["a", "b"]
-
-
-# --- charts -----------------------------------------------------------------------------------------------------------
-
-
-def test_ticks_are_round_and_within_the_axis():
-    assert Axis([0, 28], 0, 1).ticks() == [0, 5, 10, 15, 20, 25]
-    assert Axis([0.92, 2.3], 0, 1).ticks() == pytest.approx([1.0, 1.5, 2.0])
-    assert Axis([1024, 65536], 0, 1, powers=2).ticks() == [2.0**e for e in range(10, 17)]
-    assert Axis([1, 2.0**40], 0, 1, powers=2).ticks()[:3] == [1, 2.0**7, 2.0**14]
-    for alike in (0.0, 5.0, -1e-9):
-        axis = Axis([alike, alike], 10, 20)
-        assert axis.at(alike) == pytest.approx(15)
-    assert Axis([2, 4], 100, 0).at(3) == pytest.approx(50)
-
-
-def test_numbers_are_shown_to_five_digits():
-    cases = {
-        0: "0",
-        0.001: "0.001",
-        5e-4: "5e-4",
-        0.1 + 0.2: "0.3",
-        12.34567: "12.346",
-        65536: "65,536",
-        9999.9: "10,000",
-    }
-    cases |= {1048576: "1.0486e6", -1.5: "-1.5", 1e-5: "1e-5"}
-    assert {value: shown(value) for value in cases} == cases
-    assert shown(None) == "-"
-
-
-def test_long_curves_keep_their_extremes_and_gaps():
-    y = [0.0] * 20_000
-    y[777], y[12_345], y[15_000] = 9.0, -9.0, None
-    points = thinned(list(range(20_000)), y)
-    assert len(points) <= 1.6 * DRAWN
-    assert {(777, 9.0), (12_345, -9.0), (15_000, None)} <= set(points)
-    assert [x for x, _ in points] == sorted(x for x, _ in points)
-    assert thinned([1, 2], [3.0, None]) == [(1, 3.0), (2, None)]
-
-
-def test_gaps_break_a_curve_and_empty_charts_are_left_out():
-    drawn = render(Chart("T", "x", "y", [Series("s", [0, 1, 2, 3], [1.0, None, 2.0, 3.0])]))
-    path = re.search(r'<path class="curve c0" d="([^"]*)"/><circle', drawn).group(1)
-    assert re.sub(r"[\d. ]+", "", path) == "MML"
-    assert render(Chart("T", "x", "y", [Series("s", [0, 1], [None, None])])) == ""
-    assert render(Chart("T", "x", "y", [Series("s", [0, 1], [0.0, -1.0])], powers=2)) == ""
-    escaped = render(Chart("<T>", "x", "y", [Series("</script><b>", [0, 1], [1.0, 2.0])]))
-    assert "<b>" not in escaped and "</script><b>" not in escaped and "<T>" not in escaped
 
 
 def test_drawn_classes_are_those_confused_most():

@@ -34,7 +34,7 @@ def page(title: str, subtitle: str, sections: Iterable[Section]) -> str:
         for section in sections
     )
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("style.css", "charts.js"))
-    return (
+    text = (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><title>{html.escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
@@ -42,6 +42,7 @@ def page(title: str, subtitle: str, sections: Iterable[Section]) -> str:
         f'<p class="quiet">{html.escape(subtitle)}</p><nav>{links}</nav></header>\n<main>{content}</main>\n'
         f"<script>\n{script}</script></body></html>\n"
     )
+    return text.encode("utf-8", "replace").decode()  # names of files need not be UTF-8
 
 
 def tiles(entries: Iterable[tuple[str, str, str]]) -> str:

@@ -99,6 +99,9 @@ def read_run(path: str | Path) -> RunRecord:
             missing = ", ".join(sorted(needed - line.keys())) if isinstance(line, dict) else "an object"
             raise UserError(f"{path / 'metrics.jsonl'}: line {number} lacks {missing}; was it written by this version?")
         (evaluations if is_evaluation else updates).append(line)
+    config = _read(path / "config.yaml", yaml.safe_load) or {}
+    if not isinstance(config, dict):
+        raise UserError(f"{path / 'config.yaml'}: cannot be read (it has no sections)")
     evaluation = _read(path / "evaluation.json", json.loads)
     if evaluation is not None:
         matrix = evaluation["confusion"]
@@ -109,7 +112,7 @@ def read_run(path: str | Path) -> RunRecord:
         path,
         updates,
         evaluations,
-        _read(path / "config.yaml", yaml.safe_load) or {},
+        config,
         _read(path / "sessions.jsonl", _lines) or [],
         _read(path / "summary.json", json.loads),
         evaluation,
