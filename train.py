@@ -12,6 +12,7 @@ def main(arguments: list[str]) -> int:
     options = parse(options, arguments)
 
     from src.distributed import start
+    from src.reporting.run_report import report_or_warn
     from src.staging import stage_out
     from src.training.interruption import STOPPED, Stopped
     from src.training.trainer import Trainer
@@ -23,6 +24,9 @@ def main(arguments: list[str]) -> int:
     code = 0
     try:
         trainer.run()
+        if dist.is_main:
+            report_or_warn(config.output)
+        dist.barrier()  # launchers may end the others when one is done
     except Stopped as stop:
         if dist.is_main:
             print(f"train.py: {stop}", file=sys.stderr, flush=True)

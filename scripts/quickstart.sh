@@ -16,4 +16,10 @@ for weights in raw ema; do
 done
 [ "$run/focalv2_digits.mindir" -nt "$run/checkpoints/best.ckpt" ] ||
     "$PYTHON" export.py --config "$config" --format MINDIR --output "$run/focalv2_digits.mindir"
+if [ ! "$run/prediction.json" -nt "$run/checkpoints/best.ckpt" ]; then
+    images=(data/digits/val/7/*.png)
+    "$PYTHON" scripts/predict.py --checkpoint "$run/checkpoints/best.ckpt" --top 1 --format json "${images[0]}" \
+        > "$run/.prediction.json"
+    mv "$run/.prediction.json" "$run/prediction.json"
+fi
 "$PYTHON" scripts/run_summary.py "$run"

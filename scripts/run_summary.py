@@ -20,8 +20,12 @@ def main() -> None:
         ("checkpoint", run / "checkpoints" / "best.ckpt"),
         ("MINDIR", run / f"{run.name}.mindir"),
         ("configuration", run / "config.yaml"),
+        ("report", run / "report.html"),
     ):
         print(f"  {label:14} {path}")
+    (prediction,) = json.loads((run / "prediction.json").read_text())
+    image, (best, *_) = Path(prediction["image"]), prediction["predictions"]
+    print(f"  prediction     {image}: {best['class']} ({best['probability']:.2%}), truth {image.parent.name}")
 
 
 if __name__ == "__main__":

@@ -32,22 +32,26 @@ def evaluate(network: nn.Cell, epoch, batch_size: int, dist: Dist, scoring: Scor
     space = scoring.space
     counts, real = np.zeros(4), np.zeros(2, np.int64)
     confusion = np.zeros((len(space.names), len(space.names) + 1), np.int64)
+    columns = np.zeros(scoring.images, np.int64)  # of images in the confusion, plus one; another rank's are 0 here
     outputs = np.append(space.outputs, -1)  # of predictions; the last where there is none
     for images, labels, weights, indices in epoch:
         logits = space.among(_logits(network, images, batch_size, scoring.flip))
         labels, kept, predicted = space.labels[labels], weights > 0, predictions(logits)
         counts += batch_counts(logits, labels, weights)
         np.add.at(confusion, (labels[kept], predicted[kept]), 1)
+        columns[indices[kept]] = predicted[kept] + 1
         if scoring.valid is not None:
             valid = [scoring.valid[index] for index in indices[kept]]
             real[0] += sum(map(bool, valid))
             real[1] += sum(output in classes for output, classes in zip(outputs[predicted[kept]], valid, strict=True))
     network.set_train(was_training)
     loss_sum = float(dist.sum(counts[3:])[0])
-    whole = dist.sum_counts(np.concatenate([counts[:3].astype(np.int64), real, confusion.ravel()]))
+    whole = dist.sum_counts(np.concatenate([counts[:3].astype(np.int64), real, confusion.ravel(), columns]))
     count, top1_correct, top5_correct, *real = whole[:5].tolist()
     real = real if scoring.valid is not None else (None, None)
-    return Metrics(count, top1_correct, top5_correct, loss_sum, whole[5:].reshape(confusion.shape), *real)
+    confusion, columns = np.split(whole[5:], [confusion.size])
+    confusion = confusion.reshape(-1, len(outputs))
+    return Metrics(count, top1_correct, top5_correct, loss_sum, confusion, columns - 1, *real)
 
 
 def _logits(network: nn.Cell, images: np.ndarray, batch_size: int, flip: bool) -> np.ndarray:
@@ -148,7 +152,7 @@ def evaluate_checkpoint(
     model, used, names = load_for_inference(config, path, weights, dist.device_target)
     images = open_images(config.data.path, config.data.val, names)
     space, line = label_space(config, images, model.num_classes, names, f"checkpoint {path}")
-    scoring = Scoring(space, valid_labels(config, images, model.num_classes), config.eval.flip)
+    scoring = Scoring(space, images.size, valid_labels(config, images, model.num_classes), config.eval.flip)
     if line and dist.is_main:
         print(line, flush=True)
     network = apply_precision(model, config.amp.level)

@@ -14,6 +14,8 @@ from src.metrics import Metrics, Scoring
 
 LISTED_CLASSES = 100  # a confusion matrix of more is a NumPy file beside the report
 WORST_CLASSES = 5  # named in the output
+CONFUSED_PAIRS = 12  # of classes, with
+CONFUSED_IMAGES = 8  # of each, the first in the order of files
 
 
 def report(metrics: Metrics, scoring: Scoring, config: Config, images: ImageSet, img_size: tuple[int, int]) -> dict:
@@ -45,8 +47,32 @@ def report(metrics: Metrics, scoring: Scoring, config: Config, images: ImageSet,
         "real": None
         if metrics.real is None
         else real | {"accuracy": _per_cent(metrics.real_correct, metrics.real_count)},
+        "most_confused": most_confused(metrics, scoring, images),
         "classes": classes,
     }
+
+
+def most_confused(metrics: Metrics, scoring: Scoring, images: ImageSet) -> list[dict]:
+    """The pairs of classes with the most images of the one taken for the other, and the names of some of these."""
+    space = scoring.space
+    errors = metrics.confusion[:, :-1].copy()
+    np.fill_diagonal(errors, 0)
+    order = np.argsort(-errors, axis=None, kind="stable")[:CONFUSED_PAIRS]
+    labels = space.labels[images.labels]  # [images]
+    pairs = []
+    for label, predicted in zip(*np.unravel_index(order, errors.shape), strict=True):
+        if not errors[label, predicted]:
+            break
+        found = np.flatnonzero((labels == label) & (metrics.predicted == predicted))[:CONFUSED_IMAGES]
+        pairs.append(
+            {
+                "label": space.names[label],
+                "predicted": space.names[predicted],
+                "count": int(errors[label, predicted]),
+                "images": [images.name(int(index)) for index in found],
+            }
+        )
+    return pairs
 
 
 def _per_cent(correct: int, count: int) -> float | None:

@@ -13,12 +13,14 @@ class Scoring:
 
     Attributes:
         space: the classes to choose among, and what the folders' labels mean.
+        images: number of images of the data set, read or not.
         valid: the valid outputs of each image, by its index in the sorted files (src/data/label_maps.py); or None.
         flip: whether logits are averaged with those of the mirror image. Logits, not probabilities: the loss and the
             ranks stay those of one softmax, and a tie of logits stays exact.
     """
 
     space: LabelSpace
+    images: int
     valid: list[frozenset[int]] | None = None
     flip: bool = False
 
@@ -30,6 +32,8 @@ class Metrics:
     Attributes:
         confusion: [classes, classes + 1] images by label and prediction. The last column are those without one
             (`predictions`), so rows sum to the images of a class, and the diagonal to `top1_correct`.
+        predicted: [images] the column of each image in `confusion`, by its index in the sorted files; -1 for those that
+            do not count.
         real_count, real_correct: images with valid labels, and of these, those with one of them predicted; None where
             no file gives any.
     """
@@ -39,6 +43,7 @@ class Metrics:
     top5_correct: int
     loss_sum: float
     confusion: np.ndarray
+    predicted: np.ndarray
     real_count: int | None = None
     real_correct: int | None = None
 

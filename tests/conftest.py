@@ -45,7 +45,10 @@ def digits(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run_script(capsys, monkeypatch):
-    """Run an entry point in this process: run_script("train.py", "--config", ...) -> (exit code, stdout, stderr)."""
+    """Run an entry point in this process: run_script("train.py", "--config", ...) -> (exit code, stdout, stderr).
+
+    One in scripts/ is called with its folder: run_script("scripts/report.py", ...).
+    """
     import importlib
 
     from src.cli import run
@@ -54,7 +57,8 @@ def run_script(capsys, monkeypatch):
         monkeypatch.chdir(ROOT)
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
         capsys.readouterr()
-        code = run(importlib.import_module(script.removesuffix(".py")).main, script)
+        module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+        code = run(module.main, Path(script).name)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

@@ -91,11 +91,11 @@ def test_a_short_last_batch_counts_in_full_and_alone():
     labels[:3] = (labels[:3] + 1) % 3
     batches = batches_of(images, labels)
     network = FirstPixels().set_train()
-    metrics = evaluate(network, batches, 4, Dist(), Scoring(THREE))
+    metrics = evaluate(network, batches, 4, Dist(), Scoring(THREE, 10))
     assert (metrics.count, metrics.top1_correct, metrics.top5_correct) == (10, 7, 10)
     assert metrics.top1 == pytest.approx(70)
     assert network.training
-    shards = [evaluate(network, [batch], 4, Dist(), Scoring(THREE)) for batch in batches]
+    shards = [evaluate(network, [batch], 4, Dist(), Scoring(THREE, 10)) for batch in batches]
     assert sum(shard.count for shard in shards) == 10
     assert sum(shard.loss_sum for shard in shards) == pytest.approx(metrics.loss_sum)
     np.testing.assert_array_equal(sum(shard.confusion for shard in shards), metrics.confusion)
@@ -110,7 +110,7 @@ def test_counts_of_101_images_equal_brute_force():
     weights = (generator.random(101) < 0.9).astype(np.float32)
     valid = [frozenset(np.flatnonzero(generator.random(3) < 0.4).tolist()) for _ in range(101)]
     batches = batches_of(pixels_of(logits), labels, weights)
-    metrics = evaluate(FirstPixels(), batches, 4, Dist(), Scoring(THREE, valid))
+    metrics = evaluate(FirstPixels(), batches, 4, Dist(), Scoring(THREE, len(valid), valid))
     confusion, real = np.zeros((3, 4), int), [0, 0]
     for row, label, weight, classes in zip(logits, labels, weights, valid, strict=True):
         best = [c for c in range(3) if all(row[c] > row[other] for other in range(3) if other != c)]
@@ -133,11 +133,11 @@ def test_valid_labels_by_hand():
     logits = [[9, 0, 0], [0, 9, 0], [0, 0, 9], [9, 0, 0], [9, 9, 0]]
     valid = [frozenset(x) for x in ([0], [0, 1], [0], [], [0, 1])]
     batches = batches_of(pixels_of(logits), np.zeros(5, int))
-    metrics = evaluate(FirstPixels(), batches, 4, Dist(), Scoring(THREE, valid))
+    metrics = evaluate(FirstPixels(), batches, 4, Dist(), Scoring(THREE, len(valid), valid))
     assert (metrics.real_count, metrics.real_correct, metrics.top1_correct) == (4, 2, 2)
     assert metrics.real == pytest.approx(50)
     assert str(metrics).endswith("(5 images)  real 50.00%  (4 images)")
-    plain = evaluate(FirstPixels(), batches, 4, Dist(), Scoring(THREE))
+    plain = evaluate(FirstPixels(), batches, 4, Dist(), Scoring(THREE, 10))
     assert plain.real is None
     assert "real" not in str(plain)
 
@@ -148,7 +148,7 @@ def test_classes_outside_the_map_are_no_answers():
     logits = [[1, 9, 5], [5, 9, 1], [5, 9, 1]]
     valid = [frozenset([2]), frozenset([0]), frozenset([1])]
     batches = batches_of(pixels_of(logits), np.array([0, 1, 0]))
-    metrics = evaluate(FirstPixels(), batches, 4, Dist(), Scoring(space, valid))
+    metrics = evaluate(FirstPixels(), batches, 4, Dist(), Scoring(space, 3, valid))
     assert metrics.confusion.tolist() == [[1, 0, 0], [1, 1, 0]]
     assert (metrics.count, metrics.top1_correct, metrics.real_correct) == (3, 2, 2)
     expected = -np.log([1 / (1 + np.exp(-4)), 1 / (1 + np.exp(-4)), 1 / (1 + np.exp(4))]).sum()
@@ -161,13 +161,13 @@ def test_flip_averages_logits_with_those_of_the_mirror_image():
     flat = images.reshape(10, 5)
     averaged = (flat[:, :3] + flat[:, :1:-1]) / 2
     flipped, by_hand = (
-        evaluate(FirstPixels(), batches_of(x, labels), 4, Dist(), Scoring(THREE, flip=flip))
+        evaluate(FirstPixels(), batches_of(x, labels), 4, Dist(), Scoring(THREE, 10, flip=flip))
         for x, flip in ((images, True), (pixels_of(averaged), False))
     )
     np.testing.assert_array_equal(flipped.confusion, by_hand.confusion)
     assert flipped.loss_sum == pytest.approx(by_hand.loss_sum)
     assert flipped.loss_sum != pytest.approx(
-        evaluate(FirstPixels(), batches_of(images, labels), 4, Dist(), Scoring(THREE)).loss_sum
+        evaluate(FirstPixels(), batches_of(images, labels), 4, Dist(), Scoring(THREE, 10)).loss_sum
     )
 
 
@@ -177,7 +177,7 @@ def test_one_graph_serves_all_batches():
     network, mode = FirstPixels(), ms.get_context("mode")
     ms.set_context(mode=ms.GRAPH_MODE)
     try:
-        evaluate(network, batches_of(images, np.zeros(10, int)), 4, Dist(), Scoring(THREE, flip=True))
+        evaluate(network, batches_of(images, np.zeros(10, int)), 4, Dist(), Scoring(THREE, 10, flip=True))
     finally:
         ms.set_context(mode=mode)
     assert len(network.compile_cache) == 1
@@ -198,16 +198,16 @@ def test_counts_beyond_float32_are_summed_exactly():
 
 def test_ranks_add_up_and_one_without_images_takes_part():
     batches = batches_of(pixels_of([[9, 0, 0], [0, 9, 0]]), np.zeros(2, int))
-    metrics = evaluate(FirstPixels(), batches, 4, ThreeRanks(size=3), Scoring(THREE))
+    metrics = evaluate(FirstPixels(), batches, 4, ThreeRanks(size=3), Scoring(THREE, 10))
     assert (metrics.count, metrics.confusion[0].tolist()) == (6, [3, 3, 0, 0])
-    empty = evaluate(FirstPixels(), [], 4, Dist(), Scoring(THREE, []))
+    empty = evaluate(FirstPixels(), [], 4, Dist(), Scoring(THREE, 0, []))
     assert (empty.count, empty.top1, empty.real, empty.confusion.shape) == (0, 0, 0, (3, 4))
 
 
 def metrics_of(matrix):
     confusion = np.array(matrix)
     confusion = np.concatenate([confusion, np.zeros((len(confusion), 1), int)], axis=1)
-    return Metrics(int(confusion.sum()), int(confusion.trace()), int(confusion.sum()), 1.0, confusion)
+    return Metrics(int(confusion.sum()), int(confusion.trace()), int(confusion.sum()), 1.0, confusion, np.zeros(0))
 
 
 def test_the_five_worst_classes_are_named():

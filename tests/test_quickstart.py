@@ -46,6 +46,23 @@ def test_quickstart_network_fine_tunes_to_five_digits_of_another_size(quickstart
     assert summary["best_top1"] >= 98
 
 
+def test_the_summary_names_the_report_and_a_prediction(tmp_path):
+    """As quickstart.sh leaves the folder; the prediction is a wrong one, which is to be seen."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "summary.json").write_text(json.dumps({"epochs": 2, "seconds": 3.4}))
+    for weights in ("raw", "ema"):
+        content = {"top1": 98.0, "top5": 100.0, "count": 360, "checkpoint": "best.ckpt"}
+        (run / f"eval_{weights}.json").write_text(json.dumps(content))
+    best = {"index": 1, "class": "1", "probability": 0.98765}
+    (run / "prediction.json").write_text(json.dumps([{"image": "data/digits/val/7/0007.png", "predictions": [best]}]))
+    done = subprocess.run(
+        [sys.executable, "scripts/run_summary.py", run], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert f"\n  report         {run / 'report.html'}\n" in done.stdout
+    assert done.stdout.endswith("\n  prediction     data/digits/val/7/0007.png: 1 (98.77%), truth 7\n")
+
+
 def test_quickstart_configuration_is_a_focal_network():
     """Three stages, two levels in each, several windows in the first two, and no flips."""
     from src.config import load_config

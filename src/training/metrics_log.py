@@ -1,25 +1,61 @@
-"""The figures of a run in a file, metrics.jsonl: a JSON object in each line, of an update or of an evaluation."""
+"""The figures of a run in files: metrics.jsonl, a JSON object in each line, of an update or of an evaluation; and the
+same as TensorBoard events.
+
+metrics.jsonl is the original. Each process that trains on writes the events anew from its lines, in a file of a new
+name: what is cut off the one, because a run that resumes does it again, is never twice in the other.
+"""
 
 import json
 import math
 import os
+import time
 from pathlib import Path
 
 from src.atomic import write_text
+from src.errors import UserError
+from src.training import tensorboard_events
 from src.training.saving import warn
 
 
-class MetricsLog:
-    """Appends lines. On ranks other than the main one it does nothing.
+class GrowingFile:
+    """A file that is appended to.
 
-    A disk that is full costs no line while the run lasts: what could not be written is tried again with the next.
+    A disk that is full costs nothing while the run lasts: what could not be written is tried again with the next.
     """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.unwritten = b""
+        self.failed = False
+
+    def add(self, content: bytes) -> None:
+        self.unwritten += content
+        self.flush()
+
+    def flush(self) -> bool:
+        """Write what could not be written before; returns whether the file is complete."""
+        if not self.unwritten:
+            return True
+        try:
+            _append(self.path, self.unwritten)
+        except OSError as error:
+            if not self.failed:
+                warn(f"{self.path}: cannot be written ({error.strerror}); its lines are kept and tried again")
+            self.failed = True
+            return False
+        self.unwritten, self.failed = b"", False
+        return True
+
+
+class MetricsLog:
+    """Adds lines to both files. On ranks other than the main one it does nothing."""
 
     def __init__(self, path: Path, enabled: bool):
         self.path = path
         self.enabled = enabled
-        self.unwritten = ""
-        self.failed = False
+        self.lines = GrowingFile(path)
+        self.events: GrowingFile | None = None
+        self.clock_start, self.began = time.perf_counter(), time.time()
 
     def keep_until(self, epoch: int, update: int) -> None:
         """Drop what a run that resumes will do again: all after this many whole epochs and this many updates.
@@ -34,39 +70,52 @@ class MetricsLog:
         if kept != lines:
             write_text(self.path, "".join(kept))
 
-    def add(self, **values: int | float | str | None) -> None:
-        """Append a line. JSON has no NaN: numbers that are not finite become null."""
+    def begin(self, seconds: float) -> None:
+        """Start the clock at the seconds that training has taken so far, and write the events of the lines so far.
+
+        Raises:
+            UserError: the events of an earlier process cannot be removed.
+        """
         if not self.enabled:
             return
-        content = {
+        self.clock_start, self.began = time.perf_counter() - seconds, time.time() - seconds
+        folder = self.path.parent
+        try:
+            for earlier in folder.glob(tensorboard_events.PREFIX + "*"):
+                earlier.unlink()
+            text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+        except OSError as error:
+            raise UserError(f"output folder {folder}: cannot be written ({error.strerror})") from error
+        self.events = GrowingFile(tensorboard_events.new_path(folder))
+        lines = [json.loads(line) for line in text.splitlines()]
+        records = [tensorboard_events.record(line, self.began) for line in lines if "seconds" in line]
+        self.events.add(tensorboard_events.start_record() + b"".join(records))
+
+    def add(self, **values: int | float | str | None) -> None:
+        """Append a line, with the seconds of training. JSON has no NaN: numbers that are not finite become null."""
+        if not self.enabled:
+            return
+        values["seconds"] = round(time.perf_counter() - self.clock_start, 3)
+        line = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in values.items()
         }
-        self.unwritten += json.dumps(content) + "\n"
-        self.flush()
+        self.lines.add(json.dumps(line).encode() + b"\n")
+        if self.events is not None:
+            self.events.add(tensorboard_events.record(line, self.began))
 
     def flush(self) -> bool:
-        """Write what could not be written before; returns whether the file is complete."""
-        if not self.unwritten:
-            return True
-        try:
-            _append(self.path, self.unwritten)
-        except OSError as error:
-            if not self.failed:
-                warn(f"{self.path}: cannot be written ({error.strerror}); its lines are kept and tried again")
-            self.failed = True
-            return False
-        self.unwritten, self.failed = "", False
-        return True
+        """Write what could not be written before; returns whether the files are complete."""
+        complete = self.lines.flush()
+        return (self.events is None or self.events.flush()) and complete
 
 
-def _append(path: Path, text: str) -> None:
-    """Append all of a text, or nothing."""
+def _append(path: Path, content: bytes) -> None:
+    """Append all of it, or nothing."""
     with open(path, "ab", buffering=0) as file:
         size = file.tell()
-        data = text.encode()
         try:
-            if file.write(data) != len(data):
+            if file.write(content) != len(content):
                 raise OSError(28, "No space left on device")
         except OSError:
             os.truncate(path, size)

@@ -111,6 +111,7 @@ class Outcomes:
             self.metrics.add(
                 epoch=(outcome.update - 1) // self.updates_per_epoch + 1,
                 update=outcome.update,
+                epochs_done=round(outcome.update / self.updates_per_epoch, 6),
                 loss=outcome.loss,
                 grad_norm=outcome.grad_norm,
                 lr=outcome.learning_rate,

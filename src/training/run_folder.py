@@ -12,13 +12,14 @@ from src.data.pipeline import UnreadableImages
 from src.errors import UserError
 from src.evaluation_report import write_report
 from src.training.checkpoint import CheckpointFolder, Progress
-from src.training.metrics_log import MetricsLog
+from src.training.metrics_log import GrowingFile, MetricsLog
 from src.training.saving import warn
 from src.weights import read_checkpoint
 
 
 class RunFolder:
-    """runs/<name>: checkpoints, config.yaml, metrics.jsonl, evaluation.json, summary.json, unreadable images by rank.
+    """runs/<name>: checkpoints, config.yaml, sessions.jsonl, metrics.jsonl and its TensorBoard events, evaluation.json,
+    summary.json, unreadable images by rank.
 
     Writing is for the main rank.
     """
@@ -71,6 +72,7 @@ class RunFolder:
             for folder in (self.path, self.checkpoints.path):
                 remove_unfinished(folder)
             if resume_from is None:
+                (self.path / "sessions.jsonl").unlink(missing_ok=True)
                 for earlier in self.path.glob("unreadable_images_*.txt"):
                     earlier.unlink()
         except OSError as error:
@@ -86,6 +88,10 @@ class RunFolder:
             UserError: no room or no permission.
         """
         write_text(self.path / "config.yaml", config.to_yaml())
+
+    def note_session(self, session: dict) -> None:
+        """Add a line to sessions.jsonl, of a process that begins or goes on with the run."""
+        GrowingFile(self.path / "sessions.jsonl").add(json.dumps(session).encode() + b"\n")
 
     def keep_report(self, content: dict, confusion: np.ndarray) -> None:
         """Write evaluation.json, now or, if there is no room, later."""

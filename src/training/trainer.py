@@ -32,6 +32,7 @@ from src.training.resuming import changes
 from src.training.run_folder import RunFolder
 from src.training.saving import Saver
 from src.training.schedule import learning_rate
+from src.training.session import session
 from src.training.train_step import LossScale, TrainStep
 from src.training.watchdog import Watchdog
 from src.weights import load_weights
@@ -198,6 +199,7 @@ class Trainer:
         self.val_images = val_images
         self.scoring = Scoring(
             LabelSpace.of_names(val_images.classes, val_images.classes),
+            val_images.size,
             valid_labels(config, val_images, self.num_classes),
             config.eval.flip,
         )
@@ -220,6 +222,8 @@ class Trainer:
             return summary
         if self.dist.is_main:
             self.folder.write_config(config)
+            self.folder.note_session(session(self.dist, progress, self.updates_per_epoch))
+        self.metrics.begin(progress.seconds)
         self.started = time.perf_counter() - progress.seconds
         try:
             with self.interruption, self.watchdog:
@@ -439,12 +443,20 @@ class Trainer:
 
     def _log_evaluation(self, weights: str, metrics: Metrics) -> None:
         progress = self.state.progress
-        where, done = {"epoch": progress.epoch}, ""
+        epoch, done = progress.epoch, ""
         if progress.images:  # train.stop_after_update ends a run within an epoch
-            where = {"epoch": progress.epoch + 1, "update": progress.update}
+            epoch += 1
             done = f"  update {progress.update - progress.epoch * self.updates_per_epoch}/{self.updates_per_epoch}"
-        self.log.line(f"epoch {where['epoch']}/{self.config.train.epochs}{done}  {weights} {metrics}")
-        self.metrics.add(**where, weights=weights, top1=metrics.top1, top5=metrics.top5, loss=metrics.loss)
+        self.log.line(f"epoch {epoch}/{self.config.train.epochs}{done}  {weights} {metrics}")
+        self.metrics.add(
+            epoch=epoch,
+            update=progress.update,
+            epochs_done=round(progress.update / self.updates_per_epoch, 6),
+            weights=weights,
+            top1=metrics.top1,
+            top5=metrics.top5,
+            loss=metrics.loss,
+        )
 
     def _is_best(self, metrics: Metrics) -> bool:
         progress = self.state.progress

@@ -31,7 +31,7 @@ def assert_same_state(a, b):
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-TIMES = ("images_per_second",)
+TIMES = ("images_per_second", "seconds")
 
 
 def metrics(folder):

@@ -30,7 +30,8 @@ def ten_updates(digits, folder, ranks=1):
 
 
 def listed(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    """The files of a run, without the time in the name of its events."""
+    return sorted(re.sub(r"(tfevents)\.\d+", r"\1", str(path.relative_to(folder))) for path in folder.rglob("*"))
 
 
 @pytest.fixture(scope="module")

@@ -195,7 +195,7 @@ def test_a_full_disk_costs_neither_the_run_nor_the_save_before(trainer, small_di
     assert failed[0].startswith("warning: ")
     assert all(line.startswith("warning: ") for line in err)
     assert saved(run.checkpoints).epoch == 2
-    assert [line["update"] for line in metrics(run.config.output) if "update" in line] == list(range(1, 29))
+    assert [line["update"] for line in metrics(run.config.output) if "lr" in line] == list(range(1, 29))
 
 
 def test_a_disk_that_stays_full_is_an_error_at_the_end(trainer, small_disk, capsys):

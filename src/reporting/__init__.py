@@ -1,0 +1,1 @@
+"""Pages about runs: what a run came to (run_report), and several beside each other (comparison)."""

@@ -1,0 +1,146 @@
+"""What a run's folder says of it, read back for reports."""
+
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from src.errors import UserError
+from src.training.progress import duration
+
+SHORT_NAMES = {"raw": "raw", "ema": "EMA"}  # of weights
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as its files have it, at its end or at any time before.
+
+    Attributes:
+        updates, evaluations: the lines of metrics.jsonl, in order.
+        config: config.yaml by section; empty where there is none.
+        sessions: the lines of sessions.jsonl.
+        summary: summary.json, if the run came to its end.
+        evaluation: evaluation.json, of the best epoch, if one was evaluated; its "confusion" is an array
+            [labels, predictions].
+    """
+
+    path: Path
+    updates: list[dict]
+    evaluations: list[dict]
+    config: dict
+    sessions: list[dict]
+    summary: dict | None
+    evaluation: dict | None
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @cached_property
+    def by_weights(self) -> dict[str, list[dict]]:
+        """The lines of evaluations by "raw" and "ema", of those that there are."""
+        found = {weights: [e for e in self.evaluations if e["weights"] == weights] for weights in SHORT_NAMES}
+        return {weights: lines for weights, lines in found.items() if lines}
+
+    @property
+    def best(self) -> dict | None:
+        """The evaluation that chose best.ckpt: of whole epochs and the averaged weights, the first of the highest."""
+        lines = self.by_weights.get("ema", self.by_weights.get("raw", []))
+        return max((e for e in lines if e["epochs_done"] == e["epoch"]), key=lambda e: e["top1"], default=None)
+
+    def last(self, weights: str) -> dict | None:
+        """The newest evaluation of raw or averaged weights."""
+        return self.by_weights.get(weights, [None])[-1]
+
+    @property
+    def newest(self) -> dict | None:
+        """The newest line of all."""
+        return max([*self.updates[-1:], *self.evaluations[-1:]], key=lambda line: line["seconds"], default=None)
+
+    @property
+    def images_per_second(self) -> float | None:
+        """The median of the lines, which evaluation, saves and compilation are not in."""
+        rates = [line["images_per_second"] for line in self.updates if line["images_per_second"] is not None]
+        return statistics.median(rates) if rates else None
+
+    @property
+    def state(self) -> str:
+        """How far training is, in words."""
+        newest = self.newest
+        if newest is None:
+            return "begun"
+        epochs = self.config.get("train", {}).get("epochs")
+        where = f"{newest['epochs_done']:g} of {epochs} epochs" if epochs else f"{newest['epochs_done']:g} epochs"
+        finished = self.summary is not None and self.summary["updates"] == newest["update"]
+        return f"{where} in {duration(newest['seconds'])}" + ("" if finished else ", not at its end")
+
+
+def read_run(path: str | Path) -> RunRecord:
+    """Read the folder of a run.
+
+    Raises:
+        UserError: it is none, or a file in it is damaged.
+    """
+    path = Path(path)
+    if not (path / "metrics.jsonl").is_file():
+        raise UserError(f"{path}: no folder of a run (it has no metrics.jsonl)")
+    lines = _read(path / "metrics.jsonl", _lines)
+    updates, evaluations = [], []
+    for number, line in enumerate(lines, 1):
+        is_evaluation = isinstance(line, dict) and "weights" in line
+        needed = EVALUATION if is_evaluation else UPDATE
+        if not isinstance(line, dict) or not needed <= line.keys():
+            missing = ", ".join(sorted(needed - line.keys())) if isinstance(line, dict) else "an object"
+            raise UserError(f"{path / 'metrics.jsonl'}: line {number} lacks {missing}; was it written by this version?")
+        (evaluations if is_evaluation else updates).append(line)
+    config = _read(path / "config.yaml", yaml.safe_load) or {}
+    if not isinstance(config, dict):
+        raise UserError(f"{path / 'config.yaml'}: cannot be read (it has no sections)")
+    evaluation = _read(path / "evaluation.json", json.loads)
+    if evaluation is not None:
+        matrix = evaluation["confusion"]
+        if isinstance(matrix, str):
+            matrix = _load_array(path / matrix)
+        evaluation["confusion"] = np.asarray(matrix)
+    return RunRecord(
+        path,
+        updates,
+        evaluations,
+        config,
+        _read(path / "sessions.jsonl", _lines) or [],
+        _read(path / "summary.json", json.loads),
+        evaluation,
+    )
+
+
+PLACE = {"epoch", "update", "epochs_done", "seconds"}
+UPDATE = PLACE | {"loss", "grad_norm", "lr", "loss_scale", "images_per_second"}
+EVALUATION = PLACE | {"weights", "top1", "top5", "loss"}
+
+
+def _lines(text: str) -> list:
+    """JSON by line; without its end, the last is still being written."""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> Any:
+    """A file's content, None where there is no such file."""
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+
+
+def _load_array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error

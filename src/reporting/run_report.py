@@ -1,0 +1,238 @@
+"""report.html: a run's curves, mistakes, configuration and environment on one page that needs nothing else."""
+
+import html
+from pathlib import Path
+
+import yaml
+
+from src.atomic import write_text
+from src.reporting.charts import Chart, Series, render
+from src.reporting.confusion import confused_pairs, confusion_table, image_finder
+from src.reporting.page import Column, Section, details, page, table, tiles
+from src.reporting.run_files import SHORT_NAMES, RunRecord, read_run
+from src.training.progress import duration
+from src.training.saving import warn
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+LISTED_UPDATES = 1000  # lines of metrics.jsonl in the table of updates; of more, the last of each epoch
+WEIGHTS_NAMES = {"raw": "raw weights", "ema": "averaged weights (EMA)"}
+COLORS = {"ema": 0, "raw": 1, "training": 7}
+EPOCHS = "epochs"
+
+
+def write_report(run: str | Path, output: Path | None = None, data: Path | None = None) -> Path:
+    """Make the report of a run from its files, at its end or at any time before; returns the page's path.
+
+    Args:
+        run: the run's folder.
+        output: of the page; None for report.html in that folder.
+        data: folder that holds the evaluation images, if they are not where the configuration says.
+
+    Raises:
+        UserError: no run, a damaged file of it, or no room for the page.
+    """
+    record = read_run(run)
+    path = output or record.path / "report.html"
+    write_text(path, report_page(record, data))
+    return path
+
+
+def report_or_warn(run: Path) -> None:
+    """The same at a run's end, where whatever goes wrong is one line: the run's files are whole, and worth more."""
+    try:
+        print(f"report: {write_report(run)}", flush=True)
+    except Exception as error:  # a defect here must not look like one of the run
+        problem = " ".join(str(error).split()) or type(error).__name__
+        warn(f"no report: {problem}; python scripts/report.py {run} makes it again")
+
+
+def report_page(run: RunRecord, data: Path | None = None) -> str:
+    """The page as HTML."""
+    return page(
+        run.name,
+        f"Training run, {run.state}.",
+        [
+            Section("Summary", summary(run)),
+            Section("Curves", curves(run)),
+            Section("Evaluations", evaluations(run)),
+            Section("Mistakes", mistakes(run, data)),
+            Section("Updates", updates(run)),
+            Section("Configuration", configuration(run)),
+            Section("Environment", environment(run)),
+        ],
+    )
+
+
+def summary(run: RunRecord) -> str:
+    """The figures that count most."""
+    entries = []
+    if run.best is not None:
+        of = WEIGHTS_NAMES[run.best["weights"]]
+        entries.append(("Best top-1", f"{run.best['top1']:.2f}%", f"{of}, after epoch {run.best['epoch']}"))
+    for weights, lines in run.by_weights.items():
+        last = lines[-1]
+        told = f"top-5 {last['top5']:.2f}%, after {last['epochs_done']:g} epochs"
+        entries.append((f"Last top-1, {SHORT_NAMES[weights]}", f"{last['top1']:.2f}%", told))
+    if run.newest is not None:
+        told = f"compilation and evaluation included; {run.newest['update']:,} updates"
+        entries.append(("Time", duration(run.newest["seconds"]), told))
+    if run.images_per_second is not None:
+        told = "images per second, median of the lines of the log"
+        entries.append(("Training speed", shown_rate(run.images_per_second), told))
+    if run.summary is not None:
+        told = f"{len(run.summary['unreadable_images'])} unreadable images"
+        entries.append(("Skipped updates", f"{run.summary['skipped_updates']:,}", told))
+    return tiles(entries)
+
+
+def shown_rate(rate: float) -> str:
+    """Images per second for reading: whole ones of a hundred and more."""
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+
+
+def of_updates(run: RunRecord, key: str, name: str, color: int = 0) -> Series:
+    """A figure of the updates against epochs."""
+    return Series(name, [u["epochs_done"] for u in run.updates], [u[key] for u in run.updates], color)
+
+
+def of_evaluations(run: RunRecord, key: str, prefix: str = "") -> list[Series]:
+    """A figure of the evaluations against epochs, by weights."""
+    return [
+        Series(
+            prefix + WEIGHTS_NAMES[weights],
+            [line["epochs_done"] for line in lines],
+            [line[key] for line in lines],
+            COLORS[weights],
+        )
+        for weights, lines in run.by_weights.items()
+    ]
+
+
+def curves(run: RunRecord) -> str:
+    """All curves of a run."""
+    charts = [
+        Chart("Accuracy", EPOCHS, "top-1, %", of_evaluations(run, "top1")),
+        Chart(
+            "Loss",
+            EPOCHS,
+            "cross-entropy, nats",
+            [
+                of_updates(run, "loss", "training batches", COLORS["training"]),
+                *of_evaluations(run, "loss", "validation, "),
+            ],
+        ),
+        Chart("Learning rate", EPOCHS, "learning rate", [of_updates(run, "lr", "learning rate")], from_zero=True),
+        Chart(
+            "Gradient norm", EPOCHS, "global norm, unclipped", [of_updates(run, "grad_norm", "norm")], from_zero=True
+        ),
+        Chart("Loss scale", EPOCHS, "loss scale", [of_updates(run, "loss_scale", "loss scale")], powers=2),
+        Chart(
+            "Training speed",
+            EPOCHS,
+            "images per second",
+            [of_updates(run, "images_per_second", "speed")],
+            from_zero=True,
+        ),
+    ]
+    drawn = "".join(map(render, charts))
+    if not drawn:
+        return "<p>Nothing was logged yet.</p>"
+    told = (
+        "Point at a curve, or choose a chart with the Tab key and go along it with the arrow keys, for its values. The "
+        "training loss is of augmented images and smoothed labels, so it may lie above that of the validation images."
+    )
+    return f'<p class="quiet">{told}</p><div class="charts">{drawn}</div>'
+
+
+def evaluations(run: RunRecord) -> str:
+    """Every evaluation in numbers."""
+    columns = {
+        "epoch": Column("epoch"),
+        "update": Column("update"),
+        "weights": Column("weights"),
+        "top1": Column("top-1, %", ".2f"),
+        "top5": Column("top-5, %", ".2f"),
+        "loss": Column("loss", ".4f"),
+        "seconds": Column("seconds", ".1f"),
+    }
+    rows = [[line[key] for key in columns] for line in run.evaluations]
+    return table(list(columns.values()), rows, "Validation images", "evaluations") if rows else ""
+
+
+def mistakes(run: RunRecord, data: Path | None) -> str:
+    """What the best epoch's model takes for what."""
+    evaluation = run.evaluation
+    if evaluation is None:
+        return "<p>No whole epoch was evaluated yet.</p>"
+    wrong = evaluation["count"] - evaluation["top1_correct"]
+    told = (
+        f"{WEIGHTS_NAMES[evaluation['weights']]} after epoch {evaluation['epoch']}: {wrong:,} of "
+        f"{evaluation['count']:,} images wrong (top-1 {evaluation['top1']:.2f}%), from evaluation.json."
+    )
+    section = run.config.get("data", {})
+    roots = [data.resolve()] if data is not None else [Path.cwd(), ROOT]
+    if data is not None:
+        section = section | {"path": "."}
+    classes = tuple(entry["name"] for entry in evaluation["classes"])
+    pairs = confused_pairs(evaluation, image_finder(section, roots, classes))
+    by_class = table(
+        ["class", "images", "right", Column("accuracy, %", ".2f")],
+        [
+            [entry["name"], entry["count"], entry["correct"], entry["accuracy"]]
+            for entry in sorted(evaluation["classes"], key=lambda entry: (entry["accuracy"] or 0, entry["name"]))
+        ],
+        "The worst first",
+        "classes",
+    )
+    return (
+        f"<p>{html.escape(told[:1].upper() + told[1:])}</p>{confusion_table(evaluation)}"
+        + (f"<h3>Most confused</h3>{pairs}" if pairs else "")
+        + details(f"Accuracy of each of {len(classes):,} classes", by_class)
+    )
+
+
+def updates(run: RunRecord) -> str:
+    """The lines of updates in numbers."""
+    columns = {
+        "epoch": Column("epoch"),
+        "update": Column("update"),
+        "loss": Column("loss", ".4f"),
+        "grad_norm": Column("gradient norm", ".4f"),
+        "lr": Column("learning rate", ".4e"),
+        "loss_scale": Column("loss scale"),
+        "images_per_second": Column("images/s", ",.1f"),
+        "seconds": Column("seconds", ".1f"),
+    }
+    lines, told = run.updates, "Every line of the log"
+    if len(lines) > LISTED_UPDATES:
+        lines, told = list({line["epoch"]: line for line in lines}.values()), "The last line of each epoch"
+    rows = [[line[key] for key in columns] for line in lines]
+    return details(f"{told} ({len(rows):,})", table(list(columns.values()), rows, name="updates")) if rows else ""
+
+
+def configuration(run: RunRecord) -> str:
+    """config.yaml as it is."""
+    if not run.config:
+        return ""
+    text = html.escape(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))
+    return details("Every key with its value (config.yaml)", f"<pre>{text}</pre>")
+
+
+def environment(run: RunRecord) -> str:
+    """Each process that trained, the newest last."""
+    shown_sessions = []
+    for number, session in enumerate(run.sessions, 1):
+        git = session["git"]
+        commit = "no git clone" if git is None else git["commit"] + (", with changes" if git["modified"] else "")
+        rows = [
+            ["started", f"{session['started']}, after update {session['after_update']}"],
+            ["command", session["command"]],
+            ["code", commit],
+            ["device", f"{session['device']} x {session['devices']}, {session['global_batch']} images an update"],
+            ["processor", f"{session['processor']}, {session['cores']} cores"],
+            ["system", session["system"]],
+            ["Python", session["python"]],
+            *session["packages"].items(),
+        ]
+        shown_sessions.append(table(["", f"session {number}"], rows, name=f"session-{number}"))
+    return "".join(shown_sessions)
