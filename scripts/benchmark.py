@@ -71,7 +71,9 @@ def peak_memory() -> int:
     Not getrusage's: a process started from a large one begins with the other's there.
     """
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+    line = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert line is not None  # Linux has it
+    return int(line[1]) * 1024
 
 
 def main(arguments: list[str]) -> None:

@@ -1,6 +1,7 @@
 """Layers shared by the model families. Feature maps travel as tokens, [B, L, C] with L = H * W in row-major order."""
 
 import math
+from collections.abc import Sequence
 
 import mindspore as ms
 import numpy as np
@@ -23,6 +24,8 @@ class ImageClassifier(nn.Cell):
     `block_index(name)` where in the network a parameter or layer is: 0 for the patch embedding, i for what belongs with
     the i-th block, counted over all stages from 1, and one more than there are blocks for the final norm and the head.
     """
+
+    drop_path_rates: list[float]
 
     def freeze(self, stages: int) -> None:
         """Keep the patch embedding and the first stages, with the downsampling after them, as they are; 0: none.
@@ -87,9 +90,9 @@ def check_common_arguments(
         raise ArgumentError("conv_implementation", f"must be unfold or conv2d, got {a['conv_implementation']!r}")
 
 
-def image_size(img_size: int | tuple[int, int]) -> tuple[int, int]:
+def image_size(img_size: int | Sequence[int]) -> tuple[int, int]:
     """(height, width) of an img_size argument."""
-    return (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    return (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
 
 
 def dense(in_channels: int, out_channels: int, has_bias: bool = True) -> nn.Dense:

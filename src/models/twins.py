@@ -282,7 +282,8 @@ class Twins(ImageClassifier):
         return self.blocks[stage]
 
     def stage_map(self, stage: int) -> tuple[int, int]:
-        return self.map_shapes[stage][2:]
+        _, _, height, width = self.map_shapes[stage]
+        return height, width
 
     def forward_features(self, images, drop_path=None, dropout_seed=None):
         """Images to the mean of the last stage's normalised tokens, [B, C]."""
