@@ -1,8 +1,8 @@
 """Stands in for python, mpirun and msrun in commands that need data or devices that are not here.
 
 Named `python`, it runs train.py, eval.py or export.py until the configuration is resolved, builds the model, loads the
-weights that training would start from, and says so. Other scripts of the command come after that and are passed over;
-`-c` runs. Named `mpirun` or `msrun`, it becomes the main rank.
+weights that training would start from, and notes its name in the file $BUILT. Other scripts of the command come after
+that and are passed over; `-c` runs. Named `mpirun` or `msrun`, it becomes the main rank.
 """
 
 import os
@@ -23,7 +23,8 @@ def build_only() -> None:
         model = config.build_model("CPU")
         if config.train.pretrained and sys.argv[0] == "train.py":
             load_weights(model, config.train.pretrained)
-        print(f"built {config.model.name}", flush=True)
+        with open(os.environ["BUILT"], "a", encoding="utf-8") as built:
+            built.write(f"{config.model.name}\n")
         sys.exit(0)
 
     src.distributed.start = start
