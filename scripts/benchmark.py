@@ -71,7 +71,7 @@ def measure(name: str, arguments: dict, batch_size: int, options) -> dict:
             for worker in workers.values():
                 worker.call("step")
         workers["own"].call("ceiling")
-        steps = {code: [] for code in workers}
+        steps: dict[str, list[dict]] = {code: [] for code in workers}
         rates = []
         for _ in range(options.repeats):
             for code, worker in workers.items():

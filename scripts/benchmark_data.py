@@ -171,7 +171,7 @@ def measured(pipeline: str, interpreter: str, folder: Path, options) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count()), help="worker processes (default: 2)")
+    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes (default: 2)")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--images", type=int, default=1024, help="photographs made (default: 1024)")
     parser.add_argument("--epochs", type=int, default=4, help="passes over them that are timed (default: 4)")
@@ -195,7 +195,7 @@ def main() -> None:
         for name, microseconds in stages.items():
             print(f"{name:22s} {microseconds:7.0f} us  {1e6 / microseconds:9.0f} img/s on one core")
         pipelines = {"own": sys.executable} | ({"timm": options.timm} if options.timm else {})
-        rates = {name: [] for name in pipelines}
+        rates: dict[str, list[float]] = {name: [] for name in pipelines}
         for _ in range(options.repeats):
             for name, interpreter in pipelines.items():
                 rates[name].append(measured(name, interpreter, folder, options))

@@ -93,7 +93,9 @@ def main() -> None:
         ways = {kind: lambda saver=saver: saver.save_within_epoch(state.snapshot()) for kind, saver in savers.items()}
         for kind in ("thread", "process"):
             ways[f"MindSpore, {kind}"] = lambda kind=kind: by_mindspore(kind, Path(folder) / f"{kind}.ckpt")
-        figures = {way: {"stall": [], "written": [], "updates": [], "during": []} for way in ways}
+        figures: dict[str, dict[str, list[float]]] = {
+            way: {"stall": [], "written": [], "updates": [], "during": []} for way in ways
+        }
         idle = []
         for _ in range(options.repeats):
             for way, save in ways.items():

@@ -94,9 +94,10 @@ def main(arguments: list[str]) -> None:
     cam = options.cam or Place(large[-1], model.depths[large[-1]] - 1)
     token = None
     if options.point is not None:
-        point = preprocessing.transform.position(options.point, array.shape[:2])
+        height, width = array.shape[:2]
+        point = preprocessing.transform.position(options.point, (height, width))
         if point is None:
-            left, top, right, bottom = preprocessing.transform.seen(array.shape[:2])
+            left, top, right, bottom = preprocessing.transform.seen((height, width))
             raise UserError(
                 f"--point {options.point[0]:g},{options.point[1]:g}: outside of what the model sees of the image, "
                 f"x from {left:g} to {right:g} and y from {top:g} to {bottom:g}"

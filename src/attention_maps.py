@@ -5,6 +5,7 @@ them with (GatheredAttention.attention_weights). Runs op by op (runtime.mode=pyn
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -113,7 +114,7 @@ class AttentionView:
 
     def density(self) -> np.ndarray:
         """[H, W] attention per token, all granularities together."""
-        return sum(group.density(self.map_size) for group in self.groups)
+        return np.sum([group.density(self.map_size) for group in self.groups], axis=0)
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class Tap(nn.Cell):
         super().__init__(auto_prefix=False)
         self.block = block
         self.offset = Parameter(Tensor(np.zeros(shape, np.float32)), name="offset")
-        self.output = None
+        self.output: Any = None  # a tensor, once something has passed
 
     def construct(self, x, drop_path=None, dropout_seed=None):
         self.output = self.block(x, drop_path, dropout_seed)

@@ -57,7 +57,8 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], texts: Mapping[str, str
     """
     checksum = 0
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        for name, value in {CHECKED: "crc_num", **texts, **tensors}.items():
+        values: dict[str, np.ndarray | str] = {CHECKED: "crc_num", **texts, **tensors}
+        for name, value in values.items():
             for header, content in _records(name, value):
                 for start in range(0, max(len(content), 1), BLOCK_BYTES):
                     block = content[start : start + BLOCK_BYTES]
@@ -98,7 +99,7 @@ def read_texts(path: Path) -> dict[str, str]:
         stream = _Stream(file)
         for record in _headers(stream):
             if record.type == TEXT:
-                texts[record.name] = _value([stream.content(record.length)], record.type, record.dimensions)
+                texts[record.name] = _text(stream.content(record.length))
             else:
                 stream.skip(record.length)
     texts.pop(CHECKED, None)
@@ -112,7 +113,7 @@ def _records(name: str, value: np.ndarray | str) -> Iterator[tuple[bytes, memory
     else:
         array = np.ascontiguousarray(value)
         kind, dimensions = DTYPES_TO_NAMES[array.dtype], np.shape(value)
-        content = memoryview(array.reshape(-1).view(np.uint8))
+        content = array.reshape(-1).view(np.uint8).data
     encoded = name.encode()
     shape = b"".join(bytes([DIMENSION]) + _varint(dimension) for dimension in dimensions)
     size = len(content) if kind == TEXT else PART_BYTES  # MindSpore takes a text from one record
@@ -173,7 +174,7 @@ class _Stream:
         array = np.empty(count, np.uint8)
         if self.file.readinto(array) != count:
             raise CkptError("cut short while it was read")
-        self.checksum = zlib.crc32(array, self.checksum)
+        self.checksum = zlib.crc32(array.data, self.checksum)
         return array
 
     def skip(self, count: int) -> None:
@@ -237,17 +238,29 @@ def _headers(stream: _Stream) -> Iterator[_Header]:
         yield _Header(name, kind, tuple(dimensions), length)
 
 
+def _text(content: np.ndarray) -> str:
+    """A text from the content of its record.
+
+    Raises:
+        CkptError: it is none.
+    """
+    try:
+        return content.tobytes().decode("utf-32-le")
+    except UnicodeDecodeError as error:
+        raise CkptError("damaged (a text that is none)") from error
+
+
 def _value(parts: list[np.ndarray], kind: str, dimensions: tuple[int, ...]) -> np.ndarray | str:
     """A tensor or text from the contents of its records."""
     content = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    if kind == TEXT:
+        return _text(content)
     try:
-        if kind == TEXT:
-            return content.tobytes().decode("utf-32-le")
         shape = () if dimensions == (0,) and len(content) else dimensions  # MindSpore's scalars
         if kind == "BFloat16":  # the upper half of a float32
             return (content.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(shape)
         return content.view(NAMES_TO_DTYPES[kind]).reshape(shape)
     except KeyError as error:
         raise CkptError(f"holds values of a type that is not read here ({kind})") from error
-    except ValueError as error:  # UnicodeDecodeError is one
+    except ValueError as error:
         raise CkptError("damaged (a value of another size than it says)") from error

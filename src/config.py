@@ -8,6 +8,7 @@ Keys of the model section are the arguments of the model's constructor (src/mode
 import difflib
 import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -189,7 +190,7 @@ def _shown(path: Path) -> str:
         return str(path)
 
 
-def load_config(path: str | Path, overrides: list[str] = (), flags: dict[str, Any] | None = None) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = (), flags: dict[str, Any] | None = None) -> Config:
     """Read a configuration file with what it inherits, apply overrides, validate.
 
     Args:
@@ -204,7 +205,7 @@ def load_config(path: str | Path, overrides: list[str] = (), flags: dict[str, An
     return _completed(path, *_read(path, ()), overrides, flags)
 
 
-def parse_config(text: str, path: Path, overrides: list[str] = (), flags: dict[str, Any] | None = None) -> Config:
+def parse_config(text: str, path: Path, overrides: Sequence[str] = (), flags: dict[str, Any] | None = None) -> Config:
     """The same for the text of a resolved configuration (Config.to_yaml) that another file, `path`, holds.
 
     Raises:
@@ -220,7 +221,7 @@ def _completed(path, values, sources, overrides, flags) -> Config:
     return _validate(path, values, sources)
 
 
-def load_model_config(name: str, overrides: list[str] = ()) -> ModelConfig:
+def load_model_config(name: str, overrides: Sequence[str] = ()) -> ModelConfig:
     """A model by name with constructor arguments given as "key=value" on the command line (without the section).
 
     Raises:
@@ -243,7 +244,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str,
         content = _mapping(path.read_text(encoding="utf-8"), path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{_shown(path)}: cannot be read ({error})") from error
-    values, sources = {}, {}
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
     bases = content.pop("base", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
@@ -364,7 +366,7 @@ def _validate_model(given: dict, sources: dict, shown: str) -> ModelConfig:
     except ValueError as error:
         raise ConfigError(f"{sources['model.name']}: model.name: {error}") from error
     # Without defaults in the schema, only what was given is checked and kept.
-    fields = {
+    fields: dict[str, Any] = {
         key: (parameter.annotation, None)
         for key, parameter in family.parameters().items()
         if key not in RUNTIME_ARGUMENTS

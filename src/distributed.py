@@ -75,8 +75,8 @@ class Dist:
         names = sorted(settings)
         # Ranks that know different names cannot compare value by value.
         differing = ["the kinds of settings"]
-        if self.agree([_digest(names)]).all():
-            same = self.agree([_digest(settings[name]) for name in names])
+        if self.agree(np.array([_digest(names)])).all():
+            same = self.agree(np.array([_digest(settings[name]) for name in names]))
             differing = [
                 f"{name} ({settings[name]} here)" for name, equal in zip(names, same, strict=True) if not equal
             ]

@@ -75,8 +75,8 @@ def most_confused(metrics: Metrics, scoring: Scoring, images: ImageSet) -> list[
     return pairs
 
 
-def _per_cent(correct: int, count: int) -> float | None:
-    return 100 * correct / count if count else None
+def _per_cent(correct: int | None, count: int | None) -> float | None:
+    return 100 * correct / count if count and correct is not None else None
 
 
 def write_report(path: Path, content: dict, confusion: np.ndarray) -> None:

@@ -79,11 +79,12 @@ def export_checkpoint(
             else:
                 write_graph(exported, written, batch_size, file_format)
             difference = None if unverified else verify(written, model, images, batches)
+            shape = (batch_size, model.in_chans, *model.img_size)
             described = {
                 "format": file_format,
                 "file": target.name,
                 "sha256": sha256(written),
-                "input": described_tensor(NAMES[0], (batch_size, model.in_chans, *model.img_size)),
+                "input": described_tensor(NAMES[0], shape),
                 "output": described_tensor(NAMES[1], (batch_size, model.num_classes)),
                 "preprocessing": preprocessing.to_dict(),
                 "classes": classes,
@@ -96,7 +97,7 @@ def export_checkpoint(
         raise UserError(f"export {target}: cannot be written ({error})") from error
     write_text(description_path(target), json.dumps(described, indent=2, ensure_ascii=False) + "\n")
 
-    shown = ", ".join("any" if side is None else str(side) for side in described["input"]["shape"])
+    shown = ", ".join("any" if side is None else str(side) for side in shape)
     size = target.stat().st_size / 1e6
     print(f"{path} ({used} weights) to {target} ({size:.1f} MB) and {description_path(target).name}", flush=True)
     print(f"input {NAMES[0]} [{shown}] float32, output {NAMES[1]}", flush=True)

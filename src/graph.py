@@ -52,11 +52,17 @@ class Value:
 
     kind: str
     type: TensorType | None = None
-    producer: int | None = None
+    producer: int = -1
     output: int = 0
     name: str = ""
     literal: Any = None
     after: tuple[int, ...] = ()
+
+    @property
+    def tensor(self) -> TensorType:
+        """Its type, of what can only be a tensor."""
+        assert self.type is not None, self
+        return self.type
 
 
 @dataclass(frozen=True)
@@ -314,13 +320,13 @@ _INTEGERS = (
 
 def _matmul(operator: Operator) -> int:
     """MatMul(a, b, transpose_a, transpose_b): every output element sums over the inner dimension."""
-    a, transpose_a = operator.inputs[0].type, operator.inputs[2].literal
+    a, transpose_a = operator.inputs[0].tensor, operator.inputs[2].literal
     return operator.outputs[0].elements * a.shape[-2 if transpose_a else -1]
 
 
 def _last_dimension(operator: Operator) -> int:
     """Every output element sums over the last dimension of the first input."""
-    return operator.outputs[0].elements * operator.inputs[0].type.shape[-1]
+    return operator.outputs[0].elements * operator.inputs[0].tensor.shape[-1]
 
 
 def _convolution(result: TensorType, weight: TensorType) -> int:
@@ -337,10 +343,10 @@ PRODUCT_RULES: dict[str, Callable[[Operator], int]] = {
     "MatMulExt": _last_dimension,
     "BatchMatMulExt": _last_dimension,
     "Dense": _last_dimension,
-    "Conv2D": lambda operator: _convolution(operator.outputs[0], operator.inputs[1].type),
+    "Conv2D": lambda operator: _convolution(operator.outputs[0], operator.inputs[1].tensor),
     # Both backward convolutions read the gradient of the forward result first, and cost what the forward one does.
-    "Conv2DBackpropInput": lambda operator: _convolution(operator.inputs[0].type, operator.inputs[1].type),
-    "Conv2DBackpropFilter": lambda operator: _convolution(operator.inputs[0].type, operator.outputs[0]),
+    "Conv2DBackpropInput": lambda operator: _convolution(operator.inputs[0].tensor, operator.inputs[1].tensor),
+    "Conv2DBackpropFilter": lambda operator: _convolution(operator.inputs[0].tensor, operator.outputs[0]),
 }
 SUMS = ("ReduceSum", "SumExt")
 _LOOKS_LIKE_A_PRODUCT = re.compile(r"matmul|conv|dense|einsum|attention|mm(ext)?$|^(mv|dot|inner)$", re.IGNORECASE)

@@ -1,6 +1,6 @@
 """Trained models to be used outside training: what a checkpoint alone, or an exported file, is enough for."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ class TrainedModel:
 def open_checkpoint(
     checkpoint: str,
     config_name: str | None = None,
-    overrides: list[str] = (),
+    overrides: Sequence[str] = (),
     weights: str = "auto",
     device_target: str | None = None,
 ) -> TrainedModel:
@@ -55,7 +55,7 @@ def open_checkpoint(
     if config_name is not None:
         config = load_config(config_name, overrides, flags)
     elif CONFIG in content:
-        config = parse_config(content[CONFIG], path, overrides, flags)
+        config = parse_config(str(content[CONFIG]), path, overrides, flags)
     else:
         raise UserError(f"checkpoint {path}: holds weights without their configuration; name it with --config NAME")
     dist = start(config)
@@ -110,7 +110,13 @@ class Prediction:
     problem: str | None = None
 
     def top(self, count: int) -> list[tuple[int, float]]:
-        """(output, probability) of the most probable classes, the first of equals first."""
+        """(output, probability) of the most probable classes, the first of equals first.
+
+        Raises:
+            ValueError: the image was unreadable.
+        """
+        if self.probabilities is None:
+            raise ValueError(f"{self.image}: nothing was predicted of what could not be read")
         order = np.argsort(-self.probabilities, kind="stable")[:count]
         return [(int(index), float(self.probabilities[index])) for index in order]
 

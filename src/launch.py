@@ -137,7 +137,7 @@ def cores() -> int:
     """Physical cores of this machine, which is what mpirun counts."""
     import psutil  # a requirement of MindSpore
 
-    return psutil.cpu_count(logical=False) or os.cpu_count()
+    return psutil.cpu_count(logical=False) or os.cpu_count() or 1
 
 
 def check_scheduler() -> None:
@@ -152,7 +152,7 @@ def check_scheduler() -> None:
     if not any(address.address == host for addresses in psutil.net_if_addrs().values() for address in addresses):
         return  # the scheduler is on another machine
     for connection in psutil.net_connections("tcp"):
-        if connection.status != psutil.CONN_LISTEN or connection.laddr.port != port:
+        if connection.status != psutil.CONN_LISTEN or not connection.laddr or connection.laddr.port != port:
             continue
         if connection.laddr.ip in (host, "0.0.0.0", "::") and not _is_sibling(connection.pid):
             raise UserError(
@@ -197,8 +197,8 @@ def join_cluster(launch: Launch) -> None:
             f"mpi4py speaks to {library}, which is not the MPI of the mpirun that started this process; "
             "set MPI4PY_LIBMPI to the libmpi.so beside that mpirun"
         )
-    hosts = world.gather(socket.gethostname())
-    host, port = world.bcast(_start_scheduler(launch.size, hosts) if launch.rank == 0 else None)
+    hosts = world.gather(socket.gethostname())  # of all on rank 0, None elsewhere
+    host, port = world.bcast(None if hosts is None else _start_scheduler(launch.size, hosts))
     MPI.Finalize()
     os.environ.update(
         MS_ROLE="MS_WORKER",
@@ -249,6 +249,7 @@ def _start_scheduler(size: int, hosts: list[str]) -> tuple[str, str]:
             text=True,
             start_new_session=True,  # mpirun signals this process's group; the scheduler has to outlast that
         )
+        assert scheduler.stdout is not None  # a pipe
         port = scheduler.stdout.readline().strip()
         if not port:
             scheduler.wait()

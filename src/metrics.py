@@ -65,7 +65,9 @@ class Metrics:
     @property
     def real(self) -> float | None:
         """Per cent of the images with valid labels whose most likely class is one of these."""
-        return None if self.real_count is None else 100 * self.real_correct / max(self.real_count, 1)
+        if self.real_count is None or self.real_correct is None:
+            return None
+        return 100 * self.real_correct / max(self.real_count, 1)
 
     @property
     def per_class(self) -> tuple[np.ndarray, np.ndarray]:

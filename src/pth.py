@@ -21,7 +21,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -108,10 +108,11 @@ class _Storage:
     name: str
     dtype: str
     nbytes: int
-    data: memoryview | None = None  # a window onto the mapped file
+    data: memoryview | None = None  # a window onto the mapped file, once it is found
     crc: int = 0  # 0: the file has none
 
     def bytes(self) -> memoryview:
+        assert self.data is not None  # whoever reads a file finds all storages first
         if self.crc and zlib.crc32(self.data) != self.crc:
             raise PthError(self.path, f"damaged (checksum of {self.name}); {RETRY}")
         self.crc = 0  # once is enough
@@ -141,7 +142,7 @@ class StoredTensor:
         """
         dtype = NUMPY_TYPES[self.dtype]
         strides = [stride * dtype.itemsize for stride in self.strides]
-        view = np.ndarray(
+        view: np.ndarray = np.ndarray(
             self.shape, dtype.newbyteorder("<"), self.storage.bytes(), self.offset * dtype.itemsize, strides
         )
         if self.dtype == "bfloat16":
@@ -240,6 +241,7 @@ class _Reader:
 
     def __init__(self, path: Path, data: mmap.mmap):
         self.path, self.data = path, data
+        self.file = cast(IO[bytes], data)  # which a mapped file is to whoever reads and seeks
         self.storages: dict[str, _Storage] = {}  # by key; their data is looked up when all are known
         self.allowance = 16 * len(data) + 2**20  # more than the file, as tied weights count each time
 
@@ -255,9 +257,11 @@ class _Reader:
             raise ValueError(f"{nbytes} bytes at {start} reach beyond the end")
         return view
 
-    def read(self, file: io.BytesIO | mmap.mmap) -> Any:
+    def read(self, file: IO[bytes]) -> Any:
         """The value of the pickle at the file's position, which moves behind it."""
-        self.stack, self.marks, self.memo = [], [], {}
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
         for opcode, argument, _ in pickletools.genops(file):
             self.step(opcode.name, argument)
         return self.stack.pop()
@@ -340,7 +344,9 @@ class _Reader:
             case "torch._utils._rebuild_tensor_v2", 6 | 7 if not any(arguments[6:]):
                 return self.tensor(*arguments[:4])
             case "torch._utils._rebuild_tensor_v3", 7 | 8 if not any(arguments[7:]):
-                return self.tensor(*arguments[:4], _expect(arguments[6], _Global).name.removeprefix("torch."))
+                dtype = _expect(arguments[6], _Global).name.removeprefix("torch.")
+                storage, offset, shape, strides = arguments[:4]
+                return self.tensor(storage, offset, shape, strides, dtype)
             case "torch._utils._rebuild_parameter", 3:
                 return _expect(arguments[0], StoredTensor)
             case "torch._utils._rebuild_parameter_with_state", 4:
@@ -398,7 +404,7 @@ class _Reader:
 
 
 def _load_zip(reader: _Reader) -> Any:
-    with zipfile.ZipFile(reader.data) as archive:
+    with zipfile.ZipFile(reader.file) as archive:
         records = {info.filename: info for info in archive.infolist()}
     pickles = [name for name in records if name == "data.pkl" or name.endswith("/data.pkl")]
     if not pickles:
@@ -419,7 +425,7 @@ def _load_zip(reader: _Reader) -> Any:
     def record(name: str) -> memoryview:
         return find(_Storage(reader.path, prefix + name, "uint8", 0)).bytes()
 
-    _check_byte_order(reader, f"{prefix}byteorder" not in records or record("byteorder") == b"little")
+    _check_byte_order(reader, f"{prefix}byteorder" not in records or bytes(record("byteorder")) == b"little")
     content = reader.read(io.BytesIO(record("data.pkl")))
     for key, storage in reader.storages.items():
         storage.name = f"{prefix}data/{key}"
@@ -428,7 +434,7 @@ def _load_zip(reader: _Reader) -> Any:
 
 
 def _load_legacy(reader: _Reader) -> Any:
-    data = reader.data
+    data = reader.file
     if reader.read(data) != MAGIC:
         raise PthError(reader.path, "a pickle, but not a PyTorch checkpoint; save its weights with torch.save")
     reader.read(data)  # version of the layout: there has been one
@@ -494,7 +500,8 @@ def _arrays(tensors: dict[str, StoredTensor]) -> dict[str, np.ndarray]:
     """Tensors as arrays, by the names that the model itself gives them."""
     tensors = {name: tensor for name, tensor in tensors.items() if name != "n_averaged"}  # torch.optim.swa_utils'
     common = os.path.commonprefix(list(tensors))  # noqa: RUF071  (of texts, not of paths)
-    start = WRAPPERS.match(common).end()
+    wrapper = WRAPPERS.match(common)
+    start = wrapper.end() if wrapper else 0
     arrays = {name[start:]: tensor.numpy() for name, tensor in tensors.items()}
     return {name: a.astype(np.float32, copy=False) if a.dtype.kind == "f" else a for name, a in arrays.items()}
 

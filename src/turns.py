@@ -23,7 +23,9 @@ def resident_bytes(peak: bool) -> int:
     Not getrusage's peak: a process started from a large one begins with the other's there.
     """
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(re.search(rf"{'VmHWM' if peak else 'VmRSS'}:\s+(\d+) kB", status)[1]) * 1024
+    line = re.search(rf"{'VmHWM' if peak else 'VmRSS'}:\s+(\d+) kB", status)
+    assert line is not None  # Linux has it
+    return int(line[1]) * 1024
 
 
 def serve(prepare: Callable[[], dict[str, Callable]]) -> None:
@@ -86,9 +88,11 @@ class Worker:
         Raises:
             UserError: the process has ended; the exception, or the last line, that it wrote says why.
         """
+        requests, answers = self.process.stdin, self.process.stdout
+        assert requests is not None and answers is not None  # pipes, see above
         try:
-            print(function, file=self.process.stdin, flush=True)
-            answer = self.process.stdout.readline()
+            print(function, file=requests, flush=True)
+            answer = answers.readline()
         except BrokenPipeError:
             answer = ""
         if not answer:

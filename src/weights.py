@@ -75,7 +75,7 @@ def read_checkpoint(path: str | Path) -> dict[str, np.ndarray | str]:
             raise WeightsError(f"checkpoint {path}: not a readable safetensors file ({error})") from error
     if suffix in PTH_SUFFIXES:
         raw, average = pth.state_dicts(path)
-        return raw | {EMA_PREFIX + name: array for name, array in average.items()}
+        return {**raw, **{EMA_PREFIX + name: array for name, array in average.items()}}
     raise WeightsError(f"checkpoint {path}: unknown format {path.suffix!r}; expected .ckpt, .safetensors or .pth")
 
 
@@ -86,7 +86,7 @@ def has_average(content: dict[str, np.ndarray | str]) -> bool:
 
 def class_names(content: dict[str, np.ndarray | str]) -> tuple[str, ...] | None:
     """Class names by index from a training checkpoint; None where there are none."""
-    return tuple(json.loads(content[CLASSES])) if CLASSES in content else None
+    return tuple(json.loads(str(content[CLASSES]))) if CLASSES in content else None
 
 
 def select_weights(

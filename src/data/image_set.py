@@ -132,4 +132,4 @@ def check_class_count(path: Path, classes: tuple[str, ...]) -> None:
 
 def reader_threads() -> int:
     """Threads that read files."""
-    return min(4, os.cpu_count())
+    return min(4, os.cpu_count() or 1)

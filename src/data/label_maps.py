@@ -100,8 +100,10 @@ def read_valid_labels(path: str | Path, images: Sequence[str], num_classes: int)
     content = _json(_read(path, label), label)
     if not isinstance(content, list | dict):
         raise DataError(f"{label}: must be a list of lists of classes, or an object {{file name: list of classes}}")
-    find = _by_number if isinstance(content, list) else _by_name
-    found = (find(content, image, label) for image in images)
+    if isinstance(content, list):
+        found = (_by_number(content, image, label) for image in images)
+    else:
+        found = (_by_name(content, image, label) for image in images)
     return [_valid(classes, image, num_classes, label) for image, classes in zip(images, found, strict=True)]
 
 
@@ -133,7 +135,7 @@ def _output(folder: str, value, num_classes: int, class_names: Sequence[str] | N
         return value
     if isinstance(value, str) and class_names is None:
         raise DataError(f"{label}: folder {folder!r}: the checkpoint knows no class names such as {value!r}; give indices")
-    if isinstance(value, str) and value in class_names:
+    if class_names is not None and value in class_names:
         return class_names.index(value)
     known = f"an index from 0 to {num_classes - 1}" + (" or a class of the checkpoint" if class_names else "")
     raise DataError(f"{label}: folder {folder!r}: {value!r} is not {known}")

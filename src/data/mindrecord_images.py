@@ -80,7 +80,7 @@ class MindRecordImages(ImageSet):
         return [str(name) for name in self._column("name")]
 
     @cached_property
-    def labels(self):
+    def labels(self):  # type: ignore[override]  # read when first asked for
         return np.array(self._column("label"), dtype=np.int32)
 
     def content(self, index):

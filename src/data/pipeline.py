@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Literal
 
 import mindspore.dataset as ds
 import numpy as np
@@ -182,12 +183,12 @@ class EvalSamples:
             return self.preprocessing.blank(), np.float32(0)
 
 
-def resolve_workers(workers: int | str, local_ranks: int) -> int:
+def resolve_workers(workers: int | Literal["auto"], local_ranks: int) -> int:
     """Reader processes per device: "auto" divides the machine's cores among its devices.
 
     MindSpore takes no more than there are cores, so a number from a larger machine's configuration is cut to that.
     """
-    cores = os.cpu_count()
+    cores = os.cpu_count() or 1
     return max(1, cores // local_ranks) if workers == "auto" else min(workers, cores)
 
 

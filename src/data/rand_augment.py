@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from mindspore.dataset import vision
@@ -152,7 +152,7 @@ class Operation(NamedTuple):
     """How a magnitude becomes an argument (None: there is none), and what is done with it."""
 
     argument: Callable[[float, np.random.Generator], float] | None
-    apply: Callable[[np.ndarray, float, Geometry], np.ndarray]
+    apply: Callable[[np.ndarray, Any, Geometry], np.ndarray]
 
 
 OPERATIONS = {
@@ -332,7 +332,7 @@ def parse_policy(text: str, resample=(Image.Resampling.BICUBIC,), fill=(128, 128
         PolicyError: an unknown policy or part.
     """
     kind, *parts = text.split("-")
-    geometry = {"resample": tuple(resample), "fill": tuple(fill)}
+    geometry: dict[str, Any] = {"resample": tuple(resample), "fill": tuple(fill)}
     if kind in AUTO_POLICIES:
         values = _parse_parts(text, parts, {"mstd": float})
         return AutoAugment(std=values.get("mstd", 0.0), policies=sub_policies(kind), **geometry)
@@ -355,7 +355,7 @@ def parse_policy(text: str, resample=(Image.Resampling.BICUBIC,), fill=(128, 128
         limit=values.get("mmax", DENOMINATOR),
         operations=tuple(RANDOM_WEIGHTED) if weighted else operations,
         weights=tuple(RANDOM_WEIGHTED.values()) if weighted else None,
-        layers=values.get("n", 2),
+        layers=int(values.get("n", 2)),
         probability=values.get("p", 0.5),
         magnitude=values.get("m", 10.0),
         **geometry,

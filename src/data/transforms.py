@@ -98,10 +98,10 @@ def random_resized_crop_box(
     After ten attempts that do not fit, the largest central crop of an allowed aspect. Source: torchvision's
     RandomResizedCrop, which the original recipe uses (through timm).
     """
-    log_ratio = np.log(ratio)
+    least, most = np.log(ratio)
     for _ in range(10):
-        area = width * height * generator.uniform(*scale)
-        aspect = math.exp(generator.uniform(*log_ratio))
+        area = width * height * generator.uniform(scale[0], scale[1])
+        aspect = math.exp(generator.uniform(least, most))
         crop_width = round(math.sqrt(area * aspect))
         crop_height = round(math.sqrt(area / aspect))
         if 0 < crop_width <= width and 0 < crop_height <= height:
@@ -292,8 +292,8 @@ class Preprocessing:
         Raises:
             KeyError, TypeError, ValueError: something else.
         """
-        size = tuple(map(int, described["size"]))
-        transform = EvalTransform(size, float(described["crop_ratio"]), described["interpolation"])
-        if len(size) != 2 or not len(described["mean"]) == len(described["std"]) == described["channels"]:
-            raise ValueError("sizes and channels do not agree")
+        height, width = map(int, described["size"])
+        transform = EvalTransform((height, width), float(described["crop_ratio"]), described["interpolation"])
+        if not len(described["mean"]) == len(described["std"]) == described["channels"]:
+            raise ValueError("channels, mean and deviation do not agree")
         return cls(transform, list(map(float, described["mean"])), list(map(float, described["std"])))

@@ -24,7 +24,8 @@ class ZipImages(ImageSet):
         self.classes = classes
         self.size = len(files)
         self.labels = np.array([label for label, _ in self.files], dtype=np.int32)
-        self.archive, self.owner = None, None
+        self.archive: zipfile.ZipFile | None = None
+        self.owner: int | None = None  # the process that opened it
 
     @classmethod
     def open(cls, path: Path, classes: tuple[str, ...] | None = None) -> "ZipImages":
@@ -80,7 +81,7 @@ class ZipImages(ImageSet):
         return [name for _, name in self.files]
 
     def content(self, index):
-        if self.owner != os.getpid():  # processes that share an open file would move its position under each other
+        if self.archive is None or self.owner != os.getpid():  # processes that share an open file would move its position under each other
             self.archive, self.owner = zipfile.ZipFile(self.path), os.getpid()
         try:
             return np.frombuffer(self.archive.read(self.files[index][1]), np.uint8)
@@ -90,7 +91,7 @@ class ZipImages(ImageSet):
 
 def _class_names(files: list[tuple[int, str]]) -> tuple[str, ...] | None:
     """The names of the folders by label, where each label has one of its own."""
-    folders = {}
+    folders: dict[int, set[str]] = {}
     for label, name in files:
         folders.setdefault(label, set()).add(PurePosixPath(name).parent.name)
     names = [next(iter(folders[label])) for label in sorted(folders) if len(folders[label]) == 1]

@@ -503,11 +503,12 @@ def map_sizes(arguments: dict, image: tuple[int, int] | None = None) -> list[tup
 
     The original cuts a remainder of less than a patch off; overlapping patches would make a token of it, and fail.
     """
-    sizes, size = [], image or image_size(arguments["img_size"])
+    sizes: list[tuple[int, int]] = []
+    size = image or image_size(arguments["img_size"])
     for stage in range(len(arguments["depths"])):
         kernel, stride, padding = embedding(arguments, stage == 0)
         embedded = [(side + 2 * padding - kernel) // stride + 1 for side in size]
-        size = tuple(side // stride for side in size)
+        size = size[0] // stride, size[1] // stride
         if list(size) != embedded or min(size) < 1:
             return None
         sizes.append(size)
@@ -594,7 +595,9 @@ class FocalTransformer(ImageClassifier):
     def attention(self, arguments, stage, block):
         """The attention of a block, still to be given what both versions need."""
         a = arguments
-        is_shrunk = min(map_sizes(a)[stage]) <= a["window_size"]  # one window covers the short side
+        sizes = map_sizes(a)
+        assert sizes is not None  # or the check would have refused the arguments
+        is_shrunk = min(sizes[stage]) <= a["window_size"]  # one window covers the short side
         without_ring = {"even": 0, "odd": 1, "all": None}[a["expand_layer"]]
         has_ring = not is_shrunk and block % 2 != without_ring and a["focal_levels"][stage] > 0
         return partial(
@@ -611,6 +614,7 @@ class FocalTransformer(ImageClassifier):
         self.img_size = image_size(a["img_size"])
         self.in_chans = a["in_chans"]
         sizes = map_sizes(a)
+        assert sizes is not None  # or the check would have refused the arguments
         self.depths = depths = tuple(a["depths"])
         embed_dim = a["embed_dim"]
 

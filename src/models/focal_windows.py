@@ -71,11 +71,11 @@ def equally_near(table: np.ndarray, other: np.ndarray, map_size: tuple[int, int]
     if table.shape != other.shape or other.min() < 0 or other.max() >= rows * columns:
         return False
     centres = query_centres(window_grid(map_size, window_size), window_size, level)
-    distances = [
+    first, second = (
         np.sort(((centres[:, None] - np.stack(np.divmod(keys, columns), axis=-1)) ** 2).sum(-1), axis=1)
         for keys in (table.astype(np.int64), other.astype(np.int64))
-    ]
-    return np.array_equal(*distances)
+    )
+    return np.array_equal(first, second)
 
 
 def displacements(

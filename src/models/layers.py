@@ -1,6 +1,7 @@
 """Layers shared by the model families. Feature maps travel as tokens, [B, L, C] with L = H * W in row-major order."""
 
 import math
+from collections.abc import Sequence
 
 import mindspore as ms
 import numpy as np
@@ -23,6 +24,8 @@ class ImageClassifier(nn.Cell):
     `block_index(name)` where in the network a parameter or layer is: 0 for the patch embedding, i for what belongs with
     the i-th block, counted over all stages from 1, and one more than there are blocks for the final norm and the head.
     """
+
+    drop_path_rates: list[float]
 
     def freeze(self, stages: int) -> None:
         """Keep the patch embedding and the first stages, with the downsampling after them, as they are; 0: none.
@@ -95,9 +98,9 @@ def check_common_arguments(
         raise ArgumentError("conv_implementation", f"must be unfold or conv2d, got {a['conv_implementation']!r}")
 
 
-def image_size(img_size: int | tuple[int, int]) -> tuple[int, int]:
+def image_size(img_size: int | Sequence[int]) -> tuple[int, int]:
     """(height, width) of an img_size argument."""
-    return (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    return (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
 
 
 class AddBias(nn.Cell):
@@ -264,7 +267,7 @@ class Conv2d(nn.Cell):
         self.kernel_size = kernel_size
         self.stride = stride
         self.padding = padding
-        self.map_size = None if map_size is None else tuple(map_size)
+        self.map_size = map_size
         self.fan_in = in_channels * kernel_size * kernel_size
         self.unfold = implementation == "unfold"
         self.matmul = ops.MatMul(transpose_b=True)
@@ -272,7 +275,7 @@ class Conv2d(nn.Cell):
         kernel = (kernel_size, kernel_size)  # a pair: MindSpore's ONNX exporter cannot read a single number
         self.conv2d = ops.Conv2D(out_channels, kernel, pad_mode="pad", pad=padding, stride=stride)
         if map_size is not None:
-            self.pick_patches = RowGather(patch_tokens(self.map_size, kernel_size, stride, padding))
+            self.pick_patches = RowGather(patch_tokens(map_size, kernel_size, stride, padding))
 
     def patches(self, x):
         """Rows of the patches, [B, L, fan_in], and the weight that fits them, [out_channels, fan_in]."""

@@ -67,11 +67,11 @@ def whole_root(number: int) -> int | None:
 
 def resize_own_table(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
     """Biases within a window, [(2w - 1)^2, heads], for another window; None where that is not the difference."""
-    sides = whole_root(len(table)), whole_root(shape[0])
-    if None in sides or sides[0] % 2 == 0 or sides[1] % 2 == 0 or table.shape[1:] != shape[1:]:
+    side, new_side = whole_root(len(table)), whole_root(shape[0])
+    if side is None or new_side is None or side % 2 == 0 or new_side % 2 == 0 or table.shape[1:] != shape[1:]:
         return None
-    maps = table.T.reshape(-1, sides[0], sides[0])
-    return geometric(maps, sides[1]).reshape(-1, shape[0]).T
+    maps = table.T.reshape(-1, side, side)
+    return geometric(maps, new_side).reshape(-1, shape[0]).T
 
 
 def resize_pooled_table(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -80,10 +80,10 @@ def resize_pooled_table(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray
     Queries are counted in tokens and keys in windows here, so that no displacement in the table is zero for all pairs:
     bicubic, not geometric.
     """
-    sides = whole_root(table.shape[1]), whole_root(shape[1])
-    if None in sides or table.shape[0] != shape[0]:
+    side, new_side = whole_root(table.shape[1]), whole_root(shape[1])
+    if side is None or new_side is None or table.shape[0] != shape[0]:
         return None
-    return bicubic(table.reshape(-1, sides[0], sides[0]), (sides[1], sides[1])).reshape(shape)
+    return bicubic(table.reshape(-1, side, side), (new_side, new_side)).reshape(shape)
 
 
 def resize_ring_table(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -105,7 +105,7 @@ def resize_ring_table(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray |
     side = window + 2 * expand
     rows, columns = _ring_places(window, expand)
     picture, count = np.zeros((heads, new_window**2, side, side)), np.zeros((side, side))
-    np.add.at(picture, (slice(None), slice(None), rows, columns), queries)
+    np.add.at(picture, (slice(None), slice(None), rows, columns), queries)  # type: ignore[arg-type]  # slices are missing
     np.add.at(count, (rows, columns), 1)
     picture /= np.maximum(count, 1)
 
@@ -157,8 +157,8 @@ def resize_map(values: np.ndarray, map_size: tuple[int, int]) -> np.ndarray | No
 
 def resize_pool(weight: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
     """Weights of a window pool, [1, w^2] or [C, 1, w, w], for another window; their sum stays about the same."""
-    sides = whole_root(math.prod(weight.shape[1:])), whole_root(math.prod(shape[1:]))
-    if None in sides or weight.shape[0] != shape[0] or weight.ndim != len(shape):
+    side, new_side = whole_root(math.prod(weight.shape[1:])), whole_root(math.prod(shape[1:]))
+    if side is None or new_side is None or weight.shape[0] != shape[0] or weight.ndim != len(shape):
         return None
-    maps = weight.reshape(-1, sides[0], sides[0])
-    return bicubic(maps, (sides[1], sides[1])).reshape(shape) * (sides[0] / sides[1]) ** 2
+    maps = weight.reshape(-1, side, side)
+    return bicubic(maps, (new_side, new_side)).reshape(shape) * (side / new_side) ** 2

@@ -19,7 +19,7 @@ class ArgumentError(ValueError):
 class Family:
     """A constructor whose signature is the list of its arguments, and the check that they can work together."""
 
-    build: Callable
+    build: type
     check: Callable[[dict], None]
 
     def parameters(self) -> dict[str, inspect.Parameter]:
@@ -27,7 +27,7 @@ class Family:
 
         A constructor with **arguments passes these on to its base class, whose own arguments count as well.
         """
-        found = {}
+        found: dict[str, inspect.Parameter] = {}
         for constructor in self.build.__mro__:
             parameters = inspect.signature(constructor).parameters
             found = {name: p for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD} | found

@@ -247,7 +247,7 @@ class Twins(ImageClassifier):
                     conv_implementation=conv_implementation,
                 )
             )
-            map_size = tuple(side // patch for side in map_size)
+            map_size = (map_size[0] // patch, map_size[1] // patch)
             self.map_sizes.append(map_size)
             pos_drops.append(Dropout(pos_drop_rate, 4 * sum(depths) + stage))
             stage_blocks = []

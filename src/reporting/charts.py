@@ -208,9 +208,9 @@ def thinned(x: list[float], y: list[float | None]) -> list[tuple[float, float | 
     kept = []
     for first in range(0, len(points), size):
         part = range(first, min(first + size, len(points)))
-        known = [index for index in part if y[index] is not None]
+        known = {index: value for index in part if (value := y[index]) is not None}
         gaps = [index for index in part if y[index] is None][:1]
-        extremes = {min(known, key=y.__getitem__), max(known, key=y.__getitem__)} if known else set()
+        extremes = {min(known, key=known.__getitem__), max(known, key=known.__getitem__)} if known else set()
         kept += [points[index] for index in sorted({*extremes, *gaps})]
     return kept
 

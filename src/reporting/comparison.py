@@ -133,7 +133,7 @@ def _figures(run: RunRecord) -> list:
     return [
         newest.get("epochs_done"),
         best.get("top1"),
-        SHORT_NAMES.get(best.get("weights")),
+        SHORT_NAMES.get(best.get("weights", "")),
         best.get("epoch"),
         *lasts,
         duration(newest["seconds"]) if newest else None,

@@ -2,9 +2,10 @@
 
 import base64
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 from src.reporting.charts import shown
 
@@ -69,20 +70,20 @@ class Column:
     format: str = ""
 
 
-def table(columns: list[Column | str], rows: Iterable[list], caption: str = "", name: str = "") -> str:
+def table(columns: Sequence[Column | str], rows: Iterable[list], caption: str = "", name: str = "") -> str:
     """A table of texts and numbers. Numbers are rounded to be read; the exact ones are in the attribute `value`."""
     rows = list(rows)
-    columns = [Column(column) if isinstance(column, str) else column for column in columns]
+    described = [Column(column) if isinstance(column, str) else column for column in columns]
     styles = [' class="number"' if any(_is_number(row[place]) for row in rows) else "" for place in range(len(columns))]
     head = "".join(
         f'<th scope="col"{style}>{html.escape(column.title)}</th>'
-        for column, style in zip(columns, styles, strict=True)
+        for column, style in zip(described, styles, strict=True)
     )
     body = "".join(
         "<tr>"
         + "".join(
             f"<td{style}>{_content(value, column.format)}</td>"
-            for value, column, style in zip(row, columns, styles, strict=True)
+            for value, column, style in zip(row, described, styles, strict=True)
         )
         + "</tr>\n"
         for row in rows
@@ -95,7 +96,7 @@ def table(columns: list[Column | str], rows: Iterable[list], caption: str = "", 
     )
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -91,7 +91,8 @@ def read_run(path: str | Path) -> RunRecord:
     if not (path / "metrics.jsonl").is_file():
         raise UserError(f"{path}: no folder of a run (it has no metrics.jsonl)")
     lines = _read(path / "metrics.jsonl", _lines)
-    updates, evaluations = [], []
+    updates: list[dict] = []
+    evaluations: list[dict] = []
     for number, line in enumerate(lines, 1):
         is_evaluation = isinstance(line, dict) and "weights" in line
         needed = EVALUATION if is_evaluation else UPDATE

@@ -104,7 +104,7 @@ class TrainState:
         """32 bits that tell whether processes start from the same weights."""
         checksum = 0
         for parameter in self.model.get_parameters():
-            checksum = zlib.crc32(np.ascontiguousarray(parameter.asnumpy()), checksum)
+            checksum = zlib.crc32(np.ascontiguousarray(parameter.asnumpy()).data, checksum)
         return checksum
 
     def snapshot(self) -> Snapshot:
@@ -133,7 +133,8 @@ class TrainState:
         classes = class_names(content)
         if classes != self.classes:
             raise CheckpointError(
-                f"checkpoint {path}: was trained on other classes ({len(classes)}: {classes[0]}, ...)"
+                f"checkpoint {path}: was trained on other classes "
+                + (f"({len(classes)}: {classes[0]}, ...)" if classes else "(it does not name them)")
             )
         saved = yaml.safe_load(content[CONFIG])
         for section, key in (("optimizer", "name"), ("train", "frozen_stages")):

@@ -20,7 +20,7 @@ class ProgressLog:
         self.log_interval = log_interval
         self.enabled = enabled
         self.terminal = enabled and sys.stdout.isatty() and not output_is_forwarded()
-        self.bar = None
+        self.bar: tqdm | None = None
         self.started = first_update
         self.timed_updates, self.timed_seconds = 0, 0.0  # without compilation, evaluation and checkpoints
         self.window_updates, self.window_start = 0, 0.0

@@ -114,7 +114,7 @@ class RunFolder:
 
     def unreadable_images(self) -> dict[str, str]:
         """Reason by image of all that were unreadable since the run began, on any rank."""
-        found = {}
+        found: dict[str, str] = {}
         for path in sorted(self.path.glob("unreadable_images_*.txt")):
             found |= UnreadableImages(path).read()
         return found

@@ -107,5 +107,5 @@ class Saver:
         self.thread.join()
         self.thread = None
         self.unreported = self.error is not None
-        if self.unreported and not isinstance(self.error, CheckpointError):
+        if self.error is not None and not isinstance(self.error, CheckpointError):
             raise self.error

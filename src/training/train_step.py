@@ -1,5 +1,7 @@
 """One training step as one graph."""
 
+from typing import Any
+
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.ops.operations.math_ops import NPUClearFloatStatusV2, NPUGetFloatStatusV2  # mindspore.ops has neither
@@ -118,7 +120,7 @@ class TrainStep(nn.Cell):
         self.map = ops.HyperMap()
         self.reducer = reducer
         self.ranks = ranks
-        self.all_reduce = ops.AllReduce() if reducer is not None else None
+        self.all_reduce: Any = ops.AllReduce() if reducer is not None else None
         self.accumulation_steps = accumulation_steps
         if accumulation_steps > 1:
             self.gradient_sum = self.parameters.clone("gradient_sum", init="zeros")

@@ -4,6 +4,7 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -61,7 +62,7 @@ class Trainer:
 
         self.model = config.build_model(dist.device_target)
         if config.train.pretrained and saved is None:
-            self._load_pretrained()
+            self._load_pretrained(Path(config.train.pretrained))
         self.model.freeze(config.train.frozen_stages)
         self.state = TrainState(
             model=self.model,
@@ -77,15 +78,17 @@ class Trainer:
             config=config,
             classes=train_images.classes,
         )
-        self.saved_config = self.state.restore(saved, self.resume_from) if saved is not None else None
+        self.saved_config: dict | None = None
+        if saved is not None and self.resume_from is not None:
+            self.saved_config = self.state.restore(saved, self.resume_from)
         del saved  # gigabytes
         self.saved_progress = replace(self.state.progress)
         progress = self.state.progress
-        if not dist.agree([progress.epoch, progress.images]).all():
+        if not dist.agree(np.array([progress.epoch, progress.images])).all():
             raise UserError(
                 f"the processes found different checkpoints under {config.output}; a run needs a folder that all see"
             )
-        if dist.size > 1 and not dist.agree([self.state.weights_checksum()]).all():
+        if dist.size > 1 and not dist.agree(np.array([self.state.weights_checksum()])).all():
             raise UserError(
                 "the processes start from different weights; give all the same file, and the same versions of packages"
             )
@@ -140,9 +143,8 @@ class Trainer:
         if self.dist.is_main:
             print(line, flush=True)
 
-    def _load_pretrained(self) -> None:
+    def _load_pretrained(self, path: Path) -> None:
         """Start from weights, of other image sizes and classes too; what is not simply copied is announced."""
-        path = Path(self.config.train.pretrained)
         if not path.exists():
             raise self.config.error(
                 "train.pretrained", f"{path}: no such file; name another, or null for random initial weights"
@@ -164,7 +166,7 @@ class Trainer:
         progress.devices, progress.global_batch = dist.size, self.global_batch
         configure_reading(config.data)
         cooldown = config.schedule.cooldown_epochs
-        reading = {
+        reading: dict[str, Any] = {
             "unreadable": self.unreadable,
             "rank": dist.rank,
             "ranks": dist.size,
@@ -324,7 +326,7 @@ class Trainer:
             frozen = config.train.frozen_stages
             stages = len(self.model.depths)
             self.log.line(f"frozen: the patch embedding and {frozen} of {stages} stages, beside the parameters above")
-        if self.resume_from is not None:
+        if self.saved_config is not None:
             within = progress.update - progress.epoch * self.updates_per_epoch
             where = f"epoch {progress.epoch}" + (f" and {within} updates of the next" if within else "")
             self.log.line(f"resuming {self.resume_from} after {where}")
@@ -379,9 +381,12 @@ class Trainer:
 
     def _save_if_due(self) -> None:
         """Save within an epoch, on the main rank alone; not while updates are skipped."""
-        if self.saver is None or not self.saver.is_due(self.state.progress.update) or not self.outcomes.newest.finite:
+        newest = self.outcomes.newest
+        if self.saver is None or not self.saver.is_due(self.state.progress.update):
             return
-        self.outcomes.note(self.outcomes.newest)  # what is logged of it must be there when the run resumes from here
+        if newest is None or not newest.finite:
+            return
+        self.outcomes.note(newest)  # what is logged of it must be there when the run resumes from here
         self._save()
 
     def _save(self, is_best: bool | None = None) -> None:
@@ -417,7 +422,10 @@ class Trainer:
         metrics = self._measure()
         is_best = self._is_best(metrics)
         if is_best and self.dist.is_main:
-            content = {"checkpoint": str(self.checkpoints.best), "weights": self.best_weights.lower()}
+            content: dict[str, object] = {
+                "checkpoint": str(self.checkpoints.best),
+                "weights": self.best_weights.lower(),
+            }
             content |= {"epoch": self.state.progress.epoch}
             content |= report(metrics, self.scoring, self.config, self.val_images, self.model.img_size)
             self.folder.keep_report(content, metrics.confusion)

@@ -47,7 +47,7 @@ class Watchdog:
         self.announce = announce or (lambda line: print(line, file=sys.stderr, flush=True))
         self.position: tuple[int, int, float] | None = None  # update, stage, when it began; replaced as a whole
         self.ended = threading.Event()
-        self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self.thread = threading.Thread(target=self._watch, args=(seconds,), name="watchdog", daemon=True)
 
     def at(self, stage: str, update: int) -> None:
         """This rank begins a stage (of STAGES) of an update."""
@@ -67,8 +67,8 @@ class Watchdog:
             if self.dist.is_main:
                 shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _watch(self) -> None:
-        interval = min(self.seconds / 8, 5.0)
+    def _watch(self, seconds: float) -> None:
+        interval = min(seconds / 8, 5.0)
         reported = None
         while not self.ended.wait(interval):
             position = self.position
@@ -77,12 +77,12 @@ class Watchdog:
                 if self.dist.is_main:
                     self.announce(f"training moves again after {time.monotonic() - reported[2]:.0f} s")
                 reported = None
-            if position is None or reported is not None or time.monotonic() - position[2] < self.seconds:
+            if position is None or reported is not None or time.monotonic() - position[2] < seconds:
                 continue
             reported = position
             self._write(position)
             if self.dist.is_main and not self.ended.wait(2 * interval) and self.position == position:
-                self.announce(stall_line([self._read(rank) for rank in range(self.dist.size)], position, self.seconds))
+                self.announce(stall_line([self._read(rank) for rank in range(self.dist.size)], position, seconds))
 
     def _file(self, rank: int) -> Path:
         return self.folder / f"rank_{rank}.json"
@@ -116,19 +116,19 @@ def stall_line(positions: list[Position | None], own: tuple[int, int, float], se
         own: update and stage of the rank that asks.
         seconds: for how long it has been there.
     """
-    own = Position(*own[:2])
+    here = Position(*own[:2])
     silent = [rank for rank, position in enumerate(positions) if position is None]
     known = {rank: position for rank, position in enumerate(positions) if position is not None}
-    least = min(((position.update, position.stage) for position in known.values()), default=(own.update, own.stage))
+    least = min(((position.update, position.stage) for position in known.values()), default=(here.update, here.stage))
     behind = {rank: position for rank, position in known.items() if (position.update, position.stage) == least}
     line = f"nothing has moved for {seconds:.0f} s: "
     if silent:
         return line + (
             f"{_ranks(silent)} give{'s' if len(silent) == 1 else ''} no sign (stopped, or on a machine that is gone or "
-            f"does not see this folder), {_ranks(known)} {_are(known)} {own}"
+            f"does not see this folder), {_ranks(known)} {_are(known)} {here}"
         )
     if len(behind) == len(positions):
-        return line + f"{'every rank is' if len(positions) > 1 else 'this process is'} {own}"
+        return line + f"{'every rank is' if len(positions) > 1 else 'this process is'} {here}"
     waited_for = "; ".join(
         f"rank {rank}, {position} for {position.seconds:.0f} s ({position.process})"
         for rank, position in behind.items()

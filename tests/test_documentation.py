@@ -1,0 +1,143 @@
+"""What the documents say of this repository is so. What they tell people to type: test_documented_commands.py."""
+
+import re
+
+import pytest
+import yaml
+
+from src.models import find_model, list_models
+from src.models.published import PUBLISHED
+from src.schema import SECTIONS
+from tests.conftest import ROOT
+from tests.documents import (
+    DOCUMENTS,
+    anchors_of,
+    blocks_of,
+    figures_of,
+    inline_code_of,
+    links_of,
+    prose_of,
+    sections_of,
+    text_of,
+    uncommented,
+)
+from tests.reference import figures
+
+READMES = ("README.md", "README_zh.md")
+LANGUAGES = ("bash", "python", "text", "bibtex")
+SUFFIXES = ("py", "json", "zip", "yaml", "onnx", "mindir")
+KEYS = {section: set(schema.model_fields) for section, schema in SECTIONS.items()}
+KEYS["model"] = {"name"}.union(*(find_model(family)[0].parameters() for family in ("focal", "focalv2", "twins")))
+FOLDERS = ("src", "scripts", "configs", "docs", "tests")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document):
+    links = links_of(document)
+    for path, anchor in links:
+        assert path.exists(), f"{document}: no {path}"
+        if anchor:
+            name = str(path.resolve().relative_to(ROOT))
+            assert anchor in anchors_of(name), f"{document}: {name} has no heading #{anchor}"
+    linked = {path.resolve() for path, _ in links}
+    if document in READMES:
+        assert linked >= {ROOT / other for other in [*READMES, *DOCUMENTS] if other.count("/") < 2} - {ROOT / document}
+
+
+def test_readmes_have_the_same_code():
+    """What is typed, shown and cited is the same; comments are in the reader's language."""
+    english, chinese = ([(b.language, uncommented(b.text)) for b in blocks_of(name)] for name in READMES)
+    assert english == chinese
+
+
+def test_readmes_have_the_same_figures_links_and_names():
+    """Section by section, so that a figure changed in one of them alone is noticed."""
+    english, chinese = map(sections_of, READMES)
+    assert len(english) == len(chinese)
+    for section, other in zip(english, chinese, strict=True):
+        assert figures_of(section) == figures_of(other), section[:60]
+    for kind in (inline_code_of, lambda name: [path.name for path, _ in links_of(name)]):
+        first, second = (set(kind(name)) - set(READMES) for name in READMES)
+        assert first == second
+
+
+def test_map_names_every_module():
+    """Every file of src and every folder in it; nothing that is not there."""
+    for readme in READMES:
+        (listing,) = (block.text for block in blocks_of(readme) if block.text.startswith("train.py"))
+        paths = set(re.findall(r"(?<![\w/])[\w/]+(?:\.py|/)(?=[\s,;)]|$)", listing))
+        there = {f"src/{path.name}" for path in (ROOT / "src").glob("*.py") if path.stem != "__init__"}
+        there |= {f"src/{path.parent.name}/" for path in (ROOT / "src").glob("*/__init__.py")}
+        there |= {f"{name}/" for name in FOLDERS if name != "src"} | {"train.py", "eval.py", "export.py"}
+        assert there <= paths, f"{readme} does not mention {sorted(there - paths)}"
+        for path in paths - there:
+            assert any((parent / path).exists() for parent in (ROOT, ROOT / "src", *map(ROOT.joinpath, FOLDERS))), path
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_files_and_keys_in_the_text_exist(document):
+    """Paths and configuration keys in inline code. Words in capitals stand for something: NAME, N."""
+    for code in inline_code_of(document):
+        path = re.match(rf"(?:{'|'.join(FOLDERS)})/[\w./*-]+", code)
+        if path and not re.search(r"[A-Z]{2,}|^src/configs/", code):
+            assert list(ROOT.glob(path[0].rstrip("/"))), f"{document}: no {path[0]}"
+        for section, key in re.findall(r"(?:^|\s)(\w+)\.(\w+)(?==|$|\s)", code):
+            if section in KEYS and key not in SUFFIXES:
+                assert key in KEYS[section], f"{document}: no key {section}.{key}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_in_the_text_name_scripts_and_flags_that_exist(document):
+    """Inline commands; those in blocks are run."""
+    for code in inline_code_of(document):
+        command = re.match(r"(?:python |bash |mpirun .*python )?((?:scripts/)?\w+\.(?:py|sh))((?: .*)?)$", code)
+        if command is None or not command[1].startswith(("scripts/", "train.py", "eval.py", "export.py")):
+            continue
+        source = (ROOT / command[1]).read_text(encoding="utf-8")
+        shared = [] if command[1].endswith(".sh") else [(ROOT / "src" / "cli.py").read_text(encoding="utf-8")]
+        for flag in re.findall(r"(?<= )--[\w-]+", command[2]):
+            assert any(f'"{flag}"' in text for text in [source, *shared]), f"{document}: {command[1]} has no {flag}"
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_model_table(readme):
+    """All models, with the authors' figures and the originals' numbers of parameters."""
+    rows = re.findall(r"^\| \[(\w+)\]\((.+?)\) \| ([\d,]+) \| ([\d.]+) G \| (.+?) \| (.+?) \|$", prose_of(readme), re.M)
+    assert sorted(row[0] for row in rows) == list_models()
+    originals = figures("logits")
+    for name, config, parameters, _, multiply_accumulates, top1 in rows:
+        assert yaml.safe_load((ROOT / config).read_text())["model"]["name"] == name
+        if name in originals:
+            assert int(parameters.replace(",", "")) == originals[name]["params"]
+            published = PUBLISHED[name]
+            assert (multiply_accumulates, top1) == (f"{published.multiply_accumulates} G", f"{published.top1}%")
+        else:
+            assert name not in PUBLISHED
+            assert "reconstructed" in top1
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_blocks_are_of_a_kind_that_is_tested(document):
+    for block in blocks_of(document):
+        assert block.language in LANGUAGES, f"{document}:{block.line}: ```{block.language} is run by no test"
+    assert text_of(document).count("```") == 2 * len(blocks_of(document))
+
+
+def test_citation_names_the_papers_that_the_readme_cites():
+    citation = yaml.safe_load(text_of("CITATION.cff"))
+    assert (citation["cff-version"], citation["license"]) == ("1.2.0", "MIT")
+    (bibtex,) = (block.text for block in blocks_of("README.md") if block.language == "bibtex")
+    for paper in citation["references"]:
+        assert f"{{{paper['title']}}}" in bibtex
+        names = " and ".join(f"{author['family-names']}, {author['given-names']}" for author in paper["authors"])
+        assert f"{{{names}}}" in bibtex
+        assert paper["journal"] in bibtex
+
+
+def test_figures_of_the_data_pipeline_are_the_same_everywhere():
+    """The README repeats two of docs/data.md."""
+    rate, ratio = re.search(
+        r"two cores prepare ([\d,]+) images a second, ([\d.]+) times", text_of("README.md")
+    ).groups()
+    assert f"**{rate} img/s**" in text_of("docs/data.md")
+    assert f"| ratio | {ratio} " in text_of("docs/data.md")

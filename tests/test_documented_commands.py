@@ -1,0 +1,254 @@
+"""Every statement in the documents' blocks does what it says, as typed, in a copy of the repository.
+
+The copy is small where the original is large: a network that compiles fast, one epoch, a few images, random weights of
+the published models. Statements are typed in the order of the documents, for later ones use what earlier ones made.
+Each is of one of three kinds, found by the rules below and not by a list that a new one could be missing from:
+
+- run: everything, unless
+- build: train.py, eval.py, export.py and the scripts around them, where they need ImageNet, an Ascend, or a model of a
+  published size (hours on two cores). Configuration and model are built, see tests/up_to_the_model.py.
+- elsewhere: what belongs to the Ascend's own software or installs packages. The rule says why; nothing is run.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from src.models import create_model, list_models
+from src.weights import save_weights
+from tests.conftest import ROOT, SMALL_MODEL
+from tests.documents import DOCUMENTS, Block, blocks_of, statements_of, uncommented
+from tests.processes import ALLOWED, BIN
+
+ELSEWHERE = {
+    r"npu-smi|/usr/local/Ascend|set_device\('Ascend'\)": "the Ascend's driver, toolkit and devices",
+    r"^pip install \"onnx": "installs; the requirements of the tests have them in the same versions",
+}
+ENTRY_POINT = re.compile(r"\b(train|eval|export)\.py\b|scripts/run_\w+\.sh")
+NEEDS_MORE_THAN_A_TEST_HAS = re.compile(
+    r"/data\b|Ascend|\bAIR\b|\b(focal|focalv2)[_-](tiny|small|base|large)|\btwins_(pcpvt|svt)_"
+)
+PUBLISHED_WEIGHTS = {
+    "focal-tiny-is224-ws7.pth": "focal_tiny_patch4_window7_224",
+    "focalv2-tiny-useconv-is224-ws7.pth": "focalv2_tiny_useconv_patch4_window7_224",
+}
+BEST = "runs/focalv2_digits/checkpoints/best.ckpt"
+STANDS_FOR = {  # words in capitals, and places outside of the repository
+    r"\bNAME\b": "focalv2_digits",
+    r"(?<=--checkpoint )C\b": BEST,
+    r"/data(?=[/ ]|$)": "data_of_others",
+}
+TESTS_IN_THE_COPY = (
+    "conftest.py",
+    "reference.py",
+    "reference/schedule.json",
+    "training/conftest.py",
+    "training/states.py",
+    "training/test_schedule.py",
+)
+
+
+@dataclass(frozen=True)
+class Statement:
+    """Something to type, by the first document that says it."""
+
+    block: Block
+    text: str
+
+    @property
+    def kind(self) -> str:
+        if self.block.language == "python":
+            return "run"
+        if any(re.search(pattern, self.text) for pattern in ELSEWHERE):
+            return "elsewhere"
+        needy = ENTRY_POINT.search(self.text) and NEEDS_MORE_THAN_A_TEST_HAS.search(self.text)
+        return "build" if needy else "run"
+
+    @property
+    def command(self) -> str:
+        """The statement with what its words in capitals stand for here."""
+        command = self.text
+        for pattern, stands_for in STANDS_FOR.items():
+            command = re.sub(pattern, stands_for, command)
+        return command
+
+    def __str__(self):
+        return f"{self.block.document}:{self.block.line}: {' '.join(self.text.split())[:60]}"
+
+
+def every_statement() -> list[Statement]:
+    """Those of all documents, in order."""
+    return [
+        Statement(block, text)
+        for document in sorted(DOCUMENTS, key=lambda name: (name != "README.md", name))
+        for block in blocks_of(document)
+        if block.language in ("bash", "python")
+        for text in (statements_of(block) if block.language == "bash" else [uncommented(block.text)])
+    ]
+
+
+def once(statements: list[Statement]) -> list[Statement]:
+    """Without those that come again, perhaps with other line breaks."""
+    found: dict[str, Statement] = {}
+    for statement in statements:
+        found.setdefault(" ".join(statement.text.replace("\\\n", " ").split()), statement)
+    return list(found.values())
+
+
+STATEMENTS = every_statement()
+TO_TYPE = [pytest.param(s, id=str(s)) for s in once(STATEMENTS) if s.kind != "elsewhere"]
+
+
+def write_images(folder: Path, names: list[str]) -> None:
+    """Noise in colour, as JPEG files of 640x480."""
+    generator = np.random.default_rng(0)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (480, 640, 3), dtype=np.uint8)).save(folder / name)
+
+
+def shrink(config: Path) -> None:
+    """The quickstart's network and recipe, for one epoch of a network that compiles fast."""
+    content = yaml.safe_load(config.read_text())
+    for override in SMALL_MODEL:
+        key, _, value = override.partition("=")
+        content["model"][key.removeprefix("model.")] = yaml.safe_load(value)
+    content["train"]["epochs"] = 1
+    content["schedule"]["warmup_epochs"] = 0
+    content["data"]["workers"] = 1
+    config.write_text(yaml.safe_dump(content))
+
+
+def stand_in(folder: Path, name: str) -> None:
+    """A command of that name that runs tests/up_to_the_model.py."""
+    folder.mkdir(exist_ok=True)
+    script = folder / name
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{ROOT}/tests/up_to_the_model.py" {name} "$@"\n')
+    script.chmod(0o755)
+
+
+class Workshop:
+    """The copy of the repository, with an environment of its own in .venv, in which statements are typed."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        names = [name for name in listed.splitlines() if not name.startswith("tests/")]
+        for name in [*names, *(f"tests/{name}" for name in TESTS_IN_THE_COPY)]:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+        shrink(folder / "configs/quickstart/focalv2_digits.yaml")
+        five = folder / "configs/finetune/focalv2_digits5_64.yaml"
+        five.write_text(five.read_text().replace("epochs: 5\n", "epochs: 1\n"))
+        self.make_environment()
+        write_images(folder, ["photo.jpg", "folder/1.jpg", "photos/1.jpg", "photos/2.jpg", "more_photos/3.jpg"])
+        splits = {"train": 12, "val": 2}
+        write_images(folder, [f"my_images/{s}/{c}/{i}.jpg" for s, n in splits.items() for c in "abc" for i in range(n)])
+        for name in ("imagenet/train", "imagenet-a", "imagenet-r"):
+            write_images(folder, [f"data_of_others/{name}/n0144076{i}/0.jpg" for i in range(3)])
+        for name in ("python", "mpirun", "msrun"):
+            stand_in(folder / "build_only", name)
+
+    def make_environment(self) -> None:
+        """What scripts/setup_env.sh would install, from the environment of the tests; a commit to compare with."""
+        venv.create(self.folder / ".venv")
+        (packages,) = (self.folder / ".venv").glob("lib/*/site-packages")
+        outer = [path for path in sys.path if path.endswith("-packages")]
+        (packages / "outer.pth").write_text("".join(f"import site; site.addsitedir({path!r})\n" for path in outer))
+        for requirements in ("requirements.txt", "requirements-dev.txt"):
+            wanted = (
+                f"cat requirements.txt {requirements} | sha256sum | cut -d' ' -f1 > .venv/.installed-{requirements}"
+            )
+            subprocess.run(["bash", "-c", wanted], cwd=self.folder, check=True)
+        subprocess.run("git init --quiet && git add --all", shell=True, cwd=self.folder, check=True)
+
+    def build(self, command: str) -> list[str]:
+        """Run a command as far as to the model; returns the names of the models built."""
+        record = self.folder / "built.txt"
+        record.write_text("")
+        self.type(command, first="build_only", BUILT=str(record))
+        return record.read_text().split()
+
+    def type(self, command: str, language: str = "bash", first: str = ".venv/bin", **variables: str) -> str:
+        """Run a command; returns its standard output.
+
+        Args:
+            first: the folder whose programs are found before all others.
+
+        Raises:
+            AssertionError: it fails; the message has what it printed.
+        """
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "VIRTUAL_ENV", "GIT_"))
+        } | ALLOWED
+        environment |= {
+            "PATH": f"{self.folder / first}:{self.folder / '.venv/bin'}:{BIN}:{os.environ['PATH']}",
+            "PRE_COMMIT_HOME": str(self.folder / ".pre-commit-home"),
+            "GLOG_v": "4",
+            **variables,
+        }
+        call = ["bash", "-c", command] if language == "bash" else [str(self.folder / ".venv/bin/python"), "-c", command]
+        done = subprocess.run(call, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory) -> Workshop:
+    """A copy in which nothing was typed yet."""
+    return Workshop(tmp_path_factory.mktemp("workshop"))
+
+
+@pytest.fixture(scope="module")
+def weights(workshop) -> None:
+    """Files by the names that the authors gave theirs, with random weights."""
+    for name, model in PUBLISHED_WEIGHTS.items():
+        save_weights(create_model(model), workshop.folder / name)
+
+
+@pytest.fixture(scope="module")
+def quickstart(workshop) -> str:
+    """What the first command of the README prints."""
+    return workshop.type("bash scripts/quickstart.sh")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("statement", TO_TYPE)
+def test_does_what_it_says(statement, workshop, weights, request):
+    if statement.kind == "run":
+        request.getfixturevalue("quickstart")
+        workshop.type(statement.command, language=statement.block.language)
+    else:
+        built = workshop.build(statement.command)
+        assert len(built) >= len(ENTRY_POINT.findall(statement.text))
+        assert set(built) <= {*list_models(), "focalv2"}
+
+
+def test_what_is_not_run_is_said_by_a_rule_that_something_needs():
+    for pattern in ELSEWHERE:
+        assert any(re.search(pattern, statement.text) for statement in STATEMENTS), f"no statement matches {pattern}"
+    ascend, installs = ELSEWHERE
+    for statement in STATEMENTS:
+        if re.search(ascend, statement.text):
+            assert statement.block.document == "docs/ascend.md"
+        elif re.search(installs, statement.text):
+            lines = [line.split("#")[0].strip() for line in (ROOT / "requirements-dev.txt").read_text().splitlines()]
+            assert set(re.findall(r'"(.+?)"', statement.text)) <= set(lines)
+
+
+@pytest.mark.slow
+def test_quickstart_ends_as_the_readme_shows(quickstart):
+    """The same lines, other numbers."""
+    (shown,) = (block.text for block in blocks_of("README.md") if block.text.startswith("focalv2_digits:"))
+    masked = [re.sub(r"\d+(\.\d+)?", "N", text.strip()).splitlines() for text in (quickstart, shown)]
+    assert masked[0][-len(masked[1]) :] == masked[1]
