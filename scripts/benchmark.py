@@ -21,6 +21,7 @@ from src.turns import Worker
 SCRIPTS = Path(__file__).resolve().parent
 # Of the backward pass: two products for every one of the forward pass.
 TRAINING_PRODUCTS = 3
+SHOWN_TENSORS = 12
 
 
 def multiply_accumulates(name: str, arguments: dict) -> int:
@@ -34,6 +35,36 @@ def multiply_accumulates(name: str, arguments: dict) -> int:
     model = create_model(name, **arguments | {"conv_implementation": "conv2d"}).set_train(False)
     image = ms.Tensor(np.zeros((1, model.in_chans, *model.img_size), np.float32))
     return graph.multiply_accumulates(graph.compiled_operators(model, image))
+
+
+def alive_at_peak(name: str, arguments: dict, batch_size: int, mode: str) -> list[dict]:
+    """The tensors that a step's graph holds when they are most: operator, shape, how many and bytes, most bytes first.
+
+    By the order of the compiled graph; parameters, and what the program and its kernels hold, come on top.
+    """
+    import mindspore as ms
+    import numpy as np
+
+    from scripts.benchmark_own import update
+    from src import graph
+    from src.models import create_model
+
+    model = create_model(name, **arguments)
+    images = ms.Tensor(np.zeros((batch_size, model.in_chans, *model.img_size), np.float32))
+    if mode == "train":
+        cell, step_arguments = update(model, model, images)
+        operators = graph.compiled_operators(cell, *step_arguments())
+    else:
+        operators = graph.compiled_operators(model.set_train(False), images)
+    alive: dict[tuple, list[int]] = {}
+    for operator, number in graph.alive_at_peak(operators):
+        output = operator.outputs[number]
+        alive.setdefault((operator.name, output.shape), []).append(output.nbytes)
+    tensors = [
+        {"operator": operator, "shape": shape, "tensors": len(sizes), "bytes": sum(sizes)}
+        for (operator, shape), sizes in alive.items()
+    ]
+    return sorted(tensors, key=lambda tensor: -tensor["bytes"])
 
 
 def figures(steps: list[dict], batch_size: int) -> dict:
@@ -98,6 +129,8 @@ def measure(name: str, arguments: dict, batch_size: int, options) -> dict:
         products = multiply_accumulates(name, arguments) * batch_size
         products *= TRAINING_PRODUCTS if options.mode == "train" else 1
         result["multiply_accumulates_per_second"] = products / result["median_seconds"]
+    if options.memory:
+        result["alive_at_peak"] = alive_at_peak(name, arguments, batch_size, options.mode)
     if options.reference:
         pairs = zip(steps["own"], steps["reference"], strict=True)
         result["reference"] = figures(steps["reference"], batch_size)
@@ -121,6 +154,8 @@ def described(result: dict) -> str:
         line += f"of memory {result['memory_ratio']:.2f}"
     for operator in result["operators"]:
         line += f"\n  {operator['seconds'] * 1e3:8.1f} ms {operator['calls']:5d} {operator['operator']}"
+    for tensor in result.get("alive_at_peak", [])[:SHOWN_TENSORS]:
+        line += f"\n  {tensor['bytes'] / 2**20:8.1f} MiB {tensor['tensors']:4d} {tensor['operator']} {tensor['shape']}"
     return line
 
 
@@ -191,6 +226,9 @@ def main(arguments: list[str]) -> None:
     options.add_argument("--reference-python", metavar="PYTHON", help="an interpreter that has PyTorch and timm")
     options.add_argument("--profile", action="store_true", help="also print a step's operators by their time")
     options.add_argument("--count", action="store_true", help="also count multiply-accumulates, and tell their rate")
+    options.add_argument(
+        "--memory", action="store_true", help="also list the tensors that a step's graph holds at its peak"
+    )
     options.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there, a list")
     options.add_argument("--debug", action="store_true", help="show tracebacks and MindSpore's own messages")
     options = options.parse_intermixed_args(arguments)

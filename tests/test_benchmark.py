@@ -44,12 +44,15 @@ def test_a_large_image_fits_into_6_gigabytes(tmp_path):
 def test_profile_and_rates(tmp_path):
     flags = ["--img-size", "32", "--batch-size", "2", "--warmup", "0", "--repeats", "2"]
     small = ["embed_dims=[8,8]", "num_heads=[1,1]", "mlp_ratios=[1.0,1.0]", "depths=[1,1]", "sr_ratios=[2,1]"]
-    result = benchmark(tmp_path, "--model", "twins", *flags, *small, "--profile", "--count")
+    result = benchmark(tmp_path, "--model", "twins", *flags, *small, "--profile", "--count", "--memory")
     operators = {operator["operator"]: operator for operator in result["operators"]}
     assert operators["Softmax"]["calls"] == 2
     times = [operator["seconds"] for operator in result["operators"]]
     assert times == sorted(times, reverse=True)
     assert result["fastest_seconds"] <= result["median_seconds"] <= result["slowest_seconds"] < 10
+    held = result["alive_at_peak"]
+    assert [tensor["bytes"] for tensor in held] == sorted((tensor["bytes"] for tensor in held), reverse=True)
+    assert 0 < sum(tensor["bytes"] for tensor in held) < result["peak_memory_bytes"]
     assert 0 < result["multiply_accumulates_per_second"] < result["ceiling_multiply_accumulates_per_second"]
 
 
