@@ -13,6 +13,7 @@ multiply = ops.MultitypeFuncGraph("multiply")
 add_part = ops.MultitypeFuncGraph("add_part")
 clear = ops.MultitypeFuncGraph("clear")
 square_sum = ops.MultitypeFuncGraph("square_sum")
+reduce_sum = ops.ReduceSum()  # there are two for every parameter, and Tensor.sum takes longer to compile
 
 
 @multiply.register("Tensor", "Tensor")
@@ -33,8 +34,8 @@ def _clear(total):
 @square_sum.register("Tensor")
 def _square_sum(gradient):
     # Over the first axis first: a sum over all of them at once takes five times as long on CPU.
-    squares = ops.square(gradient.astype(ms.float32))
-    return squares.sum(0).sum() if squares.ndim > 1 else squares.sum()
+    squares = reduce_sum(ops.square(gradient.astype(ms.float32)), 0)
+    return reduce_sum(squares) if squares.ndim else squares
 
 
 class LossScale(nn.Cell):
