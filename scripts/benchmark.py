@@ -37,7 +37,7 @@ def multiply_accumulates(name: str, arguments: dict) -> int:
     return graph.multiply_accumulates(graph.compiled_operators(model, image))
 
 
-def alive_at_peak(name: str, arguments: dict, batch_size: int, mode: str) -> list[dict]:
+def alive_at_peak(name: str, arguments: dict, batch_size: int, mode: str, amp: str) -> list[dict]:
     """The tensors that a step's graph holds when they are most: operator, shape, how many and bytes, most bytes first.
 
     By the order of the compiled graph; parameters, and what the program and its kernels hold, come on top.
@@ -48,14 +48,16 @@ def alive_at_peak(name: str, arguments: dict, batch_size: int, mode: str) -> lis
     from scripts.benchmark_own import update
     from src import graph
     from src.models import create_model
+    from src.precision import apply_precision
 
     model = create_model(name, **arguments)
+    network = apply_precision(model, amp)
     images = ms.Tensor(np.zeros((batch_size, model.in_chans, *model.img_size), np.float32))
     if mode == "train":
-        cell, step_arguments = update(model, model, images)
+        cell, step_arguments = update(model, network, images)
         operators = graph.compiled_operators(cell, *step_arguments())
     else:
-        operators = graph.compiled_operators(model.set_train(False), images)
+        operators = graph.compiled_operators(network.set_train(False), images)
     alive: dict[tuple, list[int]] = {}
     for operator, number in graph.alive_at_peak(operators):
         output = operator.outputs[number]
@@ -130,7 +132,7 @@ def measure(name: str, arguments: dict, batch_size: int, options) -> dict:
         products *= TRAINING_PRODUCTS if options.mode == "train" else 1
         result["multiply_accumulates_per_second"] = products / result["median_seconds"]
     if options.memory:
-        result["alive_at_peak"] = alive_at_peak(name, arguments, batch_size, options.mode)
+        result["alive_at_peak"] = alive_at_peak(name, arguments, batch_size, options.mode, options.amp)
     if options.reference:
         pairs = zip(steps["own"], steps["reference"], strict=True)
         result["reference"] = figures(steps["reference"], batch_size)
@@ -196,6 +198,10 @@ def series(options) -> list[tuple[list[str], int]]:
     given = [flag for flag in ("sizes", "batch_sizes", "depths") if getattr(options, flag)]
     if len(given) > 1 or (options.sizes and size):
         raise UserError("give one of --sizes, --batch-sizes and --depths, and --sizes without --img-size")
+    for flag in given:
+        values = getattr(options, flag)
+        if len(set(values)) < len(values):
+            raise UserError(f"--{flag.replace('_', '-')}: {' '.join(map(str, values))} has a value twice")
     if options.sizes:
         return [([f"img_size={side}"], options.batch_size) for side in options.sizes]
     if options.batch_sizes:
@@ -242,6 +248,8 @@ def main(arguments: list[str]) -> None:
             raise UserError(f"--batch-size: must be at least 1, got {batch_size}")
     if options.repeats < 1:
         raise UserError(f"--repeats: must be at least 1, got {options.repeats}")
+    if options.warmup < 0:
+        raise UserError(f"--warmup: must be at least 0, got {options.warmup}")
     if (options.reference is None) != (options.reference_python is None):
         raise UserError("--reference and --reference-python belong together: the code, and an interpreter to run it by")
     if options.reference and options.amp != "O0":
@@ -259,10 +267,10 @@ def main(arguments: list[str]) -> None:
         arguments = resolve_arguments(config.name, config.arguments)[1]
         results.append(measure(config.name, arguments, batch_size, options))
         print(described(results[-1]), flush=True)
+        if options.json:
+            write_text(options.json, json.dumps(results, indent=2))
     if len(results) > 1:
         print(growth(results), flush=True)
-    if options.json:
-        write_text(options.json, json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from src.turns import serve
 # torchvision as the package index has it does not load beside a PyTorch without CUDA, for these operators are missing.
 # timm imports it; no model here uses it.
 UNUSED_OPERATORS = ("nms", "qnms")
-NOT_FOCALS = ("conv_implementation", "norm_gradient")
+NOT_FOCALS = ("conv_implementation", "norm_gradient", "gelu")
 NOT_TIMMS = (*NOT_FOCALS, "use_checkpoint")  # arguments of our models alone
 
 

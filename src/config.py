@@ -44,11 +44,11 @@ class ConfigError(UserError):
 
 
 # Constructor arguments that are a matter of the device and live in the runtime section.
-RUNTIME_ARGUMENTS = ("conv_implementation", "norm_gradient")
+RUNTIME_ARGUMENTS = ("conv_implementation", "norm_gradient", "gelu")
 # What each of them is by default.
 DEVICE_DEFAULTS = {
-    "CPU": {"conv_implementation": "unfold", "norm_gradient": "products"},
-    "Ascend": {"conv_implementation": "conv2d", "norm_gradient": "operator"},
+    "CPU": {"conv_implementation": "unfold", "norm_gradient": "products", "gelu": "polynomial"},
+    "Ascend": {"conv_implementation": "conv2d", "norm_gradient": "operator", "gelu": "erf"},
 }
 
 
@@ -87,14 +87,12 @@ class Config:
         """Folder of the run."""
         return Path("runs") / self.name if self.runtime.output == "auto" else Path(self.runtime.output)
 
-    def build_model(self, device_target: str, conv_implementation: str | None = None):
+    def build_model(self, device_target: str, **runtime_arguments: str):
         """The configured model, with randomly initialised weights, for "CPU" or "Ascend".
 
-        `conv_implementation` given takes the place of the configured one.
+        Of RUNTIME_ARGUMENTS, those given take the place of the configured ones.
         """
-        chosen = {name: getattr(self.runtime, name) for name in RUNTIME_ARGUMENTS}
-        if conv_implementation is not None:
-            chosen["conv_implementation"] = conv_implementation
+        chosen = {name: getattr(self.runtime, name) for name in RUNTIME_ARGUMENTS} | runtime_arguments
         defaults = DEVICE_DEFAULTS[device_target]
         chosen = {name: defaults[name] if value == "auto" else value for name, value in chosen.items()}
         if self.train.recompute:  # one of two names of the same thing: the original's is among the model's arguments

@@ -164,7 +164,10 @@ class RuntimeConfig(Section):
         "force_fp32",
     ] = "must_keep_origin_dtype"
     conv_implementation: Literal["auto", "unfold", "conv2d"] = "auto"  # auto: unfold on CPU, conv2d on Ascend
-    norm_gradient: Literal["auto", "products", "operator"] = "auto"  # auto: products on CPU, operator on Ascend
+    norm_gradient: Literal["auto", "products", "operator"] = (
+        "auto"  # auto: products on CPU (in float32), operator on Ascend
+    )
+    gelu: Literal["auto", "polynomial", "erf"] = "auto"  # auto: polynomial on CPU, erf on Ascend
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     output: str = "auto"  # folder of the run; auto: runs/<name of the configuration>
 

@@ -63,14 +63,17 @@ class Worker:
     def __init__(self, name: str, command: list):
         self.name = name
         self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed below
-        self.process = subprocess.Popen(
-            [str(part) for part in command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            text=True,
-            cwd=Path(__file__).resolve().parent.parent,
-        )
+        try:
+            self.process = subprocess.Popen(
+                [str(part) for part in command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self.errors,
+                text=True,
+            )
+        except OSError as error:
+            self.errors.close()
+            raise UserError(f"{name}: {command[0]} cannot be started ({error.strerror})") from error
 
     def close(self) -> None:
         """End it."""

@@ -67,11 +67,14 @@ def test_bad_input_is_one_line(run_script):
         (["--model", "focal", "--img-size", "3"], "img_size"),
         (["--model", "focal", "--batch-size", "0"], "--batch-size: must be at least 1"),
         (["--model", "focal", "--repeats", "0"], "--repeats: must be at least 1"),
+        (["--model", "focal", "--warmup", "-1"], "--warmup: must be at least 0"),
+        (["--model", "focal", "--sizes", "64", "64"], "--sizes: 64 64 has a value twice"),
         (["--model", "focal", "--mode", "test"], "invalid choice: 'test'"),
         (["--model", "focal", "--batch-sizes", "2", "0"], "--batch-size: must be at least 1"),
         (["--model", "focal", "--sizes", "64", "--depths", "2"], "one of --sizes, --batch-sizes and --depths"),
         (["--model", "focal", "--reference", "there"], "--reference-python"),
         (["--model", "focal", "--reference", "there", "--reference-python", "python"], "not the official repository"),
+        (["--model", "twins", "--reference", "timm", "--reference-python", "no/python"], "no/python cannot be started"),
     ):
         code, out, err = run_script("scripts.benchmark", *arguments)
         assert (code, out, err.count("\n")) == (1, "", 1), err

@@ -192,16 +192,18 @@ def test_images_are_grey_or_rgb():
 @pytest.mark.parametrize(
     ("device", "overrides", "expected"),
     [
-        ("CPU", [], ("unfold", "products", False)),
-        ("Ascend", [], ("conv2d", "operator", False)),
-        ("CPU", ["runtime.conv_implementation=conv2d"], ("conv2d", "products", False)),
-        ("Ascend", ["runtime.norm_gradient=products"], ("conv2d", "products", False)),
-        ("CPU", ["train.recompute=true"], ("unfold", "products", True)),
-        ("CPU", ["model.use_checkpoint=true"], ("unfold", "products", True)),
+        ("CPU", [], ("unfold", "products", "polynomial", False)),
+        ("Ascend", [], ("conv2d", "operator", "erf", False)),
+        ("CPU", ["runtime.conv_implementation=conv2d"], ("conv2d", "products", "polynomial", False)),
+        ("Ascend", ["runtime.norm_gradient=products"], ("conv2d", "products", "erf", False)),
+        ("Ascend", ["runtime.gelu=polynomial"], ("conv2d", "operator", "polynomial", False)),
+        ("CPU", ["train.recompute=true"], ("unfold", "products", "polynomial", True)),
+        ("CPU", ["model.use_checkpoint=true"], ("unfold", "products", "polynomial", True)),
     ],
 )
 def test_what_devices_and_options_make_of_the_model(device, overrides, expected, monkeypatch):
     monkeypatch.setattr("src.config.create_model", lambda name, **arguments: arguments)
     arguments = load_config("focalv2_digits", overrides).build_model(device)
-    chosen = tuple(arguments.get(name, False) for name in ("conv_implementation", "norm_gradient", "use_checkpoint"))
+    names = ("conv_implementation", "norm_gradient", "gelu", "use_checkpoint")
+    chosen = tuple(arguments.get(name, False) for name in names)
     assert chosen == expected

@@ -544,6 +544,7 @@ class FocalTransformer(ImageClassifier):
         use_checkpoint: recompute each block's activations in the backward pass, for less memory.
         conv_implementation: "unfold" or "conv2d", see layers.Conv2d.
         norm_gradient: "products" or "operator", see layers.LayerNorm.
+        gelu: "polynomial" or "erf", see layers.Gelu.
     """
 
     # Beside 1-D parameters and biases, those whose name holds one of these.
@@ -587,6 +588,7 @@ class FocalTransformer(ImageClassifier):
         use_pre_norm: bool = False,
         conv_implementation: str = "unfold",
         norm_gradient: str = "products",
+        gelu: str = "polynomial",
     ):
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
@@ -658,6 +660,7 @@ class FocalTransformer(ImageClassifier):
         self.norm = LayerNorm(dim)
         self.head = Dense(dim, a["num_classes"])
         self.use_norm_gradient(a["norm_gradient"])
+        self.use_gelu(a["gelu"])
 
     def block(self, arguments, stage, block, map_size, drop_path) -> FocalBlock:
         """One block of a stage."""

@@ -50,6 +50,12 @@ class ImageClassifier(nn.Cell):
             if isinstance(cell, LayerNorm):
                 cell.gradient = norm_gradient
 
+    def use_gelu(self, form: str) -> None:
+        """How every GELU is computed, see Gelu. Call before a graph is compiled."""
+        for _, cell in self.cells_and_names():
+            if isinstance(cell, Gelu):
+                cell.form = form
+
     def draw_drop_path(self, generator: np.random.Generator, batch_size: int) -> Tensor | None:
         """Stochastic-depth scales for one training step, or None for a model without stochastic depth."""
         if not any(self.drop_path_rates):
@@ -94,6 +100,8 @@ def check_common_arguments(
             raise ArgumentError(key, f"must be in [0, 1), got {a[key]}")
     if a["norm_gradient"] not in ("products", "operator"):
         raise ArgumentError("norm_gradient", f"must be products or operator, got {a['norm_gradient']!r}")
+    if a["gelu"] not in ("polynomial", "erf"):
+        raise ArgumentError("gelu", f"must be polynomial or erf, got {a['gelu']!r}")
     if a["conv_implementation"] not in ("unfold", "conv2d"):
         raise ArgumentError("conv_implementation", f"must be unfold or conv2d, got {a['conv_implementation']!r}")
 
@@ -115,8 +123,9 @@ class AddBias(nn.Cell):
         return self.add(rows, bias)
 
     def bprop(self, rows, bias, out, gradient):
-        # A product with ones is faster still. In mixed precision the types of rows, bias and result differ.
-        return gradient.astype(rows.dtype), self.sum(gradient, 0).astype(bias.dtype)
+        # A product with ones is faster still. In mixed precision the types of rows, bias and result differ, and float16
+        # stops counting at 2,048.
+        return gradient.astype(rows.dtype), self.sum(gradient.astype(ms.float32), 0).astype(bias.dtype)
 
 
 class Dense(nn.Cell):
@@ -446,6 +455,7 @@ class RowGather(nn.Cell):
         self.count = index.size
         inverse = np.argsort(index).astype(np.int32)
         self.is_order = bool((index[inverse] == np.arange(index.size)).all())
+        self.is_identity = bool((index == np.arange(index.size)).all())
         if self.is_order:
             self.reorder = RowOrder(index, inverse)
 
@@ -453,6 +463,8 @@ class RowGather(nn.Cell):
         if is_sequence_value_unknown(rows.shape):
             return ops.gather(rows, self.index, 1)
         batch, count, width = rows.shape
+        if self.is_identity and count == self.count:
+            return rows
         rows = rows.reshape((-1, width))
         if self.is_order and count == self.count:
             return self.reorder(rows).reshape((batch, -1, width))
@@ -660,12 +672,15 @@ def logical_shift(word, bits):
 class Gelu(nn.Cell):
     """Exact GELU (arXiv 1606.08415), x times the normal distribution function of x.
 
-    In float32 the distribution function is sigmoid(x P(x^2)), within 1e-7 after the multiplication by x: Erf is the
-    slowest elementwise operator on CPU (130 ms for 9.6M values; a product takes 4), and ONNX has none. In float16,
-    where the coefficients would vanish, it is computed by erf.
+    The distribution function is sigmoid(x P(x^2)), within 1e-7 after the multiplication by x, or made of Erf, the slowest
+    elementwise operator on CPU (130 ms for 9.6M values; a product takes 4), which MindSpore cannot write to ONNX either.
+    Of float16, where the coefficients would vanish, it is always made of Erf.
 
     With its own gradient, which needs x and the distribution alone: nn.GELU's holds four times the activation for as
     long as the graph lives on CPU, in inference too.
+
+    Attributes:
+        form: "polynomial", or "erf", the fewer operators and so the better choice on Ascend.
     """
 
     # Of P, highest power first: a least-squares fit on |x| <= 6.5. Beyond, P is positive, so the sigmoid is 0 or 1.
@@ -675,12 +690,13 @@ class Gelu(nn.Cell):
 
     def __init__(self):
         super().__init__()
+        self.form = "polynomial"
         self.erf = ops.Erf()
         self.exp = ops.Exp()
         self.sigmoid = ops.Sigmoid()
 
     def distribution(self, x):
-        if x.dtype == ms.float16:
+        if self.form == "erf" or x.dtype == ms.float16:
             return self.erf(x * 0.7071067811865476) * 0.5 + 0.5
         a, b, c, d, e, f, g = self.coefficients  # not a loop: that takes a tenth longer to compile a training graph
         square = x * x

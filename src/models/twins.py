@@ -199,6 +199,7 @@ class Twins(ImageClassifier):
         use_checkpoint: recompute each block's activations in the backward pass, for less memory.
         conv_implementation: "unfold" or "conv2d", see layers.Conv2d.
         norm_gradient: "products" or "operator", see layers.LayerNorm.
+        gelu: "polynomial" or "erf", see layers.Gelu.
     """
 
     no_weight_decay = ("pos_block",)  # beside 1-D parameters and biases
@@ -223,6 +224,7 @@ class Twins(ImageClassifier):
         use_checkpoint: bool = False,
         conv_implementation: str = "unfold",
         norm_gradient: str = "products",
+        gelu: str = "polynomial",
     ):
         super().__init__()
         self.num_classes = num_classes
@@ -280,6 +282,7 @@ class Twins(ImageClassifier):
         self.head_drop = Dropout(drop_rate, 4 * sum(depths) + len(depths))
         self.head = Dense(channels, num_classes)
         self.use_norm_gradient(norm_gradient)
+        self.use_gelu(gelu)
 
     def block_index(self, name: str) -> int:
         """Where a parameter or layer is, see ImageClassifier.

@@ -14,7 +14,9 @@ from src.data.pipeline import EvalBatches
 from src.data.transforms import EvalTransform
 from src.errors import UserError
 from src.evaluation import evaluate
-from src.precision import missing_kernels_named
+from src.models import create_model
+from src.models.layers import LayerNorm
+from src.precision import apply_precision, missing_kernels_named
 from src.training.checkpoint import CheckpointError
 from src.weights import WeightsError, load_weights, read_checkpoint, select_weights
 from tests.reference import images
@@ -87,6 +89,15 @@ def test_mixed_precision_trains_and_keeps_float32_weights(trainer, level):
     x = ms.Tensor(images((4, 1, 32, 32)))
     logits, expected = run.network.set_train(False)(x).asnumpy(), plain(x).asnumpy()
     assert 1e-6 < np.abs(logits - expected).max() / np.abs(expected).max() < 1e-2
+
+
+def test_norms_in_mixed_precision_are_the_operators():
+    """By products their means would be in float16."""
+    model = create_model("twins_svt_small", img_size=32, depths=[1, 1, 1, 1])
+    norms = [cell for _, cell in model.cells_and_names() if isinstance(cell, LayerNorm)]
+    assert {norm.gradient for norm in norms} == {"products"}
+    apply_precision(model, "O1")
+    assert {norm.gradient for norm in norms} == {"operator"}
 
 
 def test_missing_kernels_are_named_where_precision_is_to_blame():
