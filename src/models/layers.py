@@ -672,9 +672,9 @@ def logical_shift(word, bits):
 class Gelu(nn.Cell):
     """Exact GELU (arXiv 1606.08415), x times the normal distribution function of x.
 
-    The distribution function is sigmoid(x P(x^2)), within 1e-7 after the multiplication by x, or made of Erf, the slowest
-    elementwise operator on CPU (130 ms for 9.6M values; a product takes 4), which MindSpore cannot write to ONNX either.
-    Of float16, where the coefficients would vanish, it is always made of Erf.
+    The distribution function is sigmoid(x P(x^2)), within 1e-7 after the multiplication by x, or made of Erf, the
+    slowest elementwise operator on CPU (130 ms for 9.6M values; a product takes 4), which MindSpore cannot write to
+    ONNX either. Of float16, where the coefficients would vanish, it is always made of Erf.
 
     With its own gradient, which needs x and the distribution alone: nn.GELU's holds four times the activation for as
     long as the graph lives on CPU, in inference too.
