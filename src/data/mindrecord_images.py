@@ -99,7 +99,9 @@ def make_mindrecord(
     workers: int | None = None,
     classes: tuple[str, ...] | None = None,
 ) -> Path:
-    """Pack the images called `name` (train, val) under a folder; returns the index. Goes on where an earlier call was cut.
+    """Pack the images called `name` (train, val) under a folder; returns the index.
+
+    Goes on where an earlier call was cut.
 
     Args:
         classes: names of the classes, for formats that do not say them.
