@@ -14,7 +14,7 @@ from src.data.label_maps import LabelSpace
 from src.distributed import Dist
 from src.errors import UserError
 from src.evaluation import evaluate, evaluate_checkpoint
-from src.evaluation_report import report_path, worst_classes, write_report
+from src.evaluation_report import report_path, worst_classes, write_evaluation
 from src.metrics import Metrics, Scoring, batch_counts, predictions
 from src.weights import CLASSES, write_checkpoint
 from tests.conftest import DIGITS_CONFIG, SMALL_MODEL
@@ -230,7 +230,7 @@ def test_reports_lie_in_the_run_or_beside_the_file(tmp_path):
 def test_a_large_confusion_matrix_is_a_file_beside_the_report(tmp_path):
     for classes in (100, 101):
         confusion = np.arange(classes * (classes + 1)).reshape(classes, classes + 1)
-        write_report(tmp_path / f"{classes}.json", {"top1": 1.0}, confusion)
+        write_evaluation(tmp_path / f"{classes}.json", {"top1": 1.0}, confusion)
         content = json.loads((tmp_path / f"{classes}.json").read_text())
         matrix = content["confusion"] if classes == 100 else np.load(tmp_path / content["confusion"])
         np.testing.assert_array_equal(matrix, confusion[:, :-1])

@@ -25,7 +25,7 @@ from tests.chromium import needs_chromium, opened
 from tests.conftest import DIGITS_CONFIG, ROOT
 from tests.processes import train_command
 from tests.report_pages import UPDATE_KEYS, Page, assert_page_is_of, column, lines
-from tests.runs import lines_of, write_evaluation, write_images, write_run
+from tests.runs import evaluate_run, lines_of, write_images, write_run
 
 # --- a run of train.py ------------------------------------------------------------------------------------------------
 
@@ -211,7 +211,7 @@ def test_a_thousand_classes_and_a_long_run_stay_readable(written, tmp_path):
     predicted = np.where(generator.random(images.size) < 0.7, images.labels, generator.integers(0, 120, images.size))
     predicted[8:12], predicted[401] = [2, 77, 77, 77], 120  # most of a class, and an image without a prediction
     folder = written("run", lines_of(60, 100))
-    evaluation = write_evaluation(folder, images, predicted)
+    evaluation = evaluate_run(folder, images, predicted)
     page = Page(write_report(folder).read_text())
     head, *rows = page.tables["confusion"]
     assert 2 <= len(rows) <= DRAWN_CLASSES
@@ -239,7 +239,7 @@ def test_images_that_are_gone_moved_or_damaged(written, run_script, tmp_path):
     write_images(tmp_path / "data", classes=3, each=2)
     images = open_images(tmp_path / "data", "val")
     folder = written("run", lines_of(2))
-    write_evaluation(folder, images, np.array([1, 1, 1, 1, 2, 2]))
+    evaluate_run(folder, images, np.array([1, 1, 1, 1, 2, 2]))
     names = ["class 0000/0.png", "class 0000/1.png"]
     for pair in (content := json.loads((folder / "evaluation.json").read_text()))["most_confused"]:
         pair["images"].append("class 0000/\udcff.png")  # a name that is not UTF-8
