@@ -29,7 +29,7 @@ def write_report(run: str | Path, output: Path | None = None, data: Path | None 
         data: folder that holds the evaluation images, if they are not where the configuration says.
 
     Raises:
-        UserError: no run, a damaged file of it, or no room for the page.
+        UserError: no run, a damaged file of it, no images in `data`, or no room for the page.
     """
     record = read_run(run)
     path = output or record.path / "report.html"
@@ -169,12 +169,9 @@ def mistakes(run: RunRecord, data: Path | None) -> str:
         f"{WEIGHTS_NAMES[evaluation['weights']]} after epoch {evaluation['epoch']}: {wrong:,} of "
         f"{evaluation['count']:,} images wrong (top-1 {evaluation['top1']:.2f}%), from evaluation.json."
     )
-    section = run.config.get("data", {})
-    roots = [data.resolve()] if data is not None else [Path.cwd(), ROOT]
-    if data is not None:
-        section = section | {"path": "."}
     classes = tuple(entry["name"] for entry in evaluation["classes"])
-    pairs = confused_pairs(evaluation, image_finder(section, roots, classes))
+    find = image_finder(run.config.get("data") or {}, data, [Path.cwd(), ROOT], classes)
+    pairs = confused_pairs(evaluation, find)
     by_class = table(
         ["class", "images", "right", Column("accuracy, %", ".2f")],
         [
