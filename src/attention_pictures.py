@@ -1,6 +1,5 @@
 """Pictures of what src/attention_maps.py finds, and a page that explains them."""
 
-import base64
 import html
 import io
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from src.atomic import write_bytes, write_text
 from src.attention_maps import AttentionView, KeyGroup, Place
+from src.reporting.page import Section, page
+from src.reporting.page import picture as embedded
 
 SIDE = 448  # pixels that a picture's short side has
 WINDOW = (255, 214, 10)  # colour of the query window
@@ -309,16 +310,6 @@ def png(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1000px; padding: 0 1em; color: #222; }
-figure { display: inline-block; vertical-align: top; width: 460px; margin: 0 12px 24px 0; }
-img { width: 100%; }
-figcaption b { display: block; font-size: 1.1em; }
-td { padding: 2px 12px 2px 0; }
-td.bar { width: 300px; }
-td.bar div { background: #e0763a; height: 12px; }
-"""
-
 READING = {
     "focal attention": "All tokens of a small window ask at once where to take information from: nearby they see "
     "single tokens, farther away pooled ones, which stand for many tokens each.",
@@ -329,22 +320,27 @@ READING = {
 LIMITS = "Attention says where a layer looks, not what decides: that is Grad-CAM's question."
 
 
-def page(title: str, kind: str, made: list[Picture], files: list[bytes], predictions: list[tuple[str, float]]) -> str:
+def explained(
+    title: str, kind: str, made: list[Picture], files: list[bytes], predictions: list[tuple[str, float]]
+) -> str:
     """A page with all pictures in it, as PNG `files`, which needs no other. `kind` is that of the attention."""
     rows = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{p:.2%}</td><td class='bar'><div style='width:{p:.1%}'></div></td></tr>"
+        f'<tr><td>{html.escape(name)}</td><td class="number">{p:.2%}</td>'
+        f'<td class="bar"><div style="width:{p:.1%}"></div></td></tr>'
         for name, p in predictions
     )
     figures = "".join(
-        f"<figure><img alt='{html.escape(picture.title, True)}' src='data:image/png;base64,"
-        f"{base64.b64encode(file).decode()}'><figcaption><b>{html.escape(picture.title)}</b>"
-        f"{html.escape(picture.text)}</figcaption></figure>"
+        f"<figure>{embedded(file, 'png', picture.title, is_small=False)}"
+        f"<figcaption><b>{html.escape(picture.title)}</b>{html.escape(picture.text)}</figcaption></figure>"
         for picture, file in zip(made, files, strict=True)
     )
-    return (
-        f"<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'><title>{html.escape(title)}</title>"
-        f"<style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1><p>{READING[kind]} {LIMITS}</p>"
-        f"<h2>Prediction</h2><table>{rows}</table><h2>Pictures</h2>{figures}</body></html>\n"
+    return page(
+        title,
+        f"{READING[kind]} {LIMITS}",
+        [
+            Section("Prediction", f'<table class="bars">{rows}</table>'),
+            Section("Pictures", f'<div class="pictures">{figures}</div>'),
+        ],
     )
 
 
@@ -360,4 +356,4 @@ def write_pictures(
     for picture, file in zip(made, files, strict=True):
         write_bytes(folder / f"{picture.name}.png", file)
     write_bytes(folder / "overview.png", png(overview(made)))
-    write_text(folder / "index.html", page(title, kind, made, files, predictions))
+    write_text(folder / "index.html", explained(title, kind, made, files, predictions))

@@ -13,7 +13,7 @@ from src.data.pipeline import EvalBatches, UnreadableImages, configure_reading, 
 from src.data.transforms import Preprocessing
 from src.distributed import Dist
 from src.errors import UserError
-from src.evaluation_report import report, report_path, worst_classes, write_report
+from src.evaluation_report import report, report_path, worst_classes, write_evaluation
 from src.metrics import Metrics, Scoring, batch_counts, predictions
 from src.precision import apply_precision, missing_kernels_named
 from src.weights import class_names, load_weights, read_checkpoint, select_weights
@@ -183,7 +183,7 @@ def evaluate_checkpoint(
         content = {"checkpoint": str(path), "weights": used} | report(metrics, scoring, config, images, model.img_size)
         content |= {"unreadable_images": sorted(skipped)}
         try:
-            write_report(
+            write_evaluation(
                 Path(json_path) if json_path else report_path(path, used, images.path), content, metrics.confusion
             )
         except UserError as error:

@@ -79,8 +79,8 @@ def _per_cent(correct: int | None, count: int | None) -> float | None:
     return 100 * correct / count if count and correct is not None else None
 
 
-def write_report(path: Path, content: dict, confusion: np.ndarray) -> None:
-    """Write a report as JSON with its confusion matrix [labels, predictions].
+def write_evaluation(path: Path, content: dict, confusion: np.ndarray) -> None:
+    """Write evaluation.json, or a report under another name, with its confusion matrix [labels, predictions].
 
     Images without a prediction are in no cell of it. Up to LISTED_CLASSES classes it is a list of rows, beyond that the
     name of a NumPy file (int64) beside the report: a thousand classes would make a JSON file of megabytes.

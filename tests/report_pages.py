@@ -75,9 +75,9 @@ def assert_page_is_of(page: Page, run) -> None:
     for title, name, key in (
         ("Loss", "training batches", "loss"),
         ("Learning rate", "learning rate", "lr"),
-        ("Gradient norm", "norm", "grad_norm"),
+        ("Gradient norm", "global norm, unclipped", "grad_norm"),
         ("Loss scale", "loss scale", "loss_scale"),
-        ("Training speed", "speed", "images_per_second"),
+        ("Training speed", "images per second", "images_per_second"),
     ):
         (curve,) = (series for series in page.charts[title]["series"] if series["name"] == name)
         assert curve["x"] == [line["epochs_done"] for line in updates]

@@ -9,7 +9,7 @@ from PIL import Image
 
 from src.config import load_config
 from src.data.label_maps import LabelSpace
-from src.evaluation_report import report, write_report
+from src.evaluation_report import report, write_evaluation
 from src.metrics import Metrics, Scoring
 
 
@@ -49,7 +49,7 @@ def write_run(folder: Path, lines: list[dict], config, summary: bool = True) -> 
     return folder
 
 
-def write_evaluation(folder: Path, images, predicted: np.ndarray, epoch: int = 1) -> dict:
+def evaluate_run(folder: Path, images, predicted: np.ndarray, epoch: int = 1) -> dict:
     """evaluation.json of an ImageSet whose images were taken for the classes given [images]; returns it."""
     space = LabelSpace.of_names(images.classes, images.classes)
     confusion = np.zeros((len(images.classes), len(images.classes) + 1), int)
@@ -59,7 +59,7 @@ def write_evaluation(folder: Path, images, predicted: np.ndarray, epoch: int = 1
     content = {"checkpoint": "best.ckpt", "weights": "ema", "epoch": epoch}
     config = load_config(folder / "config.yaml")
     content |= report(metrics, Scoring(space, images.size), config, images, (32, 32))
-    write_report(folder / "evaluation.json", content, confusion)
+    write_evaluation(folder / "evaluation.json", content, confusion)
     return content
 
 

@@ -1,6 +1,8 @@
 """Counting: every image once, whatever the batches; what the counts are of; and the report of them."""
 
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import mindspore as ms
 import numpy as np
@@ -14,7 +16,7 @@ from src.data.label_maps import LabelSpace
 from src.distributed import Dist
 from src.errors import UserError
 from src.evaluation import evaluate, evaluate_checkpoint
-from src.evaluation_report import report_path, worst_classes, write_report
+from src.evaluation_report import report_path, worst_classes, write_evaluation
 from src.metrics import Metrics, Scoring, batch_counts, predictions
 from src.weights import CLASSES, write_checkpoint
 from tests.conftest import DIGITS_CONFIG, SMALL_MODEL
@@ -101,8 +103,33 @@ def test_a_short_last_batch_counts_in_full_and_alone():
     np.testing.assert_array_equal(sum(shard.confusion for shard in shards), metrics.confusion)
 
 
-def test_counts_of_101_images_equal_brute_force():
-    """Ties, NaN and images that do not count among them; the confusion's diagonal is what top-1 counts."""
+@dataclass(frozen=True)
+class OneOfSeveral(Dist):
+    """A process whose sums with the others are known beforehand; until then they are its own parts."""
+
+    parts: list[np.ndarray] = field(default_factory=list)
+    totals: Iterator[np.ndarray] | None = None
+
+    def sum(self, values):
+        self.parts.append(np.array(values))
+        return next(self.totals) if self.totals else values
+
+
+def evaluate_on_ranks(network, shares, scoring):
+    """The metrics that each of several processes ends with, of their shares of the batches."""
+    alone = [OneOfSeveral(rank, len(shares)) for rank in range(len(shares))]
+    for dist, batches in zip(alone, shares, strict=True):
+        evaluate(network, batches, 4, dist, scoring)
+    totals = [sum(parts) for parts in zip(*(dist.parts for dist in alone), strict=True)]
+    return [
+        evaluate(network, batches, 4, OneOfSeveral(rank, len(shares), totals=iter(totals)), scoring)
+        for rank, batches in enumerate(shares)
+    ]
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_counts_of_101_images_equal_brute_force(ranks):
+    """On every rank. Ties, NaN and images that do not count among them; the confusion's diagonal is top-1's count."""
     generator = np.random.default_rng(1)
     logits = generator.integers(0, 4, (101, 3)).astype(np.float32)
     logits[generator.random(101) < 0.1, 1] = np.nan
@@ -110,22 +137,26 @@ def test_counts_of_101_images_equal_brute_force():
     weights = (generator.random(101) < 0.9).astype(np.float32)
     valid = [frozenset(np.flatnonzero(generator.random(3) < 0.4).tolist()) for _ in range(101)]
     batches = batches_of(pixels_of(logits), labels, weights)
-    metrics = evaluate(FirstPixels(), batches, 4, Dist(), Scoring(THREE, len(valid), valid))
-    confusion, real = np.zeros((3, 4), int), [0, 0]
+    shares = [batches[rank::ranks] for rank in range(ranks)]
+    found = evaluate_on_ranks(FirstPixels(), shares, Scoring(THREE, len(valid), valid))
+    confusion, real, predicted = np.zeros((3, 4), int), [0, 0], []
     for row, label, weight, classes in zip(logits, labels, weights, valid, strict=True):
         best = [c for c in range(3) if all(row[c] > row[other] for other in range(3) if other != c)]
         prediction = best[0] if best and not np.isnan(row).any() else 3
         confusion[label, prediction] += int(weight)
+        predicted.append(prediction if weight else -1)
         if weight and classes:
             real = [real[0] + 1, real[1] + (prediction in classes)]
-    np.testing.assert_array_equal(metrics.confusion, confusion)
     assert confusion[:, 3].sum() > 10
-    assert metrics.count == confusion.sum() == weights.sum() < 101
-    assert metrics.top1_correct == confusion.trace()
-    assert (metrics.real_count, metrics.real_correct) == tuple(real)
-    counts, correct = metrics.per_class
-    assert counts.tolist() == [weights[labels == c].sum() for c in range(3)]
-    assert correct.tolist() == confusion.diagonal().tolist()
+    for metrics in found:
+        np.testing.assert_array_equal(metrics.confusion, confusion)
+        assert metrics.predicted.tolist() == predicted
+        assert metrics.count == confusion.sum() == weights.sum() < 101
+        assert metrics.top1_correct == confusion.trace()
+        assert (metrics.real_count, metrics.real_correct) == tuple(real)
+        counts, correct = metrics.per_class
+        assert counts.tolist() == [weights[labels == c].sum() for c in range(3)]
+        assert correct.tolist() == confusion.diagonal().tolist()
 
 
 def test_valid_labels_by_hand():
@@ -230,7 +261,7 @@ def test_reports_lie_in_the_run_or_beside_the_file(tmp_path):
 def test_a_large_confusion_matrix_is_a_file_beside_the_report(tmp_path):
     for classes in (100, 101):
         confusion = np.arange(classes * (classes + 1)).reshape(classes, classes + 1)
-        write_report(tmp_path / f"{classes}.json", {"top1": 1.0}, confusion)
+        write_evaluation(tmp_path / f"{classes}.json", {"top1": 1.0}, confusion)
         content = json.loads((tmp_path / f"{classes}.json").read_text())
         matrix = content["confusion"] if classes == 100 else np.load(tmp_path / content["confusion"])
         np.testing.assert_array_equal(matrix, confusion[:, :-1])

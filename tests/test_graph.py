@@ -24,7 +24,7 @@ def zeros(*shape):
     return Tensor(np.zeros(shape, np.float32))
 
 
-def test_Dense():
+def test_dense():
     (product, bias) = compiled_operators(Dense(6, 5), zeros(4, 6))
     assert (product.name, product.returned, bias.returned) == ("MatMul", (), (0,))
     assert [(value.kind, value.name) for value in product.inputs[:2]] == [("input", "x"), ("parameter", "weight")]

@@ -13,6 +13,7 @@ import pytest
 
 from src.config import load_config
 from src.data.image_set import open_images
+from src.data.mindrecord_images import make_mindrecord
 from src.evaluation_report import CONFUSED_IMAGES, CONFUSED_PAIRS
 from src.inference import open_classifier, predict
 from src.reporting.comparison import Comparison, short_names
@@ -25,7 +26,7 @@ from tests.chromium import needs_chromium, opened
 from tests.conftest import DIGITS_CONFIG, ROOT
 from tests.processes import train_command
 from tests.report_pages import UPDATE_KEYS, Page, assert_page_is_of, column, lines
-from tests.runs import lines_of, write_evaluation, write_images, write_run
+from tests.runs import evaluate_run, lines_of, write_images, write_run
 
 # --- a run of train.py ------------------------------------------------------------------------------------------------
 
@@ -203,23 +204,44 @@ def test_report_of_a_run_that_was_interrupted(written, run_script, tmp_path):
     assert "Nothing was logged yet." in (folder / "report.html").read_text()
 
 
-def test_a_thousand_classes_and_a_long_run_stay_readable(written, tmp_path):
+def test_a_run_that_has_logged_nothing_yet_is_a_run(written, run_script, tmp_path):
+    """It has a configuration and a session, and no metrics.jsonl."""
+    folder = written("run", lines_of(1), summary=False)
+    (folder / "metrics.jsonl").unlink()
+    code, _, err = run_script("scripts/report.py", folder)
+    assert (code, err) == (0, "")
+    text = (folder / "report.html").read_text()
+    assert "Training run, begun." in text and "Nothing was logged yet." in text
+    assert "session-1" in Page(text).tables
+    other = written("other", lines_of(2), "optimizer.base_lr=1e-3")
+    code, _, err = run_script("scripts/compare_runs.py", folder, other, "--output", tmp_path / "c.html")
+    assert (code, err) == (0, "")
+    page = Page((tmp_path / "c.html").read_text())
+    assert page.tables["figures"][1] == ["run", *["-"] * 8]
+    assert [row[0] for row in page.tables["differences"][1:]] == ["optimizer.base_lr"]
+
+
+def test_many_classes_and_a_long_run_stay_readable(written, tmp_path):
     """Of everything there is a bounded part, and of the matrix the rows add up to what was counted."""
     write_images(tmp_path / "data", classes=120, each=4)
     images = open_images(tmp_path / "data", "val")
     generator = np.random.default_rng(0)
     predicted = np.where(generator.random(images.size) < 0.7, images.labels, generator.integers(0, 120, images.size))
-    predicted[8:12], predicted[401] = [2, 77, 77, 77], 120  # most of a class, and an image without a prediction
+    predicted[8:12] = [120, 77, 77, 77]  # an image without a prediction, and most of a class for one other
     folder = written("run", lines_of(60, 100))
-    evaluation = write_evaluation(folder, images, predicted)
+    evaluation = evaluate_run(folder, images, predicted)
     page = Page(write_report(folder).read_text())
     head, *rows = page.tables["confusion"]
-    assert 2 <= len(rows) <= DRAWN_CLASSES
+    assert DRAWN_CLASSES - 1 <= len(rows) <= DRAWN_CLASSES  # pairs come whole
     names = [row[0] for row in rows]
-    assert head == ["", *names, "other classes", "images"] or "no prediction" in head
+    assert head == ["", *names, "other classes", "no prediction", "images"]
     assert {"class 0002", "class 0077"} <= set(names)
-    for row in rows:
-        assert sum(map(int, row[1:-1])) == int(row[-1]) == 4
+    drawn = [images.classes.index(name) for name in names]
+    for label, row in zip(drawn, rows, strict=True):
+        taken_for = predicted[images.labels == label].tolist()
+        shown = [taken_for.count(other) for other in drawn]
+        without = taken_for.count(120)
+        assert [int(cell) for cell in row[1:]] == [*shown, 4 - sum(shown) - without, without, 4]
     assert evaluation["most_confused"][0] == {
         "label": "class 0002",
         "predicted": "class 0077",
@@ -227,7 +249,9 @@ def test_a_thousand_classes_and_a_long_run_stay_readable(written, tmp_path):
         "images": [f"class 0002/{number}.png" for number in (1, 2, 3)],
     }
     assert len(evaluation["most_confused"]) == CONFUSED_PAIRS
-    assert len(page.images) <= CONFUSED_PAIRS * CONFUSED_IMAGES
+    examples = [name for pair in evaluation["most_confused"] for name in pair["images"]]
+    assert len(examples) >= CONFUSED_PAIRS + 2
+    assert [image["alt"] for image in page.images] == examples
     assert len(page.tables["classes"]) == 121
     updates, _ = lines(folder)
     assert len(updates) > LISTED_UPDATES
@@ -239,7 +263,7 @@ def test_images_that_are_gone_moved_or_damaged(written, run_script, tmp_path):
     write_images(tmp_path / "data", classes=3, each=2)
     images = open_images(tmp_path / "data", "val")
     folder = written("run", lines_of(2))
-    write_evaluation(folder, images, np.array([1, 1, 1, 1, 2, 2]))
+    evaluate_run(folder, images, np.array([1, 1, 1, 1, 2, 2]))
     names = ["class 0000/0.png", "class 0000/1.png"]
     for pair in (content := json.loads((folder / "evaluation.json").read_text()))["most_confused"]:
         pair["images"].append("class 0000/\udcff.png")  # a name that is not UTF-8
@@ -256,6 +280,26 @@ def test_images_that_are_gone_moved_or_damaged(written, run_script, tmp_path):
     text = (tmp_path / "p.html").read_text()
     assert [image["alt"] for image in Page(text).images] == names[:1]
     assert "not an image" in text
+    code, _, err = run_script("scripts/report.py", folder, "--data", tmp_path / "typo")
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith(f"report.py: error: data folder {tmp_path / 'typo' / 'val'}: no such folder")
+
+
+@pytest.mark.parametrize(("damage", "missing"), [("all of it", 2), ("images", 2), ("nothing", 0)])
+def test_a_damaged_mindrecord_costs_pictures_alone(written, tmp_path, damage, missing):
+    """MindSpore refuses the whole file, or an image of it."""
+    write_images(tmp_path / "folder", classes=3, each=2)
+    make_mindrecord(tmp_path / "folder", "val", tmp_path / "data", images_per_file=100, workers=1)
+    folder = written("run", lines_of(2))
+    evaluate_run(folder, open_images(tmp_path / "data", "val"), np.array([1, 1, 1, 1, 2, 2]))
+    (packed,) = (tmp_path / "data").glob("val.mindrecord00000")
+    size = packed.stat().st_size
+    with open(packed, "r+b") as file:  # its pages of images follow those of names
+        file.seek({"all of it": 0, "images": size // 2, "nothing": size}[damage])
+        file.write(bytes(size - file.tell()))
+    text = write_report(folder).read_text()
+    assert text.count("image not found") == missing
+    assert len(Page(text).images) == 2 - missing
 
 
 def test_bad_input_is_one_line(written, run_script, tmp_path):
@@ -268,7 +312,7 @@ def test_bad_input_is_one_line(written, run_script, tmp_path):
     listed = written("listed", lines_of(1))
     (listed / "config.yaml").write_text("- a")
     for arguments, message in (
-        ([tmp_path / "none"], "none: no folder of a run (it has no metrics.jsonl)"),
+        ([tmp_path / "none"], "none: no folder of a run (it has neither config.yaml nor metrics.jsonl)"),
         ([damaged], "damaged/metrics.jsonl: cannot be read (Expecting"),
         (
             [older],
@@ -284,6 +328,31 @@ def test_bad_input_is_one_line(written, run_script, tmp_path):
             assert err.startswith(f"{script}: error: ") and message in err
     code, _, err = run_script("scripts/compare_runs.py", good, f"{good}/")
     assert (code, err) == (1, f"compare_runs.py: error: {good}: is given twice\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("evaluation.json", {"top1": None, "count": None}, " lacks count, top1; was it written by this version?"),
+        ("evaluation.json", {"classes": [{"name": "a"}]}, ": entry 1 of classes lacks accuracy, correct, count;"),
+        ("evaluation.json", {"most_confused": [{"count": 1}]}, ": entry 1 of most_confused lacks images, label, pred"),
+        ("evaluation.json", {"confusion": [[1, 2], [3]]}, ": its confusion matrix is not of its 3 classes"),
+        ("sessions.jsonl", {"git": None, "cores": None}, ": line 1 lacks cores, git;"),
+        ("summary.json", {"updates": None}, " lacks updates;"),
+    ],
+)
+def test_a_file_without_what_is_needed_is_one_line(written, run_script, tmp_path, name, changes, message):
+    """`changes` of a good file; None takes a key out of it."""
+    write_images(tmp_path / "data", classes=3, each=1)
+    folder = written("run", lines_of(1))
+    evaluate_run(folder, open_images(tmp_path / "data", "val"), np.array([0, 0, 2]))
+    content = json.loads((folder / name).read_text()) | changes
+    for key in [key for key, value in changes.items() if value is None]:
+        del content[key]
+    (folder / name).write_text(json.dumps(content) + "\n")
+    code, _, err = run_script("scripts/report.py", folder)
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith(f"report.py: error: {folder / name}{message}")
 
 
 def test_comparison_tells_what_runs_came_to_and_differ_in(written, run_script, tmp_path):

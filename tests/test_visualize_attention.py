@@ -53,7 +53,7 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.sources, self.text = set(), [], ""
+        self.tags, self.sources, self.links, self.text = set(), [], [], ""
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -61,7 +61,7 @@ class Page(HTMLParser):
         for name, value in attributes:
             assert not name.startswith("on")
             if name in ("src", "href"):
-                self.sources.append(value)
+                (self.sources if name == "src" else self.links).append(value)
 
     def handle_data(self, data):
         self.text += data
@@ -82,7 +82,8 @@ def test_pictures_and_page(call, checkpoint, digit, tmp_path):
     text = (tmp_path / "seen" / "index.html").read_text()
     page = Page(text)
     # Nothing comes from elsewhere, and nothing runs.
-    assert not page.tags & {"script", "link", "iframe", "object", "embed"}
+    assert not page.tags & {"script", "iframe", "object", "embed"}
+    assert page.links == ["data:,", "#prediction", "#pictures"]
     assert "url(" not in text
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     embedded = [base64.b64decode(source.split(",")[1]) for source in page.sources]

@@ -39,7 +39,9 @@ class ImageFolder(ImageSet):
         """
         path = Path(path)
         if not path.is_dir():
-            raise DataError(f"data folder {path}: no such folder; set data.path (--data_url) to the folder that holds it")
+            raise DataError(
+                f"data folder {path}: no such folder; set data.path (--data_url) to the folder that holds it"
+            )
         classes = tuple(sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and entry.name[0] != "."))
         if not classes:
             raise DataError(f"data folder {path}: empty; expected one folder of images per class")

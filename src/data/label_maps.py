@@ -125,7 +125,9 @@ def _by_name(content: dict, image: str, label: str):
 
 def _valid(classes, image: str, num_classes: int, label: str) -> frozenset[int]:
     if not isinstance(classes, list) or not all(_is_output(item, num_classes) for item in classes):
-        raise DataError(f"{label}: image {image}: must be a list of classes from 0 to {num_classes - 1}, got {classes!r}")
+        raise DataError(
+            f"{label}: image {image}: must be a list of classes from 0 to {num_classes - 1}, got {classes!r}"
+        )
     return frozenset(classes)
 
 
@@ -134,7 +136,9 @@ def _output(folder: str, value, num_classes: int, class_names: Sequence[str] | N
     if _is_output(value, num_classes):
         return value
     if isinstance(value, str) and class_names is None:
-        raise DataError(f"{label}: folder {folder!r}: the checkpoint knows no class names such as {value!r}; give indices")
+        raise DataError(
+            f"{label}: folder {folder!r}: the checkpoint knows no class names such as {value!r}; give indices"
+        )
     if class_names is not None and value in class_names:
         return class_names.index(value)
     known = f"an index from 0 to {num_classes - 1}" + (" or a class of the checkpoint" if class_names else "")

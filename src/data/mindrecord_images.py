@@ -25,6 +25,7 @@ from src.file_digest import sha256
 
 INDEX_SUFFIX = ".mindrecord.json"
 ROWS_PER_WRITE = 256
+DAMAGED = "damaged after it was made"
 SCHEMA = {"image": {"type": "bytes"}, "label": {"type": "int32"}, "name": {"type": "string"}}
 
 
@@ -72,8 +73,11 @@ class MindRecordImages(ImageSet):
 
     def _column(self, name: str) -> list:
         parts = [str(part) for part in self.parts]
-        dataset = ds.MindDataset(parts, columns_list=[name], sampler=ds.SequentialSampler())
-        return [row[0][()] for row in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)]
+        try:
+            dataset = ds.MindDataset(parts, columns_list=[name], sampler=ds.SequentialSampler())
+            return [row[0][()] for row in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)]
+        except RuntimeError as error:
+            raise DataError(f"data file {self.path}: {DAMAGED}; scripts/make_mindrecord.py makes it anew") from error
 
     @cached_property
     def names(self):
@@ -85,9 +89,12 @@ class MindRecordImages(ImageSet):
 
     def content(self, index):
         if os.getpid() != self.home:  # MindSpore's reader needs threads that a forked worker does not have
-            raise OSError(f"{self.path}: damaged after it was made")
+            raise OSError(f"{self.path}: {DAMAGED}")
         reader = self.reader(ds.SubsetSampler([int(index)]))
-        ((content, _),) = reader.create_tuple_iterator(num_epochs=1, output_numpy=True)
+        try:
+            ((content, _),) = reader.create_tuple_iterator(num_epochs=1, output_numpy=True)
+        except RuntimeError as error:
+            raise OSError(f"{self.path}: {DAMAGED}") from error
         return np.frombuffer(content.tobytes(), np.uint8)
 
 
@@ -99,7 +106,9 @@ def make_mindrecord(
     workers: int | None = None,
     classes: tuple[str, ...] | None = None,
 ) -> Path:
-    """Pack the images called `name` (train, val) under a folder; returns the index. Goes on where an earlier call was cut.
+    """Pack the images called `name` (train, val) under a folder; returns the index.
+
+    Goes on where an earlier call was cut.
 
     Args:
         classes: names of the classes, for formats that do not say them.

@@ -149,7 +149,7 @@ class TrainSamples:
 
 @cache
 def keep_freed_memory() -> None:
-    """Once in a process, have the C library keep what this process frees, so that the next image's arrays need no new pages.
+    """Once in a process, have the C library keep what it frees, so that the next image's arrays need no new pages.
 
     For worker processes alone, which use the same little memory over and over; 4% of their time.
     """

@@ -154,7 +154,9 @@ class TrainTransform:
         self.resampling = RESAMPLING[augment.interpolation]
         fill = tuple(min(255, round(255 * value)) for value in mean)
         fill = fill * 3 if len(fill) == 1 else fill
-        self.policy = parse_policy(augment.auto_augment, self.resampling, fill) if augment.auto_augment is not None else None
+        self.policy = (
+            parse_policy(augment.auto_augment, self.resampling, fill) if augment.auto_augment is not None else None
+        )
         self.plain = EvalTransform(size, 1.0, augment.interpolation)
 
     def mode(self, epoch: int) -> str:

@@ -81,7 +81,8 @@ class ZipImages(ImageSet):
         return [name for _, name in self.files]
 
     def content(self, index):
-        if self.archive is None or self.owner != os.getpid():  # processes that share an open file would move its position under each other
+        # Processes that share an open file would move its position under each other.
+        if self.archive is None or self.owner != os.getpid():
             self.archive, self.owner = zipfile.ZipFile(self.path), os.getpid()
         try:
             return np.frombuffer(self.archive.read(self.files[index][1]), np.uint8)

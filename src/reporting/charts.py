@@ -16,6 +16,7 @@ MARKED = 40  # points of a curve up to which each is marked
 FINE = 300  # points from which on a curve is drawn with a fine line
 DRAWN = 1200  # points of a curve, beyond which only the extremes of each part of the axis are drawn
 COLORS = 8  # that style.css has: --c0 to --c7
+OPENING = '<figure class="chart">'  # of each, by which pages know that they need charts.js
 DIGITS = 7  # of values shown; float32 has no more
 
 
@@ -128,7 +129,7 @@ def render(chart: Chart) -> str:
     title = html.escape(chart.title)
     described = html.escape(f"{chart.title}: {chart.y_label} against {chart.x_label}. {_said(curves)}", quote=True)
     return (
-        f'<figure class="chart"><figcaption>{title}</figcaption>{_legend(curves)}'
+        f"{OPENING}<figcaption>{title}</figcaption>{_legend(curves)}"
         f'<div class="plot"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" aria-label="{described}">'
         f"{_axes(chart, x_axis, y_axis)}{''.join(_curve(series, x_axis, y_axis) for series in curves)}"
         '<line class="cursor" hidden></line><g class="dots"></g></svg>'

@@ -1,11 +1,12 @@
 """Runs beside each other: their curves in the same charts, and a table of what they came to and what they differ in."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from src.config import flatten
 from src.errors import UserError
 from src.reporting.charts import Chart, Series, render
+from src.reporting.curves import ACCURACY, LOSS, OF_UPDATES
 from src.reporting.page import Column, Section, page, table
 from src.reporting.run_files import SHORT_NAMES, RunRecord, read_run
 from src.training.progress import duration
@@ -54,16 +55,16 @@ class Comparison:
         longest = max((run.newest["seconds"] for run in self.runs.values() if run.newest), default=0)
         unit, seconds = next((unit, seconds) for unit, seconds, least in TIME_UNITS if longest >= least)
         return [
-            Chart("Accuracy", "epochs", "top-1, %", self._evaluations("top1", "epochs_done")),
-            Chart("Accuracy against time", unit, "top-1, %", self._evaluations("top1", "seconds", seconds)),
-            Chart(
-                "Loss of validation images", "epochs", "cross-entropy, nats", self._evaluations("loss", "epochs_done")
+            replace(ACCURACY, series=self._evaluations("top1", "epochs_done")),
+            replace(
+                ACCURACY,
+                title=f"{ACCURACY.title} against time",
+                x_label=unit,
+                series=self._evaluations("top1", "seconds", seconds),
             ),
-            Chart("Loss of training batches", "epochs", "cross-entropy, nats", self._updates("loss")),
-            Chart("Learning rate", "epochs", "learning rate", self._updates("lr"), from_zero=True),
-            Chart("Gradient norm", "epochs", "global norm, unclipped", self._updates("grad_norm"), from_zero=True),
-            Chart("Loss scale", "epochs", "loss scale", self._updates("loss_scale"), powers=2),
-            Chart("Training speed", "epochs", "images per second", self._updates("images_per_second"), from_zero=True),
+            replace(LOSS, title="Loss of validation images", series=self._evaluations("loss", "epochs_done")),
+            replace(LOSS, title="Loss of training batches", series=self._updates("loss")),
+            *(replace(chart, series=self._updates(key)) for key, chart in OF_UPDATES.items()),
         ]
 
     def _updates(self, key: str) -> list[Series]:

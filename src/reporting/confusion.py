@@ -84,32 +84,40 @@ def _cell(images: int, of: int, label: str, predicted: str, is_right: bool) -> s
     return f'<td class="{kind}" style="--share:{strength:.3f}" title="{told}">{images}</td>'
 
 
-def image_finder(data: dict, roots: list[Path], classes: tuple[str, ...]) -> Callable[[str], bytes | None]:
+def image_finder(
+    data: dict, moved_to: Path | None, roots: list[Path], classes: tuple[str, ...]
+) -> Callable[[str], bytes | None]:
     """A function from the names of evaluation images to their files' content, None for what is not found.
 
     Args:
         data: the data section of the run's configuration.
-        roots: folders that a relative data.path may begin from, or that data was moved to.
+        moved_to: folder that holds them now; None where it is still data.path, which may be gone too.
+        roots: folders that a relative data.path may begin from.
         classes: names of the classes, for formats that do not say them.
+
+    Raises:
+        UserError: `moved_to` does not hold them.
     """
-    images, index_of = None, {}
+    if moved_to is not None:
+        return _finder(open_images(moved_to, data.get("val", "val"), classes))
     for root in roots:
         try:
-            images = open_images(root / data["path"], data["val"], classes)
-            index_of = {name: index for index, name in enumerate(images.names)}
-            break
+            return _finder(open_images(root / data["path"], data["val"], classes))
         except (UserError, OSError, KeyError, TypeError):
             continue
-    return lambda name: _content(images, index_of.get(name))
+    return lambda name: None
 
 
-def _content(images: ImageSet | None, index: int | None) -> bytes | None:
-    if images is None or index is None:
-        return None
-    try:
-        return images.content(index).tobytes()
-    except OSError:
-        return None
+def _finder(images: ImageSet) -> Callable[[str], bytes | None]:
+    index_of = {name: index for index, name in enumerate(images.names)}
+
+    def find(name: str) -> bytes | None:
+        try:
+            return images.content(index_of[name]).tobytes()
+        except (KeyError, OSError):
+            return None
+
+    return find
 
 
 def thumbnail(content: bytes | None, name: str) -> str:
@@ -134,7 +142,7 @@ def confused_pairs(evaluation: dict, find: Callable[[str], bytes | None]) -> str
     """The pairs of classes that are confused most, with images of the one taken for the other."""
     counts = {entry["name"]: entry["count"] for entry in evaluation["classes"]}
     shown = []
-    for pair in evaluation.get("most_confused", []):
+    for pair in evaluation["most_confused"]:
         label, predicted = html.escape(pair["label"]), html.escape(pair["predicted"])
         images = "".join(thumbnail(find(name), name) for name in pair["images"])
         shown.append(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
-from src.reporting.charts import shown
+from src.reporting.charts import OPENING, shown
 
 HERE = Path(__file__).resolve().parent
 # The browser itself holds the page to needing nothing from elsewhere.
@@ -34,14 +34,17 @@ def page(title: str, subtitle: str, sections: Iterable[Section]) -> str:
         f'<section><h2 id="{section.anchor}">{html.escape(section.title)}</h2>{section.content}</section>\n'
         for section in sections
     )
-    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("style.css", "charts.js"))
+    style = (HERE / "style.css").read_text(encoding="utf-8")
+    script = ""
+    if OPENING in content:
+        script = f"<script>\n{(HERE / 'charts.js').read_text(encoding='utf-8')}</script>"
     text = (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><title>{html.escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
         f"<style>\n{style}</style></head>\n<body><header><h1>{html.escape(title)}</h1>"
         f'<p class="quiet">{html.escape(subtitle)}</p><nav>{links}</nav></header>\n<main>{content}</main>\n'
-        f"<script>\n{script}</script></body></html>\n"
+        f"{script}</body></html>\n"
     )
     return text.encode("utf-8", "replace").decode()  # names of files need not be UTF-8
 

@@ -88,41 +88,60 @@ def read_run(path: str | Path) -> RunRecord:
         UserError: it is none, or a file in it is damaged.
     """
     path = Path(path)
-    if not (path / "metrics.jsonl").is_file():
-        raise UserError(f"{path}: no folder of a run (it has no metrics.jsonl)")
-    lines = _read(path / "metrics.jsonl", _lines)
+    if not any((path / name).is_file() for name in ("config.yaml", "metrics.jsonl")):  # the one comes before the other
+        raise UserError(f"{path}: no folder of a run (it has neither config.yaml nor metrics.jsonl)")
     updates: list[dict] = []
     evaluations: list[dict] = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_read(path / "metrics.jsonl", _lines) or [], 1):
         is_evaluation = isinstance(line, dict) and "weights" in line
-        needed = EVALUATION if is_evaluation else UPDATE
-        if not isinstance(line, dict) or not needed <= line.keys():
-            missing = ", ".join(sorted(needed - line.keys())) if isinstance(line, dict) else "an object"
-            raise UserError(f"{path / 'metrics.jsonl'}: line {number} lacks {missing}; was it written by this version?")
+        _check(line, EVALUATION if is_evaluation else UPDATE, f"{path / 'metrics.jsonl'}: line {number}")
         (evaluations if is_evaluation else updates).append(line)
     config = _read(path / "config.yaml", yaml.safe_load) or {}
     if not isinstance(config, dict):
         raise UserError(f"{path / 'config.yaml'}: cannot be read (it has no sections)")
-    evaluation = _read(path / "evaluation.json", json.loads)
-    if evaluation is not None:
-        matrix = evaluation["confusion"]
-        if isinstance(matrix, str):
-            matrix = _load_array(path / matrix)
-        evaluation["confusion"] = np.asarray(matrix)
-    return RunRecord(
-        path,
-        updates,
-        evaluations,
-        config,
-        _read(path / "sessions.jsonl", _lines) or [],
-        _read(path / "summary.json", json.loads),
-        evaluation,
-    )
+    sessions = _read(path / "sessions.jsonl", _lines) or []
+    for number, session in enumerate(sessions, 1):
+        _check(session, SESSION, f"{path / 'sessions.jsonl'}: line {number}")
+    summary = _read(path / "summary.json", json.loads)
+    if summary is not None:
+        _check(summary, SUMMARY, str(path / "summary.json"))
+    return RunRecord(path, updates, evaluations, config, sessions, summary, _evaluation(path / "evaluation.json"))
 
 
+# What reports need of each file.
 PLACE = {"epoch", "update", "epochs_done", "seconds"}
 UPDATE = PLACE | {"loss", "grad_norm", "lr", "loss_scale", "images_per_second"}
 EVALUATION = PLACE | {"weights", "top1", "top5", "loss"}
+SESSION = {
+    "started", "after_update", "global_batch", "command", "device", "devices", "processor", "cores", "system", "python",
+    "packages", "git",
+}  # fmt: skip
+SUMMARY = {"updates", "skipped_updates", "unreadable_images"}
+BEST = {"weights", "epoch", "count", "top1", "top1_correct", "classes", "confusion", "most_confused"}
+CLASS = {"name", "count", "correct", "accuracy"}
+PAIR = {"label", "predicted", "count", "images"}
+
+
+def _check(content: Any, needed: set[str], what: str) -> None:
+    """Raises UserError unless `content` is an object with the keys needed."""
+    if not isinstance(content, dict) or not needed <= content.keys():
+        missing = ", ".join(sorted(needed - content.keys())) if isinstance(content, dict) else "an object"
+        raise UserError(f"{what} lacks {missing}; was it written by this version?")
+
+
+def _evaluation(path: Path) -> dict | None:
+    content = _read(path, json.loads)
+    if content is None:
+        return None
+    _check(content, BEST, str(path))
+    for key, needed in (("classes", CLASS), ("most_confused", PAIR)):
+        for number, entry in enumerate(content[key], 1):
+            _check(entry, needed, f"{path}: entry {number} of {key}")
+    matrix, classes = content["confusion"], len(content["classes"])
+    matrix = _load_array(path.with_name(matrix)) if isinstance(matrix, str) else np.array(matrix, object)
+    if matrix.shape != (classes, classes):
+        raise UserError(f"{path}: its confusion matrix is not of its {classes} classes")
+    return content | {"confusion": matrix.astype(np.int64)}
 
 
 def _lines(text: str) -> list:

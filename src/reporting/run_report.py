@@ -1,13 +1,15 @@
 """report.html: a run's curves, mistakes, configuration and environment on one page that needs nothing else."""
 
 import html
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
 from src.atomic import write_text
-from src.reporting.charts import Chart, Series, render
+from src.reporting.charts import Series, render
 from src.reporting.confusion import confused_pairs, confusion_table, image_finder
+from src.reporting.curves import ACCURACY, LOSS, OF_UPDATES
 from src.reporting.page import Column, Section, details, page, table, tiles
 from src.reporting.run_files import SHORT_NAMES, RunRecord, read_run
 from src.training.progress import duration
@@ -17,7 +19,6 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 LISTED_UPDATES = 1000  # lines of metrics.jsonl in the table of updates; of more, the last of each epoch
 WEIGHTS_NAMES = {"raw": "raw weights", "ema": "averaged weights (EMA)"}
 COLORS = {"ema": 0, "raw": 1, "training": 7}
-EPOCHS = "epochs"
 
 
 def write_report(run: str | Path, output: Path | None = None, data: Path | None = None) -> Path:
@@ -29,7 +30,7 @@ def write_report(run: str | Path, output: Path | None = None, data: Path | None 
         data: folder that holds the evaluation images, if they are not where the configuration says.
 
     Raises:
-        UserError: no run, a damaged file of it, or no room for the page.
+        UserError: no run, a damaged file of it, no images in `data`, or no room for the page.
     """
     record = read_run(run)
     path = output or record.path / "report.html"
@@ -111,28 +112,15 @@ def of_evaluations(run: RunRecord, key: str, prefix: str = "") -> list[Series]:
 def curves(run: RunRecord) -> str:
     """All curves of a run."""
     charts = [
-        Chart("Accuracy", EPOCHS, "top-1, %", of_evaluations(run, "top1")),
-        Chart(
-            "Loss",
-            EPOCHS,
-            "cross-entropy, nats",
-            [
+        replace(ACCURACY, series=of_evaluations(run, "top1")),
+        replace(
+            LOSS,
+            series=[
                 of_updates(run, "loss", "training batches", COLORS["training"]),
                 *of_evaluations(run, "loss", "validation, "),
             ],
         ),
-        Chart("Learning rate", EPOCHS, "learning rate", [of_updates(run, "lr", "learning rate")], from_zero=True),
-        Chart(
-            "Gradient norm", EPOCHS, "global norm, unclipped", [of_updates(run, "grad_norm", "norm")], from_zero=True
-        ),
-        Chart("Loss scale", EPOCHS, "loss scale", [of_updates(run, "loss_scale", "loss scale")], powers=2),
-        Chart(
-            "Training speed",
-            EPOCHS,
-            "images per second",
-            [of_updates(run, "images_per_second", "speed")],
-            from_zero=True,
-        ),
+        *(replace(chart, series=[of_updates(run, key, chart.y_label)]) for key, chart in OF_UPDATES.items()),
     ]
     drawn = "".join(map(render, charts))
     if not drawn:
@@ -169,12 +157,9 @@ def mistakes(run: RunRecord, data: Path | None) -> str:
         f"{WEIGHTS_NAMES[evaluation['weights']]} after epoch {evaluation['epoch']}: {wrong:,} of "
         f"{evaluation['count']:,} images wrong (top-1 {evaluation['top1']:.2f}%), from evaluation.json."
     )
-    section = run.config.get("data", {})
-    roots = [data.resolve()] if data is not None else [Path.cwd(), ROOT]
-    if data is not None:
-        section = section | {"path": "."}
     classes = tuple(entry["name"] for entry in evaluation["classes"])
-    pairs = confused_pairs(evaluation, image_finder(section, roots, classes))
+    find = image_finder(run.config.get("data") or {}, data, [Path.cwd(), ROOT], classes)
+    pairs = confused_pairs(evaluation, find)
     by_class = table(
         ["class", "images", "right", Column("accuracy, %", ".2f")],
         [

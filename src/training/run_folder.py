@@ -10,7 +10,7 @@ from src.atomic import remove_unfinished, write_text
 from src.config import Config
 from src.data.pipeline import UnreadableImages
 from src.errors import UserError
-from src.evaluation_report import write_report
+from src.evaluation_report import write_evaluation
 from src.training.checkpoint import CheckpointFolder, Progress
 from src.training.metrics_log import GrowingFile, MetricsLog
 from src.training.saving import warn
@@ -28,8 +28,9 @@ class RunFolder:
         self.path = path
         self.checkpoints = CheckpointFolder(path / "checkpoints", keep_checkpoints)
         self.metrics = MetricsLog(path / "metrics.jsonl", is_main)
+        self.sessions = GrowingFile(path / "sessions.jsonl")
+        self.evaluation: tuple[dict, np.ndarray] | None = None  # the best epoch's, until it is written
         self.named: set[str] = set()
-        self.report: tuple[dict, np.ndarray] | None = None  # the best epoch's, until it is written
 
     def save_to_resume(self, resume: bool | str, announce: Callable[[str], None]) -> tuple[Path | None, dict | None]:
         """The checkpoint to go on from and its content; None to begin.
@@ -72,7 +73,7 @@ class RunFolder:
             for folder in (self.path, self.checkpoints.path):
                 remove_unfinished(folder)
             if resume_from is None:
-                (self.path / "sessions.jsonl").unlink(missing_ok=True)
+                self.sessions.path.unlink(missing_ok=True)
                 for earlier in self.path.glob("unreadable_images_*.txt"):
                     earlier.unlink()
         except OSError as error:
@@ -91,22 +92,22 @@ class RunFolder:
 
     def note_session(self, session: dict) -> None:
         """Add a line to sessions.jsonl, of a process that begins or goes on with the run."""
-        GrowingFile(self.path / "sessions.jsonl").add(json.dumps(session).encode() + b"\n")
+        self.sessions.add(json.dumps(session).encode() + b"\n")
 
-    def keep_report(self, content: dict, confusion: np.ndarray) -> None:
-        """Write evaluation.json, now or, if there is no room, later."""
-        self.report = content, confusion
-        self.write_report()
+    def keep_evaluation(self, content: dict, confusion: np.ndarray) -> None:
+        """Have `write_pending` write evaluation.json."""
+        self.evaluation = content, confusion
 
-    def write_report(self) -> bool:
-        """Write evaluation.json if it is still to be; returns whether that was possible."""
+    def write_pending(self) -> bool:
+        """Write what is still to be written, which may have failed before; returns whether nothing is left."""
+        written = [self.sessions.flush(), self.metrics.flush()]
         try:
-            if self.report is not None:
-                write_report(self.path / "evaluation.json", *self.report)
-                self.report = None
+            if self.evaluation is not None:
+                write_evaluation(self.path / "evaluation.json", *self.evaluation)
+                self.evaluation = None
         except UserError as error:
-            warn(f"{error}; training goes on, the next epoch tries again")
-        return self.report is None
+            warn(f"{error}; it is kept and tried again")
+        return all(written) and self.evaluation is None
 
     def unreadable(self, rank: int) -> UnreadableImages:
         """Where a rank's workers note unreadable images."""
@@ -144,5 +145,5 @@ class RunFolder:
             UserError: no room or no permission.
         """
         write_text(self.path / "summary.json", json.dumps(summary, indent=2))
-        if not (self.write_report() and self.metrics.flush()):
-            raise UserError(f"{self.path}: the last lines of metrics.jsonl or evaluation.json could not be written")
+        if not self.write_pending():
+            raise UserError(f"{self.path}: metrics.jsonl, sessions.jsonl or evaluation.json could not be completed")

@@ -261,6 +261,8 @@ class Trainer:
             ends = progress.epoch == last_epoch or self._is_last_update()
             evaluates = ends or progress.epoch % self.config.eval.interval == 0
             is_best = self._evaluate() if evaluates else False
+            if self.dist.is_main:
+                self.folder.write_pending()
             self._save(is_best)
             if self.dist.is_main:
                 self.folder.name_unreadable(self.log.line)
@@ -309,6 +311,8 @@ class Trainer:
             where = f"epoch {progress.epoch + 1}, update {within} of {self.updates_per_epoch}"
             self._save()
         self._await_saves()
+        if self.dist.is_main:
+            self.folder.write_pending()
         raise Stopped(
             f"stopped by {self.interruption.name} after {where}; saved {self.checkpoints.last}; "
             "go on with train.resume=auto"
@@ -428,7 +432,7 @@ class Trainer:
             }
             content |= {"epoch": self.state.progress.epoch}
             content |= report(metrics, self.scoring, self.config, self.val_images, self.model.img_size)
-            self.folder.keep_report(content, metrics.confusion)
+            self.folder.keep_evaluation(content, metrics.confusion)
         return is_best
 
     def _measure(self) -> Metrics:

@@ -23,7 +23,10 @@ def folder(tmp_path):
 
 def rows(images, indices):
     reader = images.reader(ds.SubsetSampler(indices))
-    return [(content.tobytes(), int(label)) for content, label in reader.create_tuple_iterator(num_epochs=1, output_numpy=True)]
+    return [
+        (content.tobytes(), int(label))
+        for content, label in reader.create_tuple_iterator(num_epochs=1, output_numpy=True)
+    ]
 
 
 def in_format(name, folder, tmp_path):
@@ -53,15 +56,17 @@ def test_every_format_has_the_same_samples_in_the_same_order(name, folder, tmp_p
     assert images.content(8).tobytes() == (folder / files[8]).read_bytes()
 
 
-ODD_NAMES = ["10.jpg", "9.jpg", "B.JPG", "b.png", "a.jpg", "A.jpeg", "a.JPEG", "a.Jpeg", "a b.jpg", "a-b.jpg", "a.b.jpg",
-             "a.jpg.png", "_x.gif", "~.bmp", ".hidden.jpg", "\u00e9.tif", "\u03a9.webp", "\u65e5.PNG", "\uffee.jpg",
-             "\U0001d4b3.jpg", "ILSVRC2012_val_00000293.JPEG"]  # fmt: skip
+ODD_NAMES = ["10.jpg", "9.jpg", "B.JPG", "b.png", "a.jpg", "A.jpeg", "a.JPEG", "a.Jpeg", "a b.jpg", "a-b.jpg",
+             "a.b.jpg", "a.jpg.png", "_x.gif", "~.bmp", ".hidden.jpg", "\u00e9.tif", "\u03a9.webp", "\u65e5.PNG",
+             "\uffee.jpg", "\U0001d4b3.jpg", "ILSVRC2012_val_00000293.JPEG"]  # fmt: skip
 
 
 def test_names_are_in_the_order_of_the_reader(tmp_path):
     """MindSpore's order of files is Python's of the names, class by class, whatever these are."""
     generator = np.random.default_rng(0)
-    for name in generator.permutation(["a", "a b", "a-b", "a.b", "B", "b10", "b9", "1", "10", "2", "\u00e9", "\U0001d4b3"]):
+    for name in generator.permutation(
+        ["a", "a b", "a-b", "a.b", "B", "b10", "b9", "1", "10", "2", "\u00e9", "\U0001d4b3"]
+    ):
         (tmp_path / name).mkdir()
         for file in generator.permutation(ODD_NAMES):
             (tmp_path / name / file).write_bytes(f"{name}/{file}".encode())

@@ -1,5 +1,6 @@
 """The pipeline from files to batches."""
 
+from itertools import chain
 from multiprocessing import get_context
 
 import numpy as np
@@ -62,6 +63,10 @@ def train_batches(images, unreadable, epochs=1, augment=AUGMENT, size=(8, 8), **
         images, TrainTransform(size, augment, 5, [0.5] * 3), DATA, unreadable=unreadable, **arguments
     )
     return [list(batches) for _ in range(epochs)]
+
+
+def joined(epochs):
+    return list(chain.from_iterable(epochs))
 
 
 def eval_batches(images, unreadable, **options):
@@ -133,7 +138,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(photographs, unreadable)
         train_batches(photographs, unreadable, epochs=2, augment=FULL, size=(32, 32), workers=resolve_workers(n, 1))
         for n in (1, 4)
     )
-    assert_equal(sum(one, []), sum(several, []))
+    assert_equal(joined(one), joined(several))
 
 
 def test_samples_do_not_depend_on_which_process_makes_them(photographs, unreadable):
@@ -141,7 +146,9 @@ def test_samples_do_not_depend_on_which_process_makes_them(photographs, unreadab
     sample = TrainSamples(photographs, TrainTransform((32, 32), FULL, 5), 3, unreadable).sample
     keys = [(photographs.content(i), epoch, i) for epoch in range(3) for i in range(21)]
     with get_context("fork").Pool(4) as pool:
-        np.testing.assert_array_equal(pool.starmap(sample, keys, chunksize=1), [sample(*key) for key in reversed(keys)][::-1])
+        np.testing.assert_array_equal(
+            pool.starmap(sample, keys, chunksize=1), [sample(*key) for key in reversed(keys)][::-1]
+        )
 
 
 @pytest.mark.parametrize("cut", [(2, 0), (0, 3), (1, 4)])
@@ -156,9 +163,9 @@ def test_a_run_cut_anywhere_continues_with_the_same_batches(photographs, unreada
     tail = train_batches(
         images, unreadable, epochs=3 - epoch, augment=FULL, size=(32, 32), first_epoch=epoch, first_batch=batch
     )
-    expected = sum(whole[epoch:], [])[batch:]
+    expected = joined(whole[epoch:])[batch:]
     assert len(expected) < 15
-    assert_equal(expected, sum(tail, []))
+    assert_equal(expected, joined(tail))
 
 
 def test_zip_files_give_the_batches_of_the_folder(photographs, unreadable):
@@ -167,7 +174,10 @@ def test_zip_files_give_the_batches_of_the_folder(photographs, unreadable):
     zipped = open_images(photographs.path.parent, "train")
     photographs.path.with_name("elsewhere").rename(photographs.path)
     assert_equal(
-        *(sum(train_batches(images, unreadable, epochs=2, augment=FULL, workers=2), []) for images in (photographs, zipped))
+        *(
+            joined(train_batches(images, unreadable, epochs=2, augment=FULL, workers=2))
+            for images in (photographs, zipped)
+        )
     )
 
 
@@ -176,7 +186,8 @@ def test_ranks_take_disjoint_parts_of_each_global_batch(photographs, unreadable)
     augment = FULL.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
     (one,) = train_batches(photographs, unreadable, augment=augment)
     ranks = [
-        train_batches(photographs, unreadable, augment=augment, batch_size=2, rank=rank, ranks=2)[0] for rank in range(2)
+        train_batches(photographs, unreadable, augment=augment, batch_size=2, rank=rank, ranks=2)[0]
+        for rank in range(2)
     ]
     for whole, *parts in zip(one, *ranks, strict=True):
         for rank, (images, targets) in enumerate(parts):
@@ -292,7 +303,9 @@ def test_a_damaged_zip_entry_is_an_unreadable_image(folder, unreadable):
 def test_reading_is_configured(monkeypatch):
     configured = {}
     for name in ("set_prefetch_size", "set_numa_enable"):
-        monkeypatch.setattr(f"mindspore.dataset.config.{name}", lambda value, name=name: configured.update({name: value}))
+        monkeypatch.setattr(
+            f"mindspore.dataset.config.{name}", lambda value, name=name: configured.update({name: value})
+        )
     monkeypatch.setattr("src.data.pipeline.has_libnuma", lambda: True)
     configure_reading(DataConfig(prefetch=7), memory_nodes=2)
     assert configured == {"set_prefetch_size": 7, "set_numa_enable": True}
@@ -301,5 +314,5 @@ def test_reading_is_configured(monkeypatch):
     monkeypatch.setattr("src.data.pipeline.has_libnuma", lambda: False)
     configure_reading(DataConfig(), memory_nodes=2)
     assert configured["set_numa_enable"] is False
-    with pytest.raises(DataError, match="data.numa: true needs the system's libnuma"):
+    with pytest.raises(DataError, match=r"data\.numa: true needs the system's libnuma"):
         configure_reading(DataConfig(numa=True))

@@ -27,6 +27,10 @@ def affine(matrix):
     return lambda image: image.transform(image.size, Image.Transform.AFFINE, matrix, BICUBIC, fillcolor=FILL)
 
 
+def solarized_with(added):
+    return [min(255, level + added) if level < 128 else level for level in range(256)]
+
+
 # Operation, argument, and the same in Pillow's own words.
 CASES = [
     ("AutoContrast", None, ImageOps.autocontrast),
@@ -36,10 +40,7 @@ CASES = [
     ("PosterizeIncreasing", 0, lambda image: image.point(lambda value: 0)),  # Pillow 13 refuses to keep nothing
     *[("PosterizeIncreasing", bits, lambda image, bits=bits: ImageOps.posterize(image, bits)) for bits in (1, 3, 4, 8)],
     *[("Solarize", t, lambda image, t=t: ImageOps.solarize(image, t)) for t in (0, 26, 128, 256)],
-    *[
-        ("SolarizeAdd", add, lambda image, add=add: image.point([min(255, i + add) if i < 128 else i for i in range(256)] * 3))
-        for add in (0, 99, 128)
-    ],
+    *[("SolarizeAdd", add, lambda image, add=add: image.point(solarized_with(add) * 3)) for add in (0, 99, 128)],
     *[
         (name, factor, lambda image, kind=name, factor=factor: getattr(ImageEnhance, kind)(image).enhance(factor))
         for name in ("Color", "Contrast", "Brightness", "Sharpness")
@@ -60,7 +61,9 @@ def photographs():
     return [*images, ImageEnhance.Contrast(images[0]).enhance(0.3)]
 
 
-@pytest.mark.parametrize(("name", "argument", "pillow"), CASES, ids=[f"{name} {argument}" for name, argument, _ in CASES])
+@pytest.mark.parametrize(
+    ("name", "argument", "pillow"), CASES, ids=[f"{name} {argument}" for name, argument, _ in CASES]
+)
 def test_operations_are_pillows_within_one_grey_level(photographs, name, argument, pillow):
     for image in photographs:
         original = np.asarray(image).copy()
@@ -73,10 +76,14 @@ def test_operations_are_pillows_within_one_grey_level(photographs, name, argumen
 
 @pytest.mark.parametrize("name", ["ShearX", "ShearY", "TranslateXRel", "TranslateYRel"])
 def test_bilinear_geometry_is_pillows_too(photographs, name):
-    matrix = {"ShearX": (1, 0.2, 0, 0, 1, 0), "ShearY": (1, 0, 0, 0.2, 1, 0), "TranslateXRel": (1, 0, 0.2 * 224, 0, 1, 0),
-              "TranslateYRel": (1, 0, 0, 0, 1, 0.2 * 192)}[name]  # fmt: skip
+    matrices = {
+        "ShearX": (1, 0.2, 0, 0, 1, 0),
+        "ShearY": (1, 0, 0, 0.2, 1, 0),
+        "TranslateXRel": (1, 0, 0.2 * 224, 0, 1, 0),
+        "TranslateYRel": (1, 0, 0, 0, 1, 0.2 * 192),
+    }
     image = photographs[0]
-    expected = image.transform(image.size, Image.Transform.AFFINE, matrix, BILINEAR, fillcolor=FILL)
+    expected = image.transform(image.size, Image.Transform.AFFINE, matrices[name], BILINEAR, fillcolor=FILL)
     result = OPERATIONS[name].apply(np.asarray(image), 0.2, Geometry(BILINEAR, FILL))
     assert np.abs(result.astype(int) - np.asarray(expected)).max() <= 1
 
@@ -157,7 +164,9 @@ def test_draws_with_weights_are_without_replacement():
     np.testing.assert_allclose(shares, [weight / total for weight in RANDOM_WEIGHTED.values()], atol=0.015)
 
 
-@pytest.mark.parametrize(("text", "low", "middle", "high"), [("rand-m8-mstdinf", 0, 4, 8), ("rand-m8-mstd101-p1", 0, 4, 8)])
+@pytest.mark.parametrize(
+    ("text", "low", "middle", "high"), [("rand-m8-mstdinf", 0, 4, 8), ("rand-m8-mstd101-p1", 0, 4, 8)]
+)
 def test_magnitudes_can_be_uniform(text, low, middle, high):
     policy = parse_policy(text)
     generator = np.random.default_rng(0)

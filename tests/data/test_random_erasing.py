@@ -16,8 +16,12 @@ def test_rectangles_have_the_area_aspect_and_place_asked_for():
     area = height * width / 224**2
     aspect = np.log(height / width)
     # Few areas are redrawn, for a third of the image at an aspect of 3.3 just does not fit.
-    np.testing.assert_allclose(np.quantile(area, [0, 0.25, 0.5, 0.75, 1]), [0.02, 0.098, 0.177, 0.253, 0.333], atol=0.006)
-    np.testing.assert_allclose(np.quantile(aspect, [0, 0.25, 0.5, 0.75, 1]), np.log(0.3) * np.array([1, 0.5, 0, -0.5, -1]), atol=0.05)
+    np.testing.assert_allclose(
+        np.quantile(area, [0, 0.25, 0.5, 0.75, 1]), [0.02, 0.098, 0.177, 0.253, 0.333], atol=0.006
+    )
+    np.testing.assert_allclose(
+        np.quantile(aspect, [0, 0.25, 0.5, 0.75, 1]), np.log(0.3) * np.array([1, 0.5, 0, -0.5, -1]), atol=0.05
+    )
     for start, side in ((top, height), (left, width)):
         assert start.min() == 0
         assert (start + side).max() == 224

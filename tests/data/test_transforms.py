@@ -9,8 +9,6 @@ from mindspore.dataset.vision import Inter
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_image
 
-from src.random_streams import Stream, generator
-from src.schema import AugmentConfig
 from src.data.transforms import (
     EvalTransform,
     TrainTransform,
@@ -23,6 +21,8 @@ from src.data.transforms import (
     random_resized_crop_box,
     resize,
 )
+from src.random_streams import Stream, generator
+from src.schema import AugmentConfig
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +101,9 @@ def test_resizing_is_pillows_two_passes():
         horizontal = Image.fromarray(array).resize((new_width, height), Image.Resampling.BICUBIC)
         expected = np.asarray(horizontal.resize((new_width, new_height), Image.Resampling.BICUBIC))
         np.testing.assert_array_equal(resize(array, (new_height, new_width), Image.Resampling.BICUBIC), expected)
-    for array in (array, array[:, :, :1]):
-        expected = as_image(array).resize((20, 10), Image.Resampling.BILINEAR)
-        np.testing.assert_array_equal(resize(array, (10, 20), Image.Resampling.BILINEAR), pixels(expected))
+    for pixels_of_image in (array, array[:, :, :1]):
+        expected = as_image(pixels_of_image).resize((20, 10), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(resize(pixels_of_image, (10, 20), Image.Resampling.BILINEAR), pixels(expected))
 
 
 @pytest.mark.parametrize("options", [{"quality": 90}, {"quality": 50, "subsampling": 0}, {"progressive": True}])
@@ -127,7 +127,9 @@ def test_color_jitter_draws_factors_and_orders_uniformly():
     generator = np.random.default_rng(0)
     drawn = [draw_color_jitter(generator, 0.4) for _ in range(20000)]
     factors = np.array([[factor for _, factor in sorted(steps)] for steps in drawn])
-    np.testing.assert_allclose(np.quantile(factors, [0, 0.25, 0.5, 0.75, 1], axis=0)[:, 0], [0.6, 0.8, 1, 1.2, 1.4], atol=0.01)
+    np.testing.assert_allclose(
+        np.quantile(factors, [0, 0.25, 0.5, 0.75, 1], axis=0)[:, 0], [0.6, 0.8, 1, 1.2, 1.4], atol=0.01
+    )
     orders = [tuple(name for name, _ in steps) for steps in drawn]
     counts = [orders.count(order) for order in set(orders)]
     assert len(counts) == 6
@@ -138,7 +140,11 @@ def test_color_jitter_draws_factors_and_orders_uniformly():
 def test_color_jitter_is_pillows_and_gives_way_to_a_policy(photograph):
     drawn = [("Contrast", 1.3), ("Brightness", 0.7), ("Color", 0.6)]
     image = Image.fromarray(photograph)
-    for enhancement, factor in ((ImageEnhance.Contrast, 1.3), (ImageEnhance.Brightness, 0.7), (ImageEnhance.Color, 0.6)):
+    for enhancement, factor in (
+        (ImageEnhance.Contrast, 1.3),
+        (ImageEnhance.Brightness, 0.7),
+        (ImageEnhance.Color, 0.6),
+    ):
         image = enhancement(image).enhance(factor)
     np.testing.assert_array_equal(jitter_colors(photograph, drawn), np.asarray(image))
 

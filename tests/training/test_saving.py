@@ -12,6 +12,7 @@ import pytest
 from src.errors import UserError
 from src.training.checkpoint import CheckpointError, CheckpointFolder, Progress
 from src.training.metrics_log import MetricsLog
+from src.training.run_folder import RunFolder
 from src.training.saving import Saver
 from src.weights import read_checkpoint
 from tests.training.states import metrics
@@ -105,6 +106,29 @@ def test_metrics_are_complete_after_a_failure(tmp_path, capsys):
     ]
     MetricsLog(tmp_path / "metrics.jsonl", enabled=False).add(epoch=1)
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_what_a_run_could_not_write_is_tried_again(tmp_path, capsys):
+    """Names that folders have stand for the disk."""
+    run = RunFolder(tmp_path, keep_checkpoints=1, is_main=True)
+    names = ["sessions.jsonl", "evaluation.json"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    run.note_session({"started": "now"})
+    run.keep_evaluation({"top1": 50.0}, np.array([[1, 0, 0], [1, 0, 0]]))
+    with pytest.raises(UserError, match="could not be completed"):
+        run.finish({"updates": 1})
+    assert [line.split(":")[1].strip() for line in capsys.readouterr().err.splitlines()] == [
+        str(tmp_path / name) for name in names
+    ]
+    for name in names:
+        assert not run.write_pending()
+        (tmp_path / name).rmdir()
+    assert run.write_pending()
+    assert (tmp_path / "sessions.jsonl").read_text() == '{"started": "now"}\n'
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == {"top1": 50.0, "confusion": [[1, 0], [1, 0]]}
+    run.finish({"updates": 1})
+    assert (tmp_path / "sessions.jsonl").read_text().count("\n") == 1
 
 
 def test_a_save_that_failed_on_the_main_rank_is_an_error_on_all(trainer):
