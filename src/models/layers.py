@@ -123,9 +123,9 @@ class AddBias(nn.Cell):
         return self.add(rows, bias)
 
     def bprop(self, rows, bias, out, gradient):
-        # A product with ones is faster still. In mixed precision the types of rows, bias and result differ, and float16
-        # stops counting at 2,048.
-        return gradient.astype(rows.dtype), self.sum(gradient.astype(ms.float32), 0).astype(bias.dtype)
+        # A product with ones is faster still. In mixed precision the types of rows, bias and result differ; the bias is
+        # a float32 parameter whatever type it is added in, and float16 stops counting at 2,048.
+        return gradient.astype(rows.dtype), self.sum(gradient.astype(ms.float32), 0)
 
 
 class Dense(nn.Cell):
@@ -483,6 +483,7 @@ class RowOrder(nn.Cell):
         return ops.gather(rows, rows_of_batch(self.order, rows.shape[0] // self.count, self.count), 0)
 
     def bprop(self, rows, out, gradient):
+        gradient = gradient.astype(rows.dtype)  # in mixed precision they may differ
         return (ops.gather(gradient, rows_of_batch(self.inverse, rows.shape[0] // self.count, self.count), 0),)
 
 
