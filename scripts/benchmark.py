@@ -2,21 +2,24 @@
 
 Random images, float32 unless --amp says otherwise. A training step is the one that train.py runs: forward, backward,
 clipping, AdamW, stochastic depth at the model's own rate. Every measurement is a process of its own, so that its peak
-memory is its own. With --reference the original code takes turns with it, step by step. After every step two large
-matrices are multiplied: the share of that rate which the model reaches does not depend on how fast the machine is.
+memory is its own. With --reference the original code takes turns with it, step by step, with as many threads on the
+same processors, and only where nothing else takes more than a few percent of them. After every step two large matrices
+are multiplied: the share of that rate which the model reaches does not depend on how fast the machine is.
 """
 
 import json
 import math
 import statistics
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src.cli import Parser, run
 from src.errors import UserError
-from src.turns import Worker
+from src.machine import QUIET, OthersLoad, idle_load
+from src.turns import PROCESSORS, WAIT_POLICIES, Worker, check_same_threads
 
 SCRIPTS = Path(__file__).resolve().parent
 # Of the backward pass: two products for every one of the forward pass.
@@ -83,34 +86,42 @@ def figures(steps: list[dict], batch_size: int) -> dict:
     }
 
 
+def commands(name: str, arguments: dict, shape: list[int], options) -> dict[str, list]:
+    """The processes that take turns, by what they run: "own", and the originals that are asked for."""
+    given = ["--mode", options.mode, "--images", *shape, "--arguments", json.dumps(arguments)]
+    found = {"own": [sys.executable, SCRIPTS / "benchmark_own.py", "--model", name, "--amp", options.amp, *given]}
+    if options.reference:
+        script = [options.reference_python, SCRIPTS / "benchmark_reference.py", "--family", name.split("_")[0]]
+        found["reference"] = [*script, "--repository", options.reference, *given]
+    if options.reference_compile:
+        found["compiled_reference"] = [*found["reference"], "--compile"]
+    return found
+
+
 def measure(name: str, arguments: dict, batch_size: int, options) -> dict:
     """One model at one batch size, in turns with the original where there is one. `arguments` are all that it has."""
     size = arguments["img_size"]
     shape = [batch_size, arguments["in_chans"], *([size, size] if isinstance(size, int) else size)]
-    given = ["--mode", options.mode, "--images", *shape, "--arguments", json.dumps(arguments)]
-    own = [sys.executable, SCRIPTS / "benchmark_own.py", "--model", name, "--amp", options.amp, *given]
-    commands = {"own": own}
-    if options.reference:
-        family = name.split("_")[0]
-        script = [options.reference_python, SCRIPTS / "benchmark_reference.py"]
-        commands["reference"] = [*script, "--family", family, "--repository", options.reference, *given]
-
-    workers = {}
+    workers: dict[str, Worker] = {}
     try:
-        for code, command in commands.items():
-            workers[code] = Worker(f"{name}, {code} code", command)
+        for code, command in commands(name, arguments, shape, options).items():
+            workers[code] = Worker(f"{name}, {code} code", command, options.threads, options.wait_policy)
         first = {code: worker.call("step")["seconds"] for code, worker in workers.items()}
         for _ in range(options.warmup):
             for worker in workers.values():
                 worker.call("step")
         workers["own"].call("ceiling")
+        used = check_same_threads(workers)
         steps: dict[str, list[dict]] = {code: [] for code in workers}
         rates = []
+        load = OthersLoad()
         for _ in range(options.repeats):
             for code, worker in workers.items():
+                time.sleep(options.pause)
                 steps[code].append(worker.call("step"))
             product = workers["own"].call("ceiling")
             rates.append(product["result"] / product["seconds"])
+        others = load.share()
         profile = workers["own"].call("profile")["result"] if options.profile else []
     finally:
         for worker in workers.values():
@@ -122,6 +133,10 @@ def measure(name: str, arguments: dict, batch_size: int, options) -> dict:
         "mode": options.mode,
         "amp": options.amp,
         "images": shape,
+        **used["own"],
+        "wait_policy": options.wait_policy,
+        "pause_seconds": options.pause,
+        "load_of_others": others,
         "first_call_seconds": first["own"],
         **figures(steps["own"], batch_size),
         "ceiling_multiply_accumulates_per_second": statistics.median(rates),
@@ -133,16 +148,28 @@ def measure(name: str, arguments: dict, batch_size: int, options) -> dict:
         result["multiply_accumulates_per_second"] = products / result["median_seconds"]
     if options.memory:
         result["alive_at_peak"] = alive_at_peak(name, arguments, batch_size, options.mode, options.amp)
-    if options.reference:
-        pairs = zip(steps["own"], steps["reference"], strict=True)
-        result["reference"] = figures(steps["reference"], batch_size)
-        result["speed_ratio"] = statistics.median(theirs["seconds"] / ours["seconds"] for ours, theirs in pairs)
-        result["memory_ratio"] = result["peak_memory_bytes"] / result["reference"]["peak_memory_bytes"]
+    for code in workers:
+        if code != "own":
+            result[code] = used[code] | compared(steps["own"], steps[code], batch_size)
     return result
 
 
+def compared(own: list[dict], others: list[dict], batch_size: int) -> dict:
+    """Figures of an original's steps, and the medians over the pairs of steps of how many times ours they take."""
+    theirs = figures(others, batch_size)
+    pairs = list(zip(own, others, strict=True))
+    return theirs | {
+        "speed_ratio": statistics.median(other["seconds"] / step["seconds"] for step, other in pairs),
+        "cpu_ratio": statistics.median(other["cpu_seconds"] / step["cpu_seconds"] for step, other in pairs),
+        "memory_ratio": own[-1]["peak"] / theirs["peak_memory_bytes"],
+    }
+
+
+TOLD = {"reference": "the original", "compiled_reference": "the original by torch.compile"}
+
+
 def described(result: dict) -> str:
-    """One line of figures, and one for the original."""
+    """One line of figures, one on the threads and the machine, and one for each original."""
     shape = "x".join(map(str, result["images"]))
     line = f"{result['model']} {result['mode']} {shape} {result['amp']}: {speed(result)}"
     line += f", first call {result['first_call_seconds']:.1f} s"
@@ -151,9 +178,14 @@ def described(result: dict) -> str:
             result[key] / 1e9 for key in ("multiply_accumulates_per_second", "ceiling_multiply_accumulates_per_second")
         )
         line += f", {rate:.1f} of {ceiling:.1f} GMAC/s"
-    if "reference" in result:
-        line += f"\n  the original: {speed(result['reference'])}; ratio of speed {result['speed_ratio']:.2f}, "
-        line += f"of memory {result['memory_ratio']:.2f}"
+    line += f"\n  {threads(result)} each; others took {result['load_of_others']:.1%} of the cores"
+    if result["load_of_others"] > QUIET:
+        line += ": NOT A QUIET MACHINE"
+    for code, name in TOLD.items():
+        if code in result:
+            other = result[code]
+            line += f"\n  {name}: {speed(other)}; ratio of speed {other['speed_ratio']:.2f}, of CPU time "
+            line += f"{other['cpu_ratio']:.2f}, of memory {other['memory_ratio']:.2f}"
     for operator in result["operators"]:
         line += f"\n  {operator['seconds'] * 1e3:8.1f} ms {operator['calls']:5d} {operator['operator']}"
     for tensor in result.get("alive_at_peak", [])[:SHOWN_TENSORS]:
@@ -161,11 +193,17 @@ def described(result: dict) -> str:
     return line
 
 
+def threads(used: dict) -> str:
+    """How many threads a process has read back, and where they run."""
+    return f"{used['threads']} threads on processors {', '.join(map(str, used['processors']))}"
+
+
 def speed(result: dict) -> str:
-    """Images per second, spread and memory."""
+    """Images per second, spread, CPU time and memory."""
     return (
         f"{result['images_per_second']:.2f} img/s, median {result['median_seconds'] * 1e3:.0f} ms "
         f"({result['fastest_seconds'] * 1e3:.0f} to {result['slowest_seconds'] * 1e3:.0f}), "
+        f"{result['median_cpu_seconds'] * 1e3:.0f} ms of CPU time, "
         f"peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB"
     )
 
@@ -230,6 +268,19 @@ def main(arguments: list[str]) -> None:
         help="also measure the original: a copy of the official Focal-Transformer repository; for Twins: timm",
     )
     options.add_argument("--reference-python", metavar="PYTHON", help="an interpreter that has PyTorch and timm")
+    options.add_argument(
+        "--reference-compile", action="store_true", help="also measure the original as torch.compile makes it"
+    )
+    options.add_argument(
+        "--threads", type=int, default=len(PROCESSORS), metavar="N", help="of each process; default: all processors"
+    )
+    options.add_argument("--pause", type=float, default=0.5, metavar="SECONDS", help="before every step (0.5)")
+    options.add_argument(
+        "--wait-policy", choices=WAIT_POLICIES, help="OMP_WAIT_POLICY of all processes; default: not set"
+    )
+    options.add_argument(
+        "--allow-load", action="store_true", help="compare even where others use the processors; the result says so"
+    )
     options.add_argument("--profile", action="store_true", help="also print a step's operators by their time")
     options.add_argument("--count", action="store_true", help="also count multiply-accumulates, and tell their rate")
     options.add_argument(
@@ -252,6 +303,12 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--warmup: must be at least 0, got {options.warmup}")
     if (options.reference is None) != (options.reference_python is None):
         raise UserError("--reference and --reference-python belong together: the code, and an interpreter to run it by")
+    if options.reference_compile and options.reference is None:
+        raise UserError("--reference-compile: needs --reference, the code to compile")
+    if not 1 <= options.threads <= len(PROCESSORS):
+        raise UserError(f"--threads: must be 1 to {len(PROCESSORS)}, the processors here, got {options.threads}")
+    if options.pause < 0:
+        raise UserError(f"--pause: must be at least 0, got {options.pause:g}")
     if options.reference and options.amp != "O0":
         raise UserError("--reference: the original is measured in float32 only; leave out --amp")
     cases = [
@@ -262,6 +319,11 @@ def main(arguments: list[str]) -> None:
         file = Path(options.reference, "classification", "focal_transformer.py")
         if not file.is_file():
             raise UserError(f"--reference {options.reference}: not the official repository, {file} is missing")
+    if options.reference and (others := idle_load()) > QUIET and not options.allow_load:
+        raise UserError(
+            f"other processes take {others:.0%} of the processors, so a comparison would not be fair: wait until they "
+            "have ended, or add --allow-load"
+        )
     results = []
     for config, batch_size in cases:
         arguments = resolve_arguments(config.name, config.arguments)[1]

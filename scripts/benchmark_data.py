@@ -1,24 +1,28 @@
 """Images per second of the training pipeline and of each of its stages: python scripts/benchmark_data.py
 
 Photographs of 500x375 pixels, made from scikit-learn's two sample images, go through the ImageNet recipe to batches.
---timm PYTHON measures timm's pipeline of the same recipe next to it, by an interpreter that has timm, PyTorch and
-scikit-learn: the two take turns, and the ratio is that of their medians.
+--timm PYTHON measures timm's pipeline of the same recipe next to it, by an interpreter that has timm and PyTorch (and a
+Pillow below 12, which refuses what timm's policy asks of posterize): the two take turns, each in a process of its own
+with as many threads and worker processes on the same processors, and the ratio is that of their medians.
 """
 
-import argparse
 import io
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from src.cli import Parser, run
+from src.errors import UserError
+from src.machine import QUIET, OthersLoad, idle_load
+from src.turns import PROCESSORS, Worker
+
+SCRIPTS = Path(__file__).resolve().parent
 SIZE = 224
 POLICY = "rand-m9-mstd0.5-inc1"
 ERASING, MIXUP, CUTMIX, SMOOTHING = 0.25, 0.8, 1.0, 0.1
@@ -43,56 +47,6 @@ def make_photographs(folder: Path, count: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         crop = image.crop((left, top, left + width, min(top + height, image.height)))
         crop.resize((500, 375), Image.Resampling.BICUBIC).save(path, quality=90)
-
-
-def rate(epoch, epochs: int) -> float:
-    """Images per second of a loader: `epoch` iterates over one epoch and yields batch sizes; the first is warm-up."""
-    sum(epoch())
-    start = time.perf_counter()
-    images = sum(sum(epoch()) for _ in range(epochs))
-    return images / (time.perf_counter() - start)
-
-
-def timm_rate(folder: Path, options) -> float:
-    """timm's own loader at its fastest: pixels are mixed while collated, normalised and erased in batches."""
-    import torch
-    from timm.data import FastCollateMixup, ImageDataset, create_loader
-
-    loader = create_loader(
-        ImageDataset(str(folder)),
-        (3, SIZE, SIZE),
-        options.batch_size,
-        is_training=True,
-        re_prob=ERASING,
-        re_mode="pixel",
-        auto_augment=POLICY,
-        interpolation="bicubic",
-        num_workers=options.workers,
-        collate_fn=FastCollateMixup(MIXUP, CUTMIX, label_smoothing=SMOOTHING, num_classes=CLASSES),
-        device=torch.device("cpu"),
-        persistent_workers=True,
-    )
-    return rate(lambda: (len(images) for images, _ in loader), options.epochs)
-
-
-def own_rate(folder: Path, options) -> float:
-    """This project's pipeline, as train.py uses it."""
-    from src.data.image_folder import ImageFolder
-    from src.data.pipeline import TrainBatches, UnreadableImages, configure_reading
-    from src.schema import DataConfig
-
-    data = DataConfig(workers=options.workers)
-    configure_reading(data)
-    batches = TrainBatches(
-        ImageFolder.open(folder),
-        train_transform(),
-        data,
-        batch_size=options.batch_size,
-        epochs=options.epochs + 1,
-        unreadable=UnreadableImages(folder / "unreadable.txt"),
-        workers=options.workers,
-    )
-    return rate(lambda: (len(images) for images, _ in batches), options.epochs)
 
 
 def train_transform():
@@ -156,37 +110,68 @@ def time_stages(folder: Path, options) -> dict[str, float]:
     return seconds
 
 
-PIPELINES = {"own": own_rate, "timm": timm_rate}
+PIPELINES = {"own": "benchmark_own_data.py", "timm": "benchmark_reference_data.py"}
 
 
-def measured(pipeline: str, interpreter: str, folder: Path, options) -> float:
-    """A pipeline's rate in a process of its own."""
-    command = [interpreter, __file__, "--pipeline", pipeline, "--folder", folder, "--workers", options.workers]
-    command += ["--batch-size", options.batch_size, "--epochs", options.epochs]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, cwd=ROOT)
-    if done.returncode:
-        sys.exit(f"benchmark_data.py: error: the {pipeline} pipeline failed: {done.stderr.strip().splitlines()[-1]}")
-    return float(done.stdout.split()[-1])
+def measured(pipeline: str, interpreter: str, folder: Path, options) -> dict:
+    """A pipeline's rate over some epochs after one that does not count, in a process of its own."""
+    recipe = {
+        "folder": str(folder),
+        "size": SIZE,
+        "policy": POLICY,
+        "erasing": ERASING,
+        "mixup": MIXUP,
+        "cutmix": CUTMIX,
+        "smoothing": SMOOTHING,
+        "classes": CLASSES,
+        "workers": options.workers,
+        "batch_size": options.batch_size,
+        "epochs": options.epochs,
+    }
+    command = [interpreter, SCRIPTS / PIPELINES[pipeline], "--recipe", json.dumps(recipe)]
+    worker = Worker(f"the {pipeline} pipeline", command)
+    try:
+        worker.call("epoch")
+        load = OthersLoad()
+        passed = worker.call("epochs")
+        others = load.share()
+    finally:
+        worker.close()
+    busy = passed["busy_children"]
+    if busy != (options.workers if options.workers > 1 else 0):  # one is a thread
+        raise UserError(f"the {pipeline} pipeline worked with {busy} processes in place of {options.workers}")
+    return {
+        "images_per_second": passed["result"] / passed["seconds"],
+        "cpu_us_per_image": passed["cpu_seconds"] / passed["result"] * 1e6,
+        "processors": passed["processors"],
+        "load_of_others": others,
+    }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes (default: 2)")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--images", type=int, default=1024, help="photographs made (default: 1024)")
-    parser.add_argument("--epochs", type=int, default=4, help="passes over them that are timed (default: 4)")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--timm", metavar="PYTHON", help="an interpreter that has timm, to measure its pipeline by")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
-    parser.add_argument("--pipeline", choices=PIPELINES, help=argparse.SUPPRESS)  # what the processes are started with
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+def main(arguments: list[str]) -> None:
+    options = Parser(prog="benchmark_data.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    options.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes (default: 2)")
+    options.add_argument("--batch-size", type=int, default=64)
+    options.add_argument("--images", type=int, default=1024, help="photographs made (default: 1024)")
+    options.add_argument("--epochs", type=int, default=4, help="passes over them that are timed (default: 4)")
+    options.add_argument("--repeats", type=int, default=5)
+    options.add_argument("--timm", metavar="PYTHON", help="an interpreter that has timm, to measure its pipeline by")
+    options.add_argument(
+        "--allow-load", action="store_true", help="compare even where others use the processors; the result says so"
+    )
+    options.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    options.add_argument("--debug", action="store_true", help="show tracebacks and MindSpore's own messages")
+    options = options.parse_args(arguments)
     os.environ.setdefault("GLOG_v", "4")
-    if options.pipeline:
-        print(PIPELINES[options.pipeline](options.folder, options))
-        return
     if options.images < options.batch_size:
-        parser.error(f"--images {options.images}: must fill a batch of {options.batch_size}")
+        raise UserError(f"--images: {options.images} do not fill a batch of {options.batch_size}")
+    if options.timm and options.workers < 2:
+        raise UserError("--workers: must be at least 2 beside timm: MindSpore makes one a thread, timm a process")
+    if options.timm and (others := idle_load()) > QUIET and not options.allow_load:
+        raise UserError(
+            f"other processes take {others:.0%} of the processors, so a comparison would not be fair: wait until they "
+            "have ended, or add --allow-load"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         make_photographs(folder, options.images)
@@ -195,22 +180,36 @@ def main() -> None:
         for name, microseconds in stages.items():
             print(f"{name:22s} {microseconds:7.0f} us  {1e6 / microseconds:9.0f} img/s on one core")
         pipelines = {"own": sys.executable} | ({"timm": options.timm} if options.timm else {})
-        rates: dict[str, list[float]] = {name: [] for name in pipelines}
+        runs: dict[str, list[dict]] = {name: [] for name in pipelines}
         for _ in range(options.repeats):
             for name, interpreter in pipelines.items():
-                rates[name].append(measured(name, interpreter, folder, options))
+                runs[name].append(measured(name, interpreter, folder, options))
+    rates = {name: [run["images_per_second"] for run in found] for name, found in runs.items()}
+    costs = {name: statistics.median(run["cpu_us_per_image"] for run in found) for name, found in runs.items()}
     for name, values in rates.items():
         print(
             f"{name + ' pipeline':22s} {statistics.median(values):7.0f} img/s with {options.workers} workers "
-            f"({min(values):.0f} to {max(values):.0f} in {options.repeats} runs)"
+            f"({min(values):.0f} to {max(values):.0f} in {options.repeats} runs), {costs[name]:.0f} us of CPU time each"
         )
-    figures = {"stages_us": stages, "pipelines_img_s": rates, "workers": options.workers}
+    others = max(run["load_of_others"] for found in runs.values() for run in found)
+    print(
+        f"{'others took':22s} {others:7.1%} of the cores at most" + (": NOT A QUIET MACHINE" if others > QUIET else "")
+    )
+    figures = {
+        "stages_us": stages,
+        "pipelines_img_s": rates,
+        "cpu_us_per_image": costs,
+        "workers": options.workers,
+        "processors": sorted(PROCESSORS),
+        "load_of_others": others,
+    }
     if options.timm:
         figures["ratio"] = statistics.median(rates["own"]) / statistics.median(rates["timm"])
-        print(f"{'ratio':22s} {figures['ratio']:7.2f}")
+        figures["cpu_ratio"] = costs["timm"] / costs["own"]
+        print(f"{'ratio':22s} {figures['ratio']:7.2f}, of CPU time {figures['cpu_ratio']:.2f}")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main, "benchmark_data.py"))

@@ -101,13 +101,19 @@ def profile(step) -> list[dict]:
 
 
 def prepare(options) -> dict:
-    ms.set_context(mode=ms.GRAPH_MODE)
+    # As many threads for operators as the other side has; MindSpore's default is one for each core of the machine.
+    ms.set_context(mode=ms.GRAPH_MODE, runtime_num_threads=len(os.sched_getaffinity(0)))
     model = create_model(options.model, **json.loads(options.arguments))
     network = apply_precision(model, options.amp)
     images = Tensor(np.random.default_rng(0).standard_normal(options.images, dtype=np.float32))
     step = inference(network, images) if options.mode == "infer" else training(model, network, images)
     multiply = ceiling(options.amp)
-    return {"step": step, "ceiling": multiply, "profile": lambda: profile(step)}
+    return {
+        "step": step,
+        "threads": lambda: ms.get_context("runtime_num_threads"),
+        "ceiling": multiply,
+        "profile": lambda: profile(step),
+    }
 
 
 def main() -> None:

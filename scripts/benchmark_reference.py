@@ -105,9 +105,11 @@ def moved(step) -> dict:
 def prepare(options) -> dict:
     arguments = json.loads(options.arguments)
     model = create(options.family, arguments, options.repository)
+    if options.compile:
+        model = torch.compile(model)
     images = torch.randn(*options.images)
     step = inference(model, images) if options.mode == "infer" else training(model, images, arguments["num_classes"])
-    return {"step": step, "moved": lambda: moved(step)}
+    return {"step": step, "threads": torch.get_num_threads, "moved": lambda: moved(step)}
 
 
 def main() -> None:
@@ -116,6 +118,7 @@ def main() -> None:
     parser.add_argument("--arguments", required=True, metavar="JSON", help="of our model")
     parser.add_argument("--mode", required=True, choices=("infer", "train"))
     parser.add_argument("--images", required=True, type=int, nargs=4, help="batch size, channels, height, width")
+    parser.add_argument("--compile", action="store_true", help="by torch.compile, instead of operator by operator")
     parser.add_argument("--repository", default="", help="copy of the official Focal Transformer repository")
     options = parser.parse_args()
     warnings.simplefilter("ignore")

@@ -3,7 +3,8 @@
 Of a network with 30 million parameters (four dense layers), as many as Focal Transformer v2 tiny has; with moments and
 average the state is 458 MiB.
 
-In turns, the run's state is saved in the ways below, each while updates go on. Printed for each, as medians: how long
+In turns, the run's state is saved in the ways below, each while updates go on and after the system has written what the
+one before left. Printed for each, as medians: how long
 the loop stands still; how long it takes until the file is there; updates meanwhile, and their time, beside that of
 updates without a save.
 
@@ -99,6 +100,7 @@ def main() -> None:
         idle = []
         for _ in range(options.repeats):
             for way, save in ways.items():
+                os.sync()  # what an unsynced way left in the page cache is not the next way's work
                 idle += [update() for _ in range(3)]
                 start = time.perf_counter()
                 save()

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from scripts import benchmark as benchmark_script
 from scripts.benchmark import exponent
 from tests.conftest import ROOT
 
@@ -53,12 +54,24 @@ def test_profile_and_rates(tmp_path):
     held = result["alive_at_peak"]
     assert [tensor["bytes"] for tensor in held] == sorted((tensor["bytes"] for tensor in held), reverse=True)
     assert 0 < sum(tensor["bytes"] for tensor in held) < result["peak_memory_bytes"]
+    assert result["threads"] == len(result["processors"]) == len(os.sched_getaffinity(0))
+    assert 0 <= result["load_of_others"] <= 1
     assert 0 < result["multiply_accumulates_per_second"] < result["ceiling_multiply_accumulates_per_second"]
 
 
 def test_exponents_of_growth():
     assert exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
     assert exponent([1, 4, 16], [5, 10, 20]) == pytest.approx(0.5)
+
+
+def test_a_comparison_waits_for_a_quiet_machine(run_script, monkeypatch):
+    monkeypatch.setattr(benchmark_script, "idle_load", lambda: 0.4)
+    monkeypatch.setattr(benchmark_script, "measure", lambda *_: pytest.fail("was measured all the same"))
+    flags = ["--model", "twins", "--reference", "timm", "--reference-python", "python"]
+    code, out, err = run_script("scripts.benchmark", *flags)
+    assert (code, out) == (1, "")
+    assert "other processes take 40% of the processors" in err
+    assert "--allow-load" in err
 
 
 def test_bad_input_is_one_line(run_script):
@@ -68,13 +81,19 @@ def test_bad_input_is_one_line(run_script):
         (["--model", "focal", "--batch-size", "0"], "--batch-size: must be at least 1"),
         (["--model", "focal", "--repeats", "0"], "--repeats: must be at least 1"),
         (["--model", "focal", "--warmup", "-1"], "--warmup: must be at least 0"),
+        (["--model", "focal", "--threads", "999"], "--threads: must be 1 to"),
+        (["--model", "focal", "--pause", "-1"], "--pause: must be at least 0"),
+        (["--model", "focal", "--reference-compile"], "--reference-compile: needs --reference"),
         (["--model", "focal", "--sizes", "64", "64"], "--sizes: 64 64 has a value twice"),
         (["--model", "focal", "--mode", "test"], "invalid choice: 'test'"),
         (["--model", "focal", "--batch-sizes", "2", "0"], "--batch-size: must be at least 1"),
         (["--model", "focal", "--sizes", "64", "--depths", "2"], "one of --sizes, --batch-sizes and --depths"),
         (["--model", "focal", "--reference", "there"], "--reference-python"),
         (["--model", "focal", "--reference", "there", "--reference-python", "python"], "not the official repository"),
-        (["--model", "twins", "--reference", "timm", "--reference-python", "no/python"], "no/python cannot be started"),
+        (
+            ["--model", "twins", "--reference", "timm", "--reference-python", "no/python", "--allow-load"],
+            "no/python cannot be started",
+        ),
     ):
         code, out, err = run_script("scripts.benchmark", *arguments)
         assert (code, out, err.count("\n")) == (1, "", 1), err

@@ -38,7 +38,11 @@ def test_benchmark_data_measures_every_stage(tmp_path):
     assert {"read", "crop and resize", "policy", "normalise", "erase", "mix"} < set(figures["stages_us"])
     assert all(microseconds > 0 for microseconds in figures["stages_us"].values())
     assert len(figures["pipelines_img_s"]["own"]) == 1
+    assert figures["cpu_us_per_image"]["own"] > 0
     assert "own pipeline" in done.stdout
     done = script("benchmark_data.py", "--images", 8)
-    assert done.returncode != 0
-    assert "must fill a batch of 64" in done.stderr
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "--images: 8 do not fill a batch of 64" in done.stderr
+    done = script("benchmark_data.py", "--timm", "no/python", "--workers", 1)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "--workers: must be at least 2" in done.stderr

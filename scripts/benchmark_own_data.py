@@ -1,0 +1,55 @@
+"""This project's training pipeline, for benchmark_data.py, which runs this in a process of its own."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ.setdefault("GLOG_v", "4")  # before MindSpore is imported
+
+from src.data.image_folder import ImageFolder
+from src.data.pipeline import TrainBatches, UnreadableImages, configure_reading
+from src.data.transforms import TrainTransform
+from src.schema import AugmentConfig, DataConfig
+from src.turns import serve
+
+
+def prepare(recipe: dict) -> dict:
+    """The pipeline as train.py uses it; "epoch" and "epochs" read it once and several times, and count images."""
+    data = DataConfig(workers=recipe["workers"])
+    augment = AugmentConfig(
+        auto_augment=recipe["policy"],
+        erasing=recipe["erasing"],
+        mixup=recipe["mixup"],
+        cutmix=recipe["cutmix"],
+        label_smoothing=recipe["smoothing"],
+    )
+    configure_reading(data)
+    folder = Path(recipe["folder"])
+    batches = TrainBatches(
+        ImageFolder.open(folder),
+        TrainTransform((recipe["size"], recipe["size"]), augment, 0),
+        data,
+        batch_size=recipe["batch_size"],
+        epochs=recipe["epochs"] + 1,
+        unreadable=UnreadableImages(folder / "unreadable.txt"),
+        workers=recipe["workers"],
+    )
+
+    def epoch() -> int:
+        return sum(len(images) for images, _ in batches)
+
+    return {"epoch": epoch, "epochs": lambda: sum(epoch() for _ in range(recipe["epochs"]))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", required=True, type=json.loads, metavar="JSON")
+    options = parser.parse_args()
+    serve(lambda: prepare(options.recipe))
+
+
+if __name__ == "__main__":
+    main()
