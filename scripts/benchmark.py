@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src.cli import Parser, run
 from src.errors import UserError
-from src.machine import QUIET, OthersLoad, idle_load
-from src.turns import PROCESSORS, WAIT_POLICIES, Worker, check_same_threads
+from src.measuring.machine import QUIET, OthersLoad, idle_load
+from src.measuring.turns import PROCESSORS, WAIT_POLICIES, Worker, check_same_threads
 
 SCRIPTS = Path(__file__).resolve().parent
 # Of the backward pass: two products for every one of the forward pass.
@@ -28,11 +28,11 @@ SHOWN_TENSORS = 12
 
 
 def multiply_accumulates(name: str, arguments: dict) -> int:
-    """Of the forward pass of one image, counted on the compiled graph with real convolutions (src/graph.py)."""
+    """Of the forward pass of one image, on the compiled graph with real convolutions (src/measuring/graph.py)."""
     import mindspore as ms
     import numpy as np
 
-    from src import graph
+    from src.measuring import graph
     from src.models import create_model
 
     model = create_model(name, **arguments | {"conv_implementation": "conv2d"}).set_train(False)
@@ -49,9 +49,9 @@ def alive_at_peak(name: str, arguments: dict, batch_size: int, mode: str, amp: s
     import numpy as np
 
     from scripts.benchmark_own import update
-    from src import graph
+    from src.measuring import graph
     from src.models import create_model
-    from src.precision import apply_precision
+    from src.models.precision import apply_precision
 
     model = create_model(name, **arguments)
     network = apply_precision(model, amp)
@@ -290,8 +290,8 @@ def main(arguments: list[str]) -> None:
     options.add_argument("--debug", action="store_true", help="show tracebacks and MindSpore's own messages")
     options = options.parse_intermixed_args(arguments)
 
-    from src.atomic import write_text
-    from src.config import load_model_config
+    from src.config.load import load_model_config
+    from src.files.atomic import write_text
     from src.models import resolve_arguments
 
     for batch_size in [options.batch_size, *(options.batch_sizes or [])]:

@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src.cli import Parser, run
 from src.errors import UserError
-from src.machine import QUIET, OthersLoad, idle_load
-from src.turns import PROCESSORS, Worker
+from src.measuring.machine import QUIET, OthersLoad, idle_load
+from src.measuring.turns import PROCESSORS, Worker
 
 SCRIPTS = Path(__file__).resolve().parent
 SIZE = 224
@@ -50,8 +50,8 @@ def make_photographs(folder: Path, count: int) -> None:
 
 
 def train_transform():
+    from src.config.schema import AugmentConfig
     from src.data.transforms import TrainTransform
-    from src.schema import AugmentConfig
 
     augment = AugmentConfig(auto_augment=POLICY, erasing=ERASING, mixup=MIXUP, cutmix=CUTMIX, label_smoothing=SMOOTHING)
     return TrainTransform((SIZE, SIZE), augment, 0)

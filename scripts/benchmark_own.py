@@ -15,14 +15,14 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
+from src.config.schema import OptimizerConfig
 from src.data.mixup import soft_targets
+from src.measuring.turns import serve
 from src.models import create_model
-from src.precision import apply_precision
-from src.schema import OptimizerConfig
-from src.training.loss import SoftTargetCrossEntropy
+from src.models.precision import apply_precision
+from src.tasks.classification.loss import SoftTargetCrossEntropy
 from src.training.optimizer import create_optimizer
 from src.training.train_step import LossScale, TrainStep
-from src.turns import serve
 
 CEILING_SIDE = 2048
 PROFILED_STEPS = 2

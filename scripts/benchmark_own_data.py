@@ -9,11 +9,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("GLOG_v", "4")  # before MindSpore is imported
 
+from src.config.schema import AugmentConfig, DataConfig
 from src.data.image_folder import ImageFolder
 from src.data.pipeline import TrainBatches, UnreadableImages, configure_reading
 from src.data.transforms import TrainTransform
-from src.schema import AugmentConfig, DataConfig
-from src.turns import serve
+from src.measuring.turns import serve
 
 
 def prepare(recipe: dict) -> dict:

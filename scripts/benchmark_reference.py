@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from src.turns import serve
+from src.measuring.turns import serve
 
 # torchvision as the package index has it does not load beside a PyTorch without CUDA, for these operators are missing.
 # timm imports it; no model here uses it.

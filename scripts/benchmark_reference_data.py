@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from scripts.benchmark_reference import import_timm
-from src.turns import serve
+from src.measuring.turns import serve
 
 
 def prepare(recipe: dict) -> dict:

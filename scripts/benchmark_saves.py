@@ -41,10 +41,10 @@ def main() -> None:
     import numpy as np
     from mindspore import Tensor, nn
 
-    from src.config import load_config
+    from src.config.load import load_config
+    from src.tasks.classification.loss import SoftTargetCrossEntropy
     from src.training.checkpoint import CheckpointFolder, TrainState
     from src.training.ema import ExponentialMovingAverage
-    from src.training.loss import SoftTargetCrossEntropy
     from src.training.optimizer import create_optimizer
     from src.training.saving import Saver
     from src.training.train_step import LossScale, TrainStep

@@ -99,7 +99,7 @@ def main(arguments: list[str]) -> None:
         if devices < 1 or (devices > cluster.server and devices % cluster.server):
             raise UserError(f"--devices: at most {cluster.server}, or whole servers of {cluster.server}, got {devices}")
 
-    from src.models.published import PUBLISHED
+    from src.measuring.published import PUBLISHED
 
     for name in options.names:
         if name not in PUBLISHED:

@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     options = parser.parse_intermixed_args(arguments)
 
-    from src.atomic import write_text
+    from src.files.atomic import write_text
     from src.reporting.comparison import Comparison
 
     comparison = Comparison.of(options.runs)

@@ -31,9 +31,9 @@ def main(arguments: list[str]) -> None:
 
     import mindspore as ms
 
-    from src.config import load_model_config
+    from src.config.load import load_model_config
+    from src.files.weights import PTH_SUFFIXES, load_weights, read_checkpoint, save_weights, select_weights
     from src.models import create_model
-    from src.weights import PTH_SUFFIXES, load_weights, read_checkpoint, save_weights, select_weights
 
     if options.to_pth and options.output.suffix not in PTH_SUFFIXES:
         raise UserError(f"--to-pth: --output {options.output} must end in .pth")

@@ -22,7 +22,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--workers", type=int, help="processes that decode (default: one per core)")
     options = parser.parse_args(arguments)
 
-    from src.data.mindrecord_images import MindRecordImages, make_mindrecord
+    from src.data.mindrecord_images import MindRecordImages
+    from src.data.pack_mindrecord import make_mindrecord
 
     classes = None
     for name in options.names:

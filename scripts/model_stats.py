@@ -1,6 +1,7 @@
 """Parameters, multiply-accumulates and activation memory of models: python scripts/model_stats.py [NAME ...]
 
-Counted on the compiled graph of inference on one image (src/graph.py says how), beside the authors' own figures.
+Counted on the compiled graph of inference on one image (src/measuring/graph.py says how), beside the authors' own
+figures.
 """
 
 import json
@@ -44,7 +45,7 @@ def measure(name: str, size: tuple[int, int]) -> dict:
     import mindspore as ms
     import numpy as np
 
-    from src.graph import activation_bytes, compiled_operators, multiply_accumulates, peak_bytes
+    from src.measuring.graph import activation_bytes, compiled_operators, multiply_accumulates, peak_bytes
     from src.models import create_model
 
     # Unfolded convolutions cost the same, but hold the patches too, which is a matter of the CPU and not of the model.
@@ -95,9 +96,9 @@ def main(arguments: list[str]) -> None:
 
     import mindspore as ms
 
-    from src.atomic import write_text
+    from src.files.atomic import write_text
+    from src.measuring.published import IMAGE_SIZE, PUBLISHED
     from src.models import list_models
-    from src.models.published import IMAGE_SIZE, PUBLISHED
 
     ms.set_device("CPU")  # the graph is the same, and no accelerator is needed to count
     for name, size in product(options.names, options.img_size or [None]):
@@ -116,7 +117,7 @@ def main(arguments: list[str]) -> None:
         print(row(results[-1]), flush=True)
     if options.json:
         units = {
-            "counted": "for one image, float32; definitions in src/graph.py",
+            "counted": "for one image, float32; definitions in src/measuring/graph.py",
             "published": "parameters in millions, multiply-accumulates in 10^9 (there: FLOPs), top-1 in percent",
         }
         write_text(options.json, json.dumps({"units": units, "mindspore": ms.__version__, "models": results}, indent=2))

@@ -22,8 +22,8 @@ LAST_UPDATE = 20  # its line covers updates 11 to 20; compilation and warming up
 def main(arguments: list[str]) -> None:
     import yaml
 
-    from src.atomic import write_text
     from src.errors import UserError
+    from src.files.atomic import write_text
 
     options = Parser(prog="performance_report.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     options.add_argument("run", type=Path, metavar="RUN", help="folder of a run with train.log_interval=10")

@@ -55,8 +55,8 @@ def classify(options, images: list[str]) -> None:
     """
     from tqdm import tqdm
 
-    from src.exported_model import RUNNABLE
-    from src.inference import open_classifier, predict
+    from src.inference.exported import RUNNABLE
+    from src.inference.trained import open_classifier, predict
 
     if Path(options.checkpoint).suffix.lower() in RUNNABLE:
         if options.config or options.set or options.weights != "auto":

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src.cli import Parser, run
 from src.errors import UserError
-from src.turns import Worker
+from src.measuring.turns import Worker
 
 FUSED = re.compile(r"Mul|Add|Sub|Div|Erf|Exp|Sigmoid|Cast|Sqrt|Relu|ReLU|Square|Softmax|LayerNorm")
 
@@ -60,10 +60,10 @@ def costs(name: str, batch_size: int, amp: str, flops: float, bandwidth: float) 
     import mindspore as ms
     import numpy as np
 
-    from src.config import DEVICE_DEFAULTS
-    from src.graph import compiled_operators, moved_bytes, multiply_accumulates
+    from src.config.load import DEVICE_DEFAULTS
+    from src.measuring.graph import compiled_operators, moved_bytes, multiply_accumulates
     from src.models import create_model
-    from src.precision import apply_precision
+    from src.models.precision import apply_precision
 
     model = create_model(name, **DEVICE_DEFAULTS["Ascend"]).set_train(False)
     images = ms.Tensor(np.zeros((batch_size, model.in_chans, *model.img_size), np.float32))

@@ -35,7 +35,7 @@ def head(text: str) -> int | None:
 
 def place(text: str):
     """STAGE.BLOCK"""
-    from src.attention_maps import Place
+    from src.explaining.attention_maps import Place
 
     return Place.parse(text)
 
@@ -66,11 +66,11 @@ def main(arguments: list[str]) -> None:
 
     import numpy as np
 
-    from src.attention_maps import Place, grad_cam, observe, token_at, view
-    from src.attention_pictures import pictures, write_pictures
     from src.data.transforms import UnreadableImage, decode
-    from src.exported_model import RUNNABLE
-    from src.inference import Prediction, open_checkpoint, softmax
+    from src.explaining.attention_maps import Place, grad_cam, observe, token_at, view
+    from src.explaining.attention_pictures import pictures, write_pictures
+    from src.inference.exported import RUNNABLE
+    from src.inference.trained import Prediction, open_checkpoint, softmax
 
     if Path(options.checkpoint).suffix.lower() in RUNNABLE:
         raise UserError(f"model {options.checkpoint}: an exported file keeps its attention inside; give a checkpoint")

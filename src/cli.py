@@ -11,8 +11,8 @@ import sys
 import time
 import traceback
 
+from src.distributed.launch import launched, leave
 from src.errors import UserError
-from src.launch import launched, leave
 
 WEIGHTS = ("auto", "raw", "ema")
 SECONDS_BEHIND_MAIN = 5.0
@@ -81,7 +81,7 @@ def configuration(options, **extra: object):
     Raises:
         UserError: neither --config nor --arch, or both; and what load_config raises.
     """
-    from src.config import load_config
+    from src.config.load import load_config
 
     if (options.config is None) == (options.arch is None):
         raise UserError("give one of --config FILE and --arch NAME")
@@ -102,7 +102,7 @@ def with_local_data(config, options):
     Raises:
         UserError: what stage_in raises.
     """
-    from src.staging import stage_in
+    from src.data.staging import stage_in
 
     return config.with_data_path(stage_in(config.data.path)) if options.run_openi else config
 
@@ -112,7 +112,7 @@ def run(main, script: str) -> int:
 
     `main` may return one itself; None is 0. A UserError becomes one line on stderr and code 1, without a traceback
     unless --debug. Other exceptions are defects and keep theirs. One of several processes does not return: see
-    src.launch.leave.
+    src.distributed.launch.leave.
     """
     arguments = sys.argv[1:]
     debug = "--debug" in arguments

@@ -27,7 +27,7 @@ def formula_value(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def formula_weights(model, key_tables: str | None = None) -> dict[str, np.ndarray]:
     """Values for all of a model's parameters; key tables (Focal v2) come from the named npz file."""
-    from src.weights import official_names
+    from src.files.weights import official_names
 
     tables = np.load(FOLDER / f"{key_tables}.npz") if key_tables else {}
     weights = {}

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from src.config import load_config
-from src.data.label_maps import LabelSpace
-from src.evaluation_report import report, write_evaluation
-from src.metrics import Metrics, Scoring
+from src.config.load import load_config
+from src.tasks.classification.evaluation_report import report, write_evaluation
+from src.tasks.classification.label_maps import LabelSpace
+from src.tasks.classification.metrics import Metrics, Scoring
 
 
 def lines_of(epochs: float, updates_per_epoch: int = 10, interval: int = 5) -> list[dict]:

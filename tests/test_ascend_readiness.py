@@ -26,16 +26,16 @@ from mindspore import Tensor, nn, ops
 from mindspore.communication._comm_helper import DEVICE_TO_BACKEND
 from mindspore.ops.auto_generate import gen_ops_prim
 
-from src import distributed
-from src.config import DEVICE_DEFAULTS, load_config
+from src.config.load import DEVICE_DEFAULTS, load_config
+from src.config.schema import OptimizerConfig, RuntimeConfig
+from src.distributed import ranks as distributed
+from src.distributed.launch import Launch
 from src.errors import UserError
-from src.graph import PRODUCT_RULES, compiled_operators
-from src.launch import Launch
+from src.measuring.graph import PRODUCT_RULES, compiled_operators
 from src.models import create_model
-from src.precision import apply_precision
-from src.schema import OptimizerConfig, RuntimeConfig
+from src.models.precision import apply_precision
+from src.tasks.classification.loss import SoftTargetCrossEntropy
 from src.training.ema import ExponentialMovingAverage
-from src.training.loss import SoftTargetCrossEntropy
 from src.training.optimizer import create_optimizer
 from src.training.train_step import LossScale, TrainStep
 from tests.conftest import ROOT
@@ -316,8 +316,8 @@ OPTIONS_ON_CPU = """
 import json
 import numpy as np
 import mindspore as ms
-from src.distributed import start
-from src.config import load_config
+from src.distributed.ranks import start
+from src.config.load import load_config
 from tests.training.test_train_step import build
 
 losses = {}

@@ -5,9 +5,9 @@ import re
 import pytest
 import yaml
 
+from src.config.schema import SECTIONS
+from src.measuring.published import PUBLISHED
 from src.models import find_model, list_models
-from src.models.published import PUBLISHED
-from src.schema import SECTIONS
 from tests.conftest import ROOT
 from tests.documents import (
     DOCUMENTS,

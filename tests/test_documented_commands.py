@@ -24,8 +24,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from src.files.weights import save_weights
 from src.models import create_model, list_models
-from src.weights import save_weights
 from tests.conftest import ROOT, SMALL_MODEL
 from tests.documents import DOCUMENTS, Block, blocks_of, statements_of, uncommented
 from tests.processes import ALLOWED, BIN

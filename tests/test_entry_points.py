@@ -10,9 +10,9 @@ import mindspore as ms
 import pytest
 from mindspore import Tensor, nn
 
-from src.config import load_config
+from src.config.load import load_config
 from src.errors import UserError
-from src.exporting import sample_images, verify
+from src.inference.export import sample_images, verify
 from tests.conftest import DIGITS_CONFIG, ROOT, SMALL_MODEL
 
 TINY = "focalv2_tiny_useconv_patch4_window7_224"
@@ -188,7 +188,7 @@ def test_values_may_stand_between_flags(run_script, run, tmp_path):
 
 
 def test_openi_runs_stage_data_and_results(run_script, run, digits, tmp_path, monkeypatch):
-    monkeypatch.setattr("src.staging.PLATFORM_DISK", tmp_path)
+    monkeypatch.setattr("src.data.staging.PLATFORM_DISK", tmp_path)
     options = [option for option in run[1] if not option.startswith("runtime.output")]
     result = tmp_path / "bucket"
     code, _, err = run_script(

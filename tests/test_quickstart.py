@@ -65,7 +65,7 @@ def test_the_summary_names_the_report_and_a_prediction(tmp_path):
 
 def test_quickstart_configuration_is_a_focal_network():
     """Three stages, two levels in each, several windows in the first two, and no flips."""
-    from src.config import load_config
+    from src.config.load import load_config
 
     config = load_config(DIGITS_CONFIG)
     model = config.build_model("CPU")

@@ -1,6 +1,6 @@
-"""Where images come from: folders of class folders, zip files, MindRecord files.
+"""What labelled images are, whatever they come from; open_images.py knows the formats.
 
-All are an ImageSet. Its samples are numbered in the order of (class, file name), so that a seed gives the same batches
+Samples are numbered in the order of (class, file name), so that a seed gives the same batches
 whatever the format.
 """
 
@@ -69,34 +69,6 @@ class ImageSet(ABC):
         """The other samples of a sample's class, from the next one on and around."""
         first, end = np.searchsorted(self.labels, [self.labels[index], self.labels[index] + 1])
         return [*range(index + 1, end), *range(first, index)]
-
-
-def open_images(root: str | Path, name: str, classes: tuple[str, ...] | None = None) -> ImageSet:
-    """The images called `name` (train, val) under a folder: the folder of that name, NAME.zip, or NAME.mindrecord.
-
-    Args:
-        classes: names of the classes, for formats that do not say them (a zip file of images without class folders).
-
-    Raises:
-        DataError: there are none, or they cannot be used.
-    """
-    # Imported here, for each of these imports what is above.
-    from src.data.image_folder import ImageFolder
-    from src.data.mindrecord_images import INDEX_SUFFIX, MindRecordImages
-    from src.data.zip_images import ZipImages
-
-    root = Path(root)
-    zipped, recorded = root / f"{name}.zip", root / f"{name}{INDEX_SUFFIX}"
-    if (root / name).is_dir():
-        return ImageFolder.open(root / name)
-    if zipped.is_file():
-        return ZipImages.open(zipped, classes)
-    if recorded.is_file():
-        return MindRecordImages.open(recorded)
-    raise DataError(
-        f"data folder {root / name}: no such folder (nor {zipped.name}, nor {recorded.name}); "
-        "set data.path (--data_url) to the folder that holds it"
-    )
 
 
 def check_classes(train: ImageSet, val: ImageSet, num_classes: int) -> None:

@@ -28,6 +28,8 @@ from src.random_streams import Stream, generator
 # Options of mallopt, from malloc.h.
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
+# Marks what a worker refuses in the long report that MindSpore makes of its exception.
+REFUSED = "the data cannot be used: "
 
 
 @lru_cache(maxsize=2)
@@ -143,7 +145,7 @@ class TrainSamples:
             except (UnreadableImage, OSError):
                 continue
         raise DataError(
-            f"data folder {images.path}: no image of class {images.classes[images.labels[index]]} is readable"
+            f"{REFUSED}data folder {images.path}: no image of class {images.classes[images.labels[index]]} is readable"
         )
 
 
@@ -229,7 +231,7 @@ def readable_batches(iterator):
         yield from iterator
     except RuntimeError as error:
         # MindSpore wraps what went wrong into a report of many lines.
-        found = re.search(r"image_set\.DataError: (.*)", str(error)) or re.search(
+        found = re.search(f"{re.escape(REFUSED)}(.*)", str(error)) or re.search(
             r"\[ERROR\] (.*\b[Ff]ile\b.*)", str(error)
         )
         if found is None:

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from src.config import flatten
+from src.config.load import flatten
 from src.errors import UserError
-from src.reporting.charts import Chart, Series, render
+from src.pages.charts import Chart, Series, render
+from src.pages.page import Column, Section, page, table
 from src.reporting.curves import ACCURACY, LOSS, OF_UPDATES
-from src.reporting.page import Column, Section, page, table
 from src.reporting.run_files import SHORT_NAMES, RunRecord, read_run
 from src.training.progress import duration
 

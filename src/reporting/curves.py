@@ -1,6 +1,6 @@
 """The charts that a report and a comparison both draw, still without their curves."""
 
-from src.reporting.charts import Chart
+from src.pages.charts import Chart
 
 EPOCHS = "epochs"
 ACCURACY = Chart("Accuracy", EPOCHS, "top-1, %")

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import yaml
 
-from src.atomic import write_text
-from src.reporting.charts import Series, render
-from src.reporting.confusion import confused_pairs, confusion_table, image_finder
+from src.files.atomic import write_text
+from src.pages.charts import Series, render
+from src.pages.page import Column, Section, details, page, table, tiles
 from src.reporting.curves import ACCURACY, LOSS, OF_UPDATES
-from src.reporting.page import Column, Section, details, page, table, tiles
 from src.reporting.run_files import SHORT_NAMES, RunRecord, read_run
+from src.tasks.classification.confusion import confused_pairs, confusion_table, image_finder
 from src.training.progress import duration
 from src.training.saving import warn
 

@@ -1,9 +1,9 @@
 """The state of a training run, and its way to disk and back.
 
 A checkpoint is one MindSpore .ckpt file: the weights under their own names (so `mindspore.load_checkpoint` and
-src/weights.py read it as weights), and by prefix the moving average, the optimizer's moments and the rest of the state.
-Files are written beside their final name, synced, and renamed: at every moment each name holds a whole checkpoint. They
-end with a checksum (src/ckpt.py), by which damage done later is seen.
+src/files/weights.py read it as weights), and by prefix the moving average, the optimizer's moments and the rest of the
+state. Files are written beside their final name, synced, and renamed: at every moment each name holds a whole
+checkpoint. They end with a checksum (src/files/ckpt.py), by which damage done later is seen.
 """
 
 import json
@@ -18,11 +18,11 @@ import numpy as np
 import yaml
 from mindspore import Parameter, Tensor, nn
 
-from src import ckpt
-from src.atomic import LINKING, replace_synced
-from src.config import Config
+from src.config.load import Config
 from src.errors import UserError
-from src.weights import (
+from src.files import ckpt
+from src.files.atomic import LINKING, replace_synced
+from src.files.weights import (
     CLASSES,
     EMA_PREFIX,
     STATE_PREFIX,

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import mindspore as ms
 from mindspore import ParameterTuple, Tensor, nn, ops
 
-from src.weights import EMA_PREFIX
+from src.files.weights import EMA_PREFIX
 
 approach = ops.MultitypeFuncGraph("approach")
 

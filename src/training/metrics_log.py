@@ -11,8 +11,8 @@ import os
 import time
 from pathlib import Path
 
-from src.atomic import write_text
 from src.errors import UserError
+from src.files.atomic import write_text
 from src.training import tensorboard_events
 from src.training.saving import warn
 

@@ -5,8 +5,8 @@ import math
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from src.schema import OptimizerConfig
-from src.weights import OPTIMIZER_PREFIX
+from src.config.schema import OptimizerConfig
+from src.files.weights import OPTIMIZER_PREFIX
 
 
 def decays(name: str, parameter: Parameter, no_weight_decay: tuple[str, ...] = ()) -> bool:

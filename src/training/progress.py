@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from src.launch import output_is_forwarded
+from src.distributed.launch import output_is_forwarded
 
 
 class ProgressLog:

@@ -1,6 +1,6 @@
 """What a run that resumes says of the differences to the run it goes on from."""
 
-from src.config import Config, flatten
+from src.config.load import Config, flatten
 from src.training.checkpoint import Progress
 
 # Keys that may differ between a run and its continuation without changing what is trained.

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from src.atomic import remove_unfinished, write_text
-from src.config import Config
+from src.config.load import Config
 from src.data.pipeline import UnreadableImages
 from src.errors import UserError
-from src.evaluation_report import write_evaluation
+from src.files.atomic import remove_unfinished, write_text
+from src.files.weights import read_checkpoint
+from src.tasks.classification.evaluation_report import write_evaluation
 from src.training.checkpoint import CheckpointFolder, Progress
 from src.training.metrics_log import GrowingFile, MetricsLog
 from src.training.saving import warn
-from src.weights import read_checkpoint
 
 
 class RunFolder:

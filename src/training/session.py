@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from src.distributed import Dist
+from src.distributed.ranks import Dist
 from src.training.checkpoint import Progress
 
 ROOT = Path(__file__).resolve().parent.parent.parent

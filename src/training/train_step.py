@@ -6,7 +6,7 @@ import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.ops.operations.math_ops import NPUClearFloatStatusV2, NPUGetFloatStatusV2  # mindspore.ops has neither
 
-from src.weights import STATE_PREFIX
+from src.files.weights import STATE_PREFIX
 
 # What is done to every gradient goes through HyperMap: loops over hundreds of parameters exceed the compiler's depth.
 multiply = ops.MultitypeFuncGraph("multiply")

@@ -10,22 +10,24 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from src.config import Config
-from src.data.image_set import ImageSet, check_classes, open_images
-from src.data.label_maps import LabelSpace
+from src.config.load import Config
+from src.data.image_set import ImageSet, check_classes
+from src.data.open_images import open_images
 from src.data.pipeline import EvalBatches, TrainBatches, configure_reading, resolve_workers
 from src.data.transforms import EvalTransform, TrainTransform
-from src.distributed import Dist, collective_failures_named
+from src.distributed.ranks import Dist, collective_failures_named
 from src.errors import UserError
-from src.evaluation import evaluate, valid_labels
-from src.evaluation_report import report
-from src.metrics import Metrics, Scoring
-from src.precision import apply_precision, missing_kernels_named
+from src.files.weights import load_weights
+from src.inference.evaluate import evaluate, valid_labels
+from src.models.precision import apply_precision, missing_kernels_named
 from src.random_streams import Stream, generator
+from src.tasks.classification.evaluation_report import report
+from src.tasks.classification.label_maps import LabelSpace
+from src.tasks.classification.loss import SoftTargetCrossEntropy
+from src.tasks.classification.metrics import Metrics, Scoring
 from src.training.checkpoint import CheckpointError, TrainState
 from src.training.ema import ExponentialMovingAverage
 from src.training.interruption import Interruption, Stopped
-from src.training.loss import SoftTargetCrossEntropy
 from src.training.optimizer import create_optimizer
 from src.training.outcomes import Diverged, Outcome, Outcomes
 from src.training.progress import ProgressLog, duration
@@ -36,7 +38,6 @@ from src.training.schedule import learning_rate
 from src.training.session import session
 from src.training.train_step import LossScale, TrainStep
 from src.training.watchdog import Watchdog
-from src.weights import load_weights
 
 
 class Trainer:

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.distributed import Dist
+from src.distributed.ranks import Dist
 
 STAGES = ("reading images for", "in", "evaluating after", "saving after")  # an update, in this order
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from src.config.schema import AugmentConfig
 from src.data.mixup import Mixing, draw_box, draw_minmax_box, draw_mixing, is_on, mix_images, mix_targets, soft_targets
-from src.schema import AugmentConfig
 
 DRAWS = 20000
 

@@ -8,9 +8,11 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from src.config.schema import AugmentConfig, DataConfig
 from src.data.image_folder import ImageFolder
-from src.data.image_set import DataError, open_images
-from src.data.mindrecord_images import make_mindrecord
+from src.data.image_set import DataError
+from src.data.open_images import open_images
+from src.data.pack_mindrecord import make_mindrecord
 from src.data.pipeline import (
     EvalBatches,
     TrainBatches,
@@ -22,7 +24,6 @@ from src.data.pipeline import (
     resolve_workers,
 )
 from src.data.transforms import EvalTransform, TrainTransform
-from src.schema import AugmentConfig, DataConfig
 from tests.image_files import make_folder, zip_folder
 
 DATA = DataConfig(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0])

@@ -9,6 +9,7 @@ from mindspore.dataset.vision import Inter
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_image
 
+from src.config.schema import AugmentConfig
 from src.data.transforms import (
     EvalTransform,
     TrainTransform,
@@ -22,7 +23,6 @@ from src.data.transforms import (
     resize,
 )
 from src.random_streams import Stream, generator
-from src.schema import AugmentConfig
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
+from src.files.weights import load_weights, official_names
 from src.models import create_model, list_models
 from src.training.optimizer import decays
-from src.weights import load_weights, official_names
 from tests.reference import figures, formula_weights, images
 
 LOGITS = figures("logits")

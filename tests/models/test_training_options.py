@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from src.graph import compiled_operators
+from src.files.weights import load_weights, official_names
+from src.measuring.graph import compiled_operators
 from src.models import create_model
-from src.weights import load_weights, official_names
 from tests.reference import formula_value, images
 
 FOCAL = {

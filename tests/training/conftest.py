@@ -2,8 +2,8 @@
 
 import pytest
 
-from src.config import load_config
-from src.distributed import start
+from src.config.load import load_config
+from src.distributed.ranks import start
 from src.training.trainer import Trainer
 from tests.conftest import DIGITS_CONFIG, SMALL_MODEL
 

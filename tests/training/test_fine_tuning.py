@@ -7,13 +7,13 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from src.config import CONFIG_ROOT, ConfigError, load_config
-from src.distributed import start
+from src.config.load import CONFIG_ROOT, ConfigError, load_config
+from src.distributed.ranks import start
+from src.files.weights import load_weights, read_checkpoint, select_weights
 from src.models import create_model
 from src.models.layers import Dropout, DropPath
 from src.training.checkpoint import CheckpointError
 from src.training.trainer import Trainer
-from src.weights import load_weights, read_checkpoint, select_weights
 from tests.conftest import DIGITS_CONFIG, ROOT, SMALL_MODEL
 from tests.models.test_training_options import FAMILIES
 

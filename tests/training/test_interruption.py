@@ -7,9 +7,9 @@ import time
 import numpy as np
 import pytest
 
+from src.files.weights import read_checkpoint
 from src.training import interruption
 from src.training.interruption import Interruption, Stopped
-from src.weights import read_checkpoint
 from tests.training.states import assert_same_end
 
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from src import ckpt
+from src.files import ckpt
 from src.training.checkpoint import CheckpointFolder
 from tests.conftest import DIGITS_CONFIG, ROOT, SMALL_MODEL
 from tests.training.states import RECIPE, assert_same_state, metrics

@@ -12,8 +12,8 @@ import numpy as np
 import psutil
 import pytest
 
+from src.files.weights import STATE_PREFIX, read_checkpoint, select_weights, write_checkpoint
 from src.training.checkpoint import Progress
-from src.weights import STATE_PREFIX, read_checkpoint, select_weights, write_checkpoint
 from tests.conftest import DIGITS_CONFIG, ROOT, SMALL_MODEL
 from tests.processes import end, mpirun, msrun, rank_process, remaining, run, start, train_command
 from tests.training.states import assert_same_state, metrics, tensors
@@ -79,9 +79,9 @@ def test_ten_updates_of_several_processes_are_those_of_one(launcher, ranks, digi
 STATE_OF_EACH_RANK = """
 import sys
 import zlib
-from src.config import load_config
-from src.distributed import start
-from src.launch import leave
+from src.config.load import load_config
+from src.distributed.ranks import start
+from src.distributed.launch import leave
 from src.training.trainer import Trainer
 
 config = load_config(sys.argv[1], sys.argv[2:])
@@ -281,7 +281,9 @@ def test_the_rank_that_others_wait_for_is_named(digits, tmp_path, started):
     assert sum("rank 1 gives no sign" in line for line in errors) == 1, errors
     assert any("training moves again" in line for line in errors)
     # mpirun forwards it to all that its processes started; without the scheduler, they could not go on for long.
-    scheduler = next(child for child in rank_process(job, 0).children() if "src.scheduler" in child.cmdline())
+    scheduler = next(
+        child for child in rank_process(job, 0).children() if "src.distributed.scheduler" in child.cmdline()
+    )
     other.suspend()
     job.send_signal(signal.SIGUSR1)
     time.sleep(1)

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from src import ckpt
-from src.config import load_config
+from src.config.load import load_config
+from src.files import ckpt
 from src.training.checkpoint import Progress
 from src.training.resuming import changes
 from tests.conftest import DIGITS_CONFIG

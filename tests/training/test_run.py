@@ -8,17 +8,17 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from src.config import load_config
-from src.data.image_set import open_images
+from src.config.load import load_config
+from src.data.open_images import open_images
 from src.data.pipeline import EvalBatches
 from src.data.transforms import EvalTransform
 from src.errors import UserError
-from src.evaluation import evaluate
+from src.files.weights import WeightsError, load_weights, read_checkpoint, select_weights
+from src.inference.evaluate import evaluate
 from src.models import create_model
 from src.models.layers import LayerNorm
-from src.precision import apply_precision, missing_kernels_named
+from src.models.precision import apply_precision, missing_kernels_named
 from src.training.checkpoint import CheckpointError
-from src.weights import WeightsError, load_weights, read_checkpoint, select_weights
 from tests.reference import images
 from tests.training.states import tensors
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from src.errors import UserError
+from src.files.weights import read_checkpoint
 from src.training.checkpoint import CheckpointError, CheckpointFolder, Progress
 from src.training.metrics_log import MetricsLog
 from src.training.run_folder import RunFolder
 from src.training.saving import Saver
-from src.weights import read_checkpoint
 from tests.training.states import metrics
 from tests.training.test_checkpoint import snapshot
 
@@ -140,7 +140,7 @@ def test_a_save_that_failed_on_the_main_rank_is_an_error_on_all(trainer):
 
 
 def test_an_error_does_not_cut_the_save_in_progress(trainer):
-    """The process may be ended right after (src.launch.leave)."""
+    """The process may be ended right after (src.distributed.launch.leave)."""
     run = trainer("run", "train.save_interval=2")
     write = run.checkpoints.save_within_epoch
 

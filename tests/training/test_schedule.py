@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from src.config import OptimizerConfig, ScheduleConfig, load_config
+from src.config.load import OptimizerConfig, ScheduleConfig, load_config
 from src.training.schedule import learning_rate
 from tests.reference import figures
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
+from src.config.schema import OptimizerConfig
 from src.data.mixup import soft_targets
 from src.models import create_model
-from src.schema import OptimizerConfig
+from src.tasks.classification.loss import SoftTargetCrossEntropy
 from src.training.ema import ExponentialMovingAverage
-from src.training.loss import SoftTargetCrossEntropy
 from src.training.optimizer import create_optimizer, decays
 from src.training.train_step import LossScale, TrainStep
 from tests.training.test_optimizer import NumpyAdamW

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
+from src.config.schema import OptimizerConfig
 from src.data.mixup import soft_targets
+from src.files.weights import load_weights
 from src.models import create_model
-from src.schema import OptimizerConfig
+from src.tasks.classification.loss import SoftTargetCrossEntropy
 from src.training.ema import ExponentialMovingAverage
-from src.training.loss import SoftTargetCrossEntropy
 from src.training.optimizer import create_optimizer
 from src.training.train_step import LossScale, TrainStep
-from src.weights import load_weights
 from tests.reference import figures, formula_weights, images
 
 NANO = {

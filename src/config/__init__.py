@@ -1,0 +1,1 @@
+"""Configuration: YAML files, their inheritance, overrides and validation."""

@@ -1,0 +1,1 @@
+"""Several processes: how they were launched, and what they do together."""

@@ -1,0 +1,1 @@
+"""Files that are always whole, and the formats of weights."""

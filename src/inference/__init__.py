@@ -1,0 +1,1 @@
+"""Trained networks outside of training: evaluated, exported, asked."""

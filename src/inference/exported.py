@@ -1,0 +1,97 @@
+"""Exported files and how to run them: the model, and beside it a JSON file that says what goes in and comes out.
+
+The JSON file, NAME.onnx.json beside NAME.onnx, is all that a program in another language needs: preprocessing, names
+and shapes, class names, where the weights come from, and the SHA-256 of the model's file.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+
+from src.data.transforms import Preprocessing
+from src.errors import UserError
+from src.files.file_digest import sha256
+from src.inference.onnx_files import INSTALL, missing_packages
+
+SUFFIXES = {"MINDIR": ".mindir", "AIR": ".air", "ONNX": ".onnx"}
+RUNNABLE = (SUFFIXES["MINDIR"], SUFFIXES["ONNX"])
+
+
+def description_path(path: Path) -> Path:
+    """The JSON file beside an exported one."""
+    return path.with_name(f"{path.name}.json")
+
+
+def read_description(path: Path) -> dict:
+    """The description of an exported file.
+
+    Raises:
+        UserError: either is missing, the description is of another file, or it is none.
+    """
+    described = description_path(path)
+    if not path.is_file():
+        raise UserError(f"model {path}: no such file")
+    try:
+        content = json.loads(described.read_text(encoding="utf-8"))
+        digest = content["sha256"]
+    except FileNotFoundError as error:
+        raise UserError(
+            f"model {path}: {described.name}, which tells its preprocessing, is not beside it; copy it or export again"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"model {path}: {described.name} cannot be read as the description of a model") from error
+    if digest != sha256(path):
+        raise UserError(f"model {path}: not the file that {described.name} describes (another SHA-256); export again")
+    return content
+
+
+def runner(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from images [B, C, H, W] float32 to logits [B, classes], for .mindir and .onnx files.
+
+    Raises:
+        UserError: another format, an unreadable file, or ONNX without a package to run it.
+    """
+    suffix = path.suffix.lower()
+    if suffix == SUFFIXES["MINDIR"]:
+        try:
+            network = nn.GraphCell(ms.load(str(path)))
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"model {path}: not a readable MINDIR file (damaged or cut short?)") from error
+        return lambda images: network(Tensor(images)).asnumpy()
+    if suffix == SUFFIXES["ONNX"]:
+        if "onnxruntime" in missing_packages():
+            raise UserError(f"model {path}: ONNX files are run by onnxruntime, which is not installed: {INSTALL}")
+        import onnxruntime
+
+        try:
+            session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises types of its own for every way a file can be bad
+            raise UserError(f"model {path}: not a readable ONNX file ({' '.join(str(error).split())[:120]})") from error
+        name = session.get_inputs()[0].name
+        return lambda images: session.run(None, {name: images})[0]
+    raise UserError(f"model {path}: only {' and '.join(RUNNABLE)} files can be run here")
+
+
+class ExportedModel:
+    """An exported file with its description, ready to classify.
+
+    Attributes:
+        preprocessing: of its images.
+        classes: names by output, or None.
+        batch_size: that it takes, or None for any.
+    """
+
+    def __init__(self, path: Path):
+        """Raises UserError: see read_description and runner."""
+        described = read_description(path)
+        try:
+            self.preprocessing = Preprocessing.from_dict(described["preprocessing"])
+            self.classes = None if described["classes"] is None else tuple(described["classes"])
+            self.batch_size = described["input"]["shape"][0]
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise UserError(f"model {path}: {description_path(path).name} lacks or mistakes {error}") from error
+        self.logits = runner(path)

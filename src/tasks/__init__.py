@@ -1,0 +1,1 @@
+"""What the product learns to do: each task in a folder of its own."""
