@@ -1,6 +1,8 @@
 """Accuracy and loss over a data set, every image once."""
 
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from src.data.image_set import DataError, ImageSet, check_num_classes
 from src.data.open_images import open_images
 from src.data.pipeline import EvalBatches, UnreadableImages, configure_reading, resolve_workers
 from src.data.transforms import Preprocessing
+from src.distributed.compile_cache import CompileCache
 from src.distributed.ranks import Dist
 from src.errors import UserError
 from src.files.weights import class_names, load_weights, read_checkpoint, select_weights
@@ -20,7 +23,9 @@ from src.tasks.classification.label_maps import LabelSpace, read_class_map, read
 from src.tasks.classification.metrics import Metrics, Scoring, batch_counts, predictions
 
 
-def evaluate(network: nn.Cell, epoch, batch_size: int, dist: Dist, scoring: Scoring) -> Metrics:
+def evaluate(
+    network: nn.Cell, epoch, batch_size: int, dist: Dist, scoring: Scoring, compile_cache: CompileCache | None = None
+) -> Metrics:
     """Metrics of a network over one pass of an evaluation dataset (src/data/pipeline.py).
 
     Args:
@@ -28,6 +33,7 @@ def evaluate(network: nn.Cell, epoch, batch_size: int, dist: Dist, scoring: Scor
         epoch: iterable of (images, labels, weights, indices); a short last batch is filled up, for the graph to keep
             its shape.
     """
+    forward = partial(compile_cache.call, network) if compile_cache is not None else network
     was_training = network.training
     network.set_train(False)
     space = scoring.space
@@ -36,7 +42,7 @@ def evaluate(network: nn.Cell, epoch, batch_size: int, dist: Dist, scoring: Scor
     columns = np.zeros(scoring.images, np.int64)  # of images in the confusion, plus one; another rank's are 0 here
     outputs = np.append(space.outputs, -1)  # of predictions; the last where there is none
     for images, labels, weights, indices in epoch:
-        logits = space.among(_logits(network, images, batch_size, scoring.flip))
+        logits = space.among(_logits(forward, images, batch_size, scoring.flip))
         labels, kept, predicted = space.labels[labels], weights > 0, predictions(logits)
         counts += batch_counts(logits, labels, weights)
         np.add.at(confusion, (labels[kept], predicted[kept]), 1)
@@ -55,16 +61,16 @@ def evaluate(network: nn.Cell, epoch, batch_size: int, dist: Dist, scoring: Scor
     return Metrics(count, top1_correct, top5_correct, loss_sum, confusion, columns - 1, *real)
 
 
-def _logits(network: nn.Cell, images: np.ndarray, batch_size: int, flip: bool) -> np.ndarray:
+def _logits(forward: Callable[[Tensor], Tensor], images: np.ndarray, batch_size: int, flip: bool) -> np.ndarray:
     """Logits [n, outputs] of n <= batch_size images, computed in batches of one size."""
     short = batch_size - len(images)
     if short:
         padding = np.zeros((short, *images.shape[1:]), images.dtype)
-        return _logits(network, np.concatenate([images, padding]), batch_size, flip)[: len(images)]
-    logits = network(Tensor(images)).asnumpy().astype(np.float32)
+        return _logits(forward, np.concatenate([images, padding]), batch_size, flip)[: len(images)]
+    logits = forward(Tensor(images)).asnumpy().astype(np.float32)
     if flip:
         mirrored = np.ascontiguousarray(images[..., ::-1])
-        logits = (logits + network(Tensor(mirrored)).asnumpy().astype(np.float32)) / 2
+        logits = (logits + forward(Tensor(mirrored)).asnumpy().astype(np.float32)) / 2
     return logits
 
 
@@ -157,6 +163,7 @@ def evaluate_checkpoint(
     if line and dist.is_main:
         print(line, flush=True)
     network = apply_precision(model, config.amp.level)
+    compile_cache = CompileCache(config, dist, model, partial(print, flush=True))
     configure_reading(config.data)
     with tempfile.TemporaryDirectory() as scratch:
         unreadable = UnreadableImages(Path(scratch) / "unreadable_images.txt")
@@ -171,7 +178,7 @@ def evaluate_checkpoint(
             workers=resolve_workers(config.data.workers, dist.local_size),
         )
         with missing_kernels_named(config.amp.level, dist.device_target):
-            metrics = evaluate(network, batches, config.eval.batch_size, dist, scoring)
+            metrics = evaluate(network, batches, config.eval.batch_size, dist, scoring, compile_cache)
         skipped = unreadable.read()
     if dist.is_main:
         for image, reason in skipped.items():

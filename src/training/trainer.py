@@ -15,6 +15,7 @@ from src.data.image_set import ImageSet, check_classes
 from src.data.open_images import open_images
 from src.data.pipeline import EvalBatches, TrainBatches, configure_reading, resolve_workers
 from src.data.transforms import EvalTransform, TrainTransform
+from src.distributed.compile_cache import CompileCache
 from src.distributed.ranks import Dist, collective_failures_named
 from src.errors import UserError
 from src.files.weights import load_weights
@@ -124,6 +125,7 @@ class Trainer:
             config.train.log_interval,
             dist.is_main,
         )
+        self.compile_cache = CompileCache(config, dist, self.model, self.log.line)
         self.saver = None
         if dist.is_main:
             self.saver = Saver(
@@ -412,7 +414,8 @@ class Trainer:
         noise = generator(config.runtime.seed, Stream.NOISE, progress.update, part, self.dist.rank)
         self.watchdog.at("in", progress.update + 1)
         with missing_kernels_named(config.amp.level, self.dist.device_target), collective_failures_named():
-            return self.step(
+            return self.compile_cache.call(
+                self.step,
                 Tensor(images),
                 Tensor(targets),
                 Tensor(rate, ms.float32),
@@ -439,11 +442,15 @@ class Trainer:
     def _measure(self) -> Metrics:
         """Evaluate raw and, where there are, averaged weights; returns the metrics of the latter."""
         batch_size = self.config.eval.batch_size
-        metrics = evaluate(self.network, self._watched_eval_batches(), batch_size, self.dist, self.scoring)
+        metrics = evaluate(
+            self.network, self._watched_eval_batches(), batch_size, self.dist, self.scoring, self.compile_cache
+        )
         self._log_evaluation("raw", metrics)
         if self.state.ema is not None:
             with self.state.ema.applied():
-                metrics = evaluate(self.network, self._watched_eval_batches(), batch_size, self.dist, self.scoring)
+                metrics = evaluate(
+                    self.network, self._watched_eval_batches(), batch_size, self.dist, self.scoring, self.compile_cache
+                )
             self._log_evaluation("ema", metrics)
         return metrics
 

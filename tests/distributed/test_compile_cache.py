@@ -1,0 +1,275 @@
+"""Graphs kept for later processes: taken up again only where all that they were made of is the same."""
+
+import json
+import shutil
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor, nn
+
+from src.config.load import flatten, load_config
+from src.distributed import compile_cache
+from src.distributed.compile_cache import NOT_IN_GRAPHS, CompileCache, graph_key, settings_of_graphs
+from src.distributed.ranks import Dist, start
+from src.errors import UserError
+from src.models import create_model
+from tests.conftest import DIGITS_CONFIG, SMALL_MODEL
+from tests.processes import run, train_command
+from tests.training.states import assert_same_state, metrics
+
+
+class Scaled(nn.Cell):
+    """images * a constant + a parameter, or the images alone."""
+
+    def __init__(self, factor=2.0):
+        super().__init__()
+        self.factor = Tensor(np.full(3, factor, np.float32))
+        self.bias = Parameter(Tensor(np.ones(3, np.float32)), name="bias")
+
+    def construct(self, images, scaled=True):
+        return images * self.factor + self.bias if scaled else images
+
+
+X = Tensor(np.arange(3, dtype=np.float32))
+
+
+def settings(*overrides, dist=Dist(), **options):
+    return settings_of_graphs(load_config(DIGITS_CONFIG, overrides), dist, **options)
+
+
+@pytest.fixture
+def cached(tmp_path):
+    """cached() is a cache in one folder, as another process would have it; its lines are in `cached.lines`."""
+    lines: list[str] = []
+
+    def build(model, *overrides, dist=Dist()):
+        config = load_config(DIGITS_CONFIG, [f"runtime.compile_cache={tmp_path / 'graphs'}", *overrides])
+        lines.clear()
+        return CompileCache(config, dist, model, lines.append)
+
+    build.lines, build.folder = lines, tmp_path / "graphs"
+    return build
+
+
+def has_read(lines) -> list[bool]:
+    """Of each graph that was called, whether it was read; all others were written."""
+    assert all("read the graph" in line or "kept the graph" in line for line in lines), lines
+    return ["read the graph" in line for line in lines]
+
+
+# Of every section, what is written into graphs or, most likely, is not.
+@pytest.mark.parametrize(
+    "override",
+    ["ema.decay=0.9", "ema.enabled=false", "optimizer.clip_norm=1.0", "optimizer.weight_decay=0.1", "amp.level=O1",
+     "amp.growth_interval=7", "train.batch_size=8", "train.accumulation_steps=2", "train.frozen_stages=1",
+     "train.recompute=true", "model.drop_path_rate=0.3", "model.focal_topK=16", "eval.batch_size=7", "runtime.seed=1",
+     "runtime.gelu=erf", "augment.mixup=0.5", "schedule.min_lr=1e-6"],
+)  # fmt: skip
+def test_configuration_is_in_the_key(override):
+    assert settings(override) != settings()
+
+
+def test_all_of_the_configuration_is_in_the_key_but_what_is_listed():
+    keys = flatten(load_config(DIGITS_CONFIG).to_dict()).keys()
+    assert keys - settings()["configuration"].keys() == NOT_IN_GRAPHS.keys()
+
+
+def test_what_changes_no_graph_does_not_change_the_key(tmp_path):
+    others = ["data.path=elsewhere", "data.workers=3", "train.epochs=30", "train.resume=auto", "train.pretrained=x.ckpt",
+              "train.log_interval=1", "train.stop_after_update=3", "eval.interval=2", f"runtime.output={tmp_path}",
+              f"runtime.compile_cache={tmp_path}"]  # fmt: skip
+    assert settings(*others) == settings()
+
+
+def test_sources_are_in_the_key(tmp_path):
+    shutil.copytree(compile_cache.SOURCES, tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    before = settings(sources=tmp_path / "src")
+    assert before == settings()
+    layers = tmp_path / "src" / "models" / "layers.py"
+    layers.write_text(layers.read_text().replace("0.02", "0.03"))
+    edited = settings(sources=tmp_path / "src")
+    layers.rename(layers.with_name("other.py"))
+    renamed = settings(sources=tmp_path / "src")
+    assert before != edited != renamed != before
+
+
+def test_versions_devices_ranks_and_environment_are_in_the_key(monkeypatch):
+    keys = [
+        settings(),
+        settings(dist=Dist(1, 2)),
+        settings(dist=Dist(0, 2)),
+        settings(dist=Dist(device_target="Ascend")),
+    ]
+    for package in compile_cache.PACKAGES:
+        with monkeypatch.context() as patch:
+            true = compile_cache.version
+            patch.setattr(
+                compile_cache, "version", lambda name, true=true, p=package: "0.0" if name == p else true(name)
+            )
+            keys.append(settings())
+    monkeypatch.setenv("MS_DEV_SOMETHING", "1")
+    keys.append(settings())
+    texts = [json.dumps(key, sort_keys=True) for key in keys]
+    assert len(set(texts)) == len(texts)
+    monkeypatch.setenv("MS_SCHED_PORT", "12345")
+    assert settings() == keys[-1]
+
+
+def test_constants_shapes_and_arguments_are_in_the_key():
+    def key(factor=2.0, arguments=(X, True), training=False, frozen=False):
+        model = Scaled(factor).set_train(training)
+        model.bias.requires_grad = not frozen
+        return graph_key({}, nn.ReLU(), model, arguments)
+
+    wide, whole = Tensor(np.zeros((2, 3), np.float32)), Tensor(np.zeros(3, np.int32))
+    others = [key(3.0), key(arguments=(wide, True)), key(arguments=(whole, True)), key(arguments=(X, False)),
+              key(arguments=(X, None)), key(training=True), key(frozen=True), key()]  # fmt: skip
+    assert len(set(others)) == len(others)
+    assert key(arguments=(Tensor(np.ones(3, np.float32)), True)) == key()  # values of tensors are arguments of graphs
+
+
+def test_key_tables_that_came_with_weights_are_in_the_key():
+    arguments = {name.removeprefix("model."): json.loads(value) for name, value in (o.split("=") for o in SMALL_MODEL)}
+    model = create_model("focalv2", **arguments)
+    before = graph_key({}, model, model, ())
+    assert graph_key({}, *[create_model("focalv2", **arguments)] * 2, ()) == before
+    table = next(parameter for name, parameter in model.parameters_and_names() if "topk_cloest_indice" in name)
+    table.set_data(Tensor(np.ascontiguousarray(table.asnumpy()[:, ::-1])))
+    model.adopt_key_tables()
+    assert graph_key({}, model, model, ()) != before
+
+
+def test_graphs_are_read_whatever_the_order_of_calls(cached):
+    first = Scaled()
+    cache = cached(first)
+    expected = [cache.call(first, X, True).asnumpy(), cache.call(first, X, False).asnumpy()]
+    assert has_read(cached.lines) == [False, False]
+    second = Scaled()
+    second.bias.set_data(Tensor(np.full(3, 5, np.float32)))  # not of the graph, but of the cell
+    cache = cached(second)
+    assert cache.call(second, X, False).asnumpy().tolist() == expected[1].tolist()
+    assert cache.call(second, X, True).asnumpy().tolist() == (expected[0] + 4).tolist()
+    assert cache.call(second, X, True).asnumpy().tolist() == (expected[0] + 4).tolist()
+    assert has_read(cached.lines) == [True, True]
+
+
+def test_other_constants_and_shapes_are_compiled(cached):
+    cell = Scaled()
+    cached(cell).call(cell, X)
+    other = Scaled(3.0)
+    cache = cached(other)
+    assert cache.call(other, X).asnumpy().tolist() == [1, 4, 7]
+    assert cache.call(other, Tensor(np.ones((2, 3), np.float32))).asnumpy().tolist() == [[4] * 3] * 2
+    assert has_read(cached.lines) == [False, False]
+
+
+def test_a_graph_compiled_elsewhere_does_not_shift_the_numbers(cached):
+    cell, other = Scaled(), nn.ReLU()
+    cache = cached(cell)
+    cache.call(cell, X)
+    other(X)  # not by the cache
+    again = Scaled()
+    cache = cached(again)
+    assert cache.call(again, X).asnumpy().tolist() == [1, 3, 5]
+    assert has_read(cached.lines) == [True]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:-100], lambda content: b"", lambda content: b"x" + content]
+)
+def test_damaged_entries_are_compiled_and_replaced(damage, cached):
+    cell = Scaled()
+    cached(cell).call(cell, X)
+    (entry,) = cached.folder.iterdir()
+    entry.write_bytes(damage(entry.read_bytes()))
+    for found in (["damaged", "kept the graph"], ["read the graph"]):
+        again = Scaled()
+        assert cached(again).call(again, X).asnumpy().tolist() == [1, 3, 5]
+        assert all(part in line for part, line in zip(found, cached.lines, strict=True)), cached.lines
+
+
+class TwoRanks(Dist):
+    """A rank whose other one tells `others` wherever they sum."""
+
+    def __init__(self, *others):
+        super().__init__(size=2)
+        object.__setattr__(self, "others", iter(others))
+
+    def sum(self, values):
+        other = next(self.others)
+        return np.asarray(values, np.float32) + (np.asarray(values) if other is None else other)
+
+
+def test_ranks_read_only_what_all_have_from_one_launch(cached):
+    class OtherLaunch(TwoRanks):
+        def agree(self, values):
+            return np.array([False])
+
+    cell = Scaled()
+    cached(cell, dist=TwoRanks(None, None, None)).call(cell, X)  # launches agree, both wrote, the number of the launch
+    assert has_read(cached.lines) == [False]
+    again = Scaled()
+    cached(again, dist=TwoRanks(None, None)).call(again, X)
+    assert has_read(cached.lines) == [True]
+    again = Scaled()
+    cached(again, dist=OtherLaunch(None, None)).call(again, X)
+    assert has_read(cached.lines) == [False]
+
+
+def test_ranks_of_which_one_could_not_read_stop(cached):
+    cell = Scaled()
+    cached(cell, dist=TwoRanks(None, None, None)).call(cell, X)
+    again = Scaled()
+    with pytest.raises(UserError, match="not all processes could read"):
+        cached(again, dist=TwoRanks(None, np.array([0, 1]))).call(again, X)
+    assert not list(cached.folder.iterdir())  # they compile when they start again
+
+
+def test_a_full_disk_turns_it_off(cached, monkeypatch):
+    monkeypatch.setattr(compile_cache, "NEEDED_BYTES", 2**62)
+    cell = Scaled()
+    assert cached(cell).call(cell, X).asnumpy().tolist() == [1, 3, 5]
+    assert len(cached.lines) == 1
+    assert "off from here on" in cached.lines[0]
+    assert not list(cached.folder.iterdir())
+
+
+@pytest.mark.parametrize("override", ["runtime.mode=pynative", "runtime.jit_level=O1"])
+def test_it_is_refused_where_it_does_not_work(override, cached):
+    with pytest.raises(UserError, match=r"runtime\.compile_cache: is for graphs on CPU"):
+        cached(Scaled(), override)
+    with pytest.raises(UserError, match=r"runtime\.compile_cache: is for graphs on CPU"):
+        cached(Scaled(), dist=Dist(device_target="Ascend"))
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(cached):
+    cached.folder.write_text("a file")
+    with pytest.raises(UserError, match=r"runtime\.compile_cache: .*graphs: cannot be written"):
+        cached(Scaled())
+
+
+@pytest.mark.parametrize(("value", "warns"), [("1", True), ("0", False), (None, False)])
+def test_a_cache_of_the_users_own_gets_a_warning(value, warns, monkeypatch, capsys):
+    if value is not None:
+        monkeypatch.setenv("MS_COMPILER_CACHE_ENABLE", value)
+    start(load_config(DIGITS_CONFIG))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == warns
+    assert all(line.startswith("warning: MS_COMPILER_CACHE_ENABLE=1: ") for line in lines)
+
+
+@pytest.mark.slow
+def test_a_run_that_reads_its_graphs_has_the_same_bits(digits, tmp_path):
+    """Ten updates and an evaluation, with two graphs for an update; without the cache, writing, and reading."""
+    for name, cache in (("plain", "null"), ("writes", tmp_path / "graphs"), ("reads", tmp_path / "graphs")):
+        done = run(["python", *train_command(digits, tmp_path / name, "train.accumulation_steps=2", "train.epochs=1",
+                                             "train.stop_after_update=10", "train.log_interval=1",
+                                             f"runtime.compile_cache={cache}")])  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found = [line for line in done.stdout.splitlines() if line.startswith("compile cache: ")]
+        expected = {"plain": [], "writes": [False] * 3, "reads": [True] * 3}[name]
+        assert has_read(found) == expected, done.stdout
+    for name in ("writes", "reads"):
+        assert_same_state(*(tmp_path / run / "checkpoints" / "last.ckpt" for run in ("plain", name)))
+        assert metrics(tmp_path / name) == metrics(tmp_path / "plain")
