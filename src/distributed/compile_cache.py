@@ -123,7 +123,8 @@ class CompileCache:
     def _compile(self, folder: Path, cell: nn.Cell, arguments: tuple) -> None:
         """Have MindSpore read the graph of a cell if all ranks have it from one launch, or else compile and keep it."""
         name, path = type(cell).__name__, folder / (graph_key(self.settings, cell, self.model, arguments) + SUFFIX)
-        launch = self._place(path)
+        self._remove_graphs()  # of a call that failed
+        launch = self._place(path) if self._are_sources_as_begun() else 0
         is_placed = bool(self.dist.agree(np.array([launch])).all()) and launch > 0
         if not is_placed:
             self._remove_graphs()
@@ -141,8 +142,8 @@ class CompileCache:
         graphs = [graph for graph in self.own.rglob("*.mindir") if graph.stat().st_mtime > 0]
         has_read = is_placed and compiled == 1 and not graphs
         has_written = compiled == 1 and [graph.name.endswith(f"_{self.number}.mindir") for graph in graphs] == [True]
-        has_written = has_written and shutil.disk_usage(self.own).free >= NEEDED_BYTES
-        readers, writers = self.dist.sum(np.array([has_read, has_written], np.float32))
+        is_sound = self._are_sources_as_begun() and shutil.disk_usage(self.own).free >= NEEDED_BYTES
+        readers, writers = self.dist.sum(np.array([has_read, has_written and is_sound], np.float32))
         if readers == self.dist.size:
             self.announce(f"compile cache: read the graph of {name} from {folder}")
         elif readers:
@@ -152,9 +153,13 @@ class CompileCache:
             self._keep(path, name)
         else:
             self.folder = None
-            self.announce(f"compile cache: off from here on: no whole graph of {name} in {self.own}; is the disk full?")
+            self.announce(f"compile cache: off from here on: sources changed while this ran, or {self.own} has no room")
         self._remove_graphs()
         CompileCache.number += compiled
+
+    def _are_sources_as_begun(self) -> bool:
+        """Whether no file changed since this process began: MindSpore parses a cell's sources when it compiles it."""
+        return _digest_of_files(SOURCES) == self.settings["sources"]
 
     def _place(self, path: Path) -> int:
         """Put an entry's files where MindSpore looks for them; returns the launch that wrote it, 0 if there is none."""

@@ -63,6 +63,7 @@ class Trainer:
         self.num_classes = arguments["num_classes"]
 
         self.model = config.build_model(dist.device_target)
+        self.compile_cache = CompileCache(config, dist, self.model, lambda line: self.log.line(line))
         if config.train.pretrained and saved is None:
             self._load_pretrained(Path(config.train.pretrained))
         self.model.freeze(config.train.frozen_stages)
@@ -125,7 +126,6 @@ class Trainer:
             config.train.log_interval,
             dist.is_main,
         )
-        self.compile_cache = CompileCache(config, dist, self.model, self.log.line)
         self.saver = None
         if dist.is_main:
             self.saver = Saver(

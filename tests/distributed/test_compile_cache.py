@@ -1,9 +1,12 @@
 """Graphs kept for later processes: taken up again only where all that they were made of is the same."""
 
 import json
+import os
 import shutil
+import sys
+from pathlib import Path
+from typing import ClassVar
 
-import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
@@ -31,25 +34,12 @@ class Scaled(nn.Cell):
         return images * self.factor + self.bias if scaled else images
 
 
+ALONE = Dist()
 X = Tensor(np.arange(3, dtype=np.float32))
 
 
-def settings(*overrides, dist=Dist(), **options):
+def settings(*overrides, dist=ALONE, **options):
     return settings_of_graphs(load_config(DIGITS_CONFIG, overrides), dist, **options)
-
-
-@pytest.fixture
-def cached(tmp_path):
-    """cached() is a cache in one folder, as another process would have it; its lines are in `cached.lines`."""
-    lines: list[str] = []
-
-    def build(model, *overrides, dist=Dist()):
-        config = load_config(DIGITS_CONFIG, [f"runtime.compile_cache={tmp_path / 'graphs'}", *overrides])
-        lines.clear()
-        return CompileCache(config, dist, model, lines.append)
-
-    build.lines, build.folder = lines, tmp_path / "graphs"
-    return build
 
 
 def has_read(lines) -> list[bool]:
@@ -76,7 +66,7 @@ def test_all_of_the_configuration_is_in_the_key_but_what_is_listed():
 
 
 def test_what_changes_no_graph_does_not_change_the_key(tmp_path):
-    others = ["data.path=elsewhere", "data.workers=3", "train.epochs=30", "train.resume=auto", "train.pretrained=x.ckpt",
+    others = ["data.path=elsewhere", "data.workers=3", "train.epochs=30", "train.resume=auto", "train.pretrained=x",
               "train.log_interval=1", "train.stop_after_update=3", "eval.interval=2", f"runtime.output={tmp_path}",
               f"runtime.compile_cache={tmp_path}"]  # fmt: skip
     assert settings(*others) == settings()
@@ -140,113 +130,195 @@ def test_key_tables_that_came_with_weights_are_in_the_key():
     assert graph_key({}, model, model, ()) != before
 
 
-def test_graphs_are_read_whatever_the_order_of_calls(cached):
-    first = Scaled()
-    cache = cached(first)
-    expected = [cache.call(first, X, True).asnumpy(), cache.call(first, X, False).asnumpy()]
-    assert has_read(cached.lines) == [False, False]
-    second = Scaled()
-    second.bias.set_data(Tensor(np.full(3, 5, np.float32)))  # not of the graph, but of the cell
-    cache = cached(second)
-    assert cache.call(second, X, False).asnumpy().tolist() == expected[1].tolist()
-    assert cache.call(second, X, True).asnumpy().tolist() == (expected[0] + 4).tolist()
-    assert cache.call(second, X, True).asnumpy().tolist() == (expected[0] + 4).tolist()
-    assert has_read(cached.lines) == [True, True]
+# A process that calls cells as its arguments say, and prints what they return and the cache's lines.
+CALLS = """
+import sys
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+from src.config.load import load_config
+from src.distributed.compile_cache import CompileCache
+from src.distributed.ranks import start
+from tests.distributed.test_compile_cache import X, Scaled
+
+config = load_config(sys.argv[1], ["runtime.compile_cache=" + sys.argv[2]])
+dist, cell = start(config), Scaled(float(sys.argv[3]))
+cell.bias.set_data(Tensor(np.full(3, float(sys.argv[4]), np.float32)))
+cache = CompileCache(config, dist, cell, print)
+nn.ReLU()(X)  # a graph that is not the cache's
+wide = Tensor(np.ones((2, 3), np.float32))
+for call in sys.argv[5:]:
+    print(cache.call(cell, *{"scaled": (X, True), "plain": (X, False), "wide": (wide, True)}[call]).asnumpy().tolist())
+"""
 
 
-def test_other_constants_and_shapes_are_compiled(cached):
-    cell = Scaled()
-    cached(cell).call(cell, X)
-    other = Scaled(3.0)
-    cache = cached(other)
-    assert cache.call(other, X).asnumpy().tolist() == [1, 4, 7]
-    assert cache.call(other, Tensor(np.ones((2, 3), np.float32))).asnumpy().tolist() == [[4] * 3] * 2
-    assert has_read(cached.lines) == [False, False]
+def calls(folder, factor, bias, *names):
+    """Results of calls in a process of their own, and whether the graph of each was read."""
+    done = run([sys.executable, "-c", CALLS, str(DIGITS_CONFIG), str(folder), str(factor), str(bias), *names])
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    return [json.loads(line) for line in lines if line[0] == "["], has_read([line for line in lines if line[0] != "["])
 
 
-def test_a_graph_compiled_elsewhere_does_not_shift_the_numbers(cached):
-    cell, other = Scaled(), nn.ReLU()
-    cache = cached(cell)
-    cache.call(cell, X)
-    other(X)  # not by the cache
-    again = Scaled()
-    cache = cached(again)
-    assert cache.call(again, X).asnumpy().tolist() == [1, 3, 5]
-    assert has_read(cached.lines) == [True]
+def test_graphs_are_read_by_other_processes_that_make_the_same(tmp_path):
+    assert calls(tmp_path, 2, 1, "scaled", "plain") == ([[1, 3, 5], [0, 1, 2]], [False, False])
+    # In another order, with other values of parameters.
+    assert calls(tmp_path, 2, 5, "plain", "scaled", "plain") == ([[0, 1, 2], [5, 7, 9], [0, 1, 2]], [True, True])
+    # Another constant; other shapes.
+    assert calls(tmp_path, 3, 1, "scaled", "wide") == ([[1, 4, 7], [[4] * 3] * 2], [False, False])
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda content: content[:-100], lambda content: b"", lambda content: b"x" + content]
-)
+class Compiled(nn.Cell):
+    """A stand-in for a cell and MindSpore's cache: `compiled` says of each graph, by number, whether it was found."""
+
+    compiled: ClassVar[list[bool]] = []
+
+    def compile(self, *arguments):
+        number = len(Compiled.compiled)
+        graph = Path(os.environ["MS_COMPILER_CACHE_PATH"]) / "rank_0" / "graph_cache" / f"compile_cache_{number}.mindir"
+        Compiled.compiled.append(graph.exists())
+        self.compile_cache.add(number)
+        if not graph.exists():
+            graph.parent.mkdir(parents=True, exist_ok=True)
+            graph.write_text("a graph")
+        assert graph.read_text() == "a graph"
+
+    def __call__(self, images):
+        return images
+
+
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """cached(...) calls a cell by a cache as a process of its own would, and returns the cache's lines."""
+    monkeypatch.setattr(Compiled, "compiled", [])
+    monkeypatch.setattr(CompileCache, "number", 0)
+
+    def call(*overrides, dist=ALONE, times=1):
+        lines: list[str] = []
+        config = load_config(DIGITS_CONFIG, [f"runtime.compile_cache={tmp_path / 'graphs'}", *overrides])
+        cell = Compiled()
+        cache = CompileCache(config, dist, cell, lines.append)
+        for _ in range(times):
+            assert cache.call(cell, X) is X
+        return lines
+
+    call.folder = tmp_path / "graphs"
+    return call
+
+
+def test_a_graph_is_compiled_once_and_kept(cached):
+    assert has_read(cached(times=3)) == [False]
+    assert has_read(cached(times=3)) == [True]
+    assert Compiled.compiled == [False, True]
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-9], lambda content: b"", lambda content: b"x" + content])
 def test_damaged_entries_are_compiled_and_replaced(damage, cached):
-    cell = Scaled()
-    cached(cell).call(cell, X)
+    cached()
     (entry,) = cached.folder.iterdir()
     entry.write_bytes(damage(entry.read_bytes()))
     for found in (["damaged", "kept the graph"], ["read the graph"]):
-        again = Scaled()
-        assert cached(again).call(again, X).asnumpy().tolist() == [1, 3, 5]
-        assert all(part in line for part, line in zip(found, cached.lines, strict=True)), cached.lines
+        lines = cached()
+        assert all(part in line for part, line in zip(found, lines, strict=True)), lines
+    assert Compiled.compiled == [False, False, True]
+
+
+def test_a_graph_under_another_number_than_expected_is_not_kept(cached):
+    Compiled.compiled.append(False)  # a graph that the cache does not know of
+    lines = cached()
+    assert len(lines) == 1
+    assert "off from here on" in lines[0]
+    assert not list(cached.folder.iterdir())
+
+
+def test_a_failed_call_leaves_no_graph_to_the_next(cached, monkeypatch):
+    def fail(self, *arguments):
+        raise RuntimeError("out of memory")
+
+    cached()
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
+        patch.setattr(Compiled, "compile", fail)
+        cached()
+    assert not list(cached.folder.iterdir())  # which may have been why
+    assert has_read(cached()) == [False]
 
 
 class TwoRanks(Dist):
-    """A rank whose other one tells `others` wherever they sum."""
+    """A rank of two. `other` is what the other one adds to each sum; None: the same."""
 
-    def __init__(self, *others):
+    def __init__(self, *other, agrees=True):
         super().__init__(size=2)
-        object.__setattr__(self, "others", iter(others))
+        object.__setattr__(self, "other", iter(other))
+        object.__setattr__(self, "agrees", agrees)
 
     def sum(self, values):
-        other = next(self.others)
-        return np.asarray(values, np.float32) + (np.asarray(values) if other is None else other)
+        other = next(self.other)
+        return np.asarray(values, np.float32) + (values if other is None else other)
+
+    def agree(self, values):
+        return np.array([self.agrees])
 
 
 def test_ranks_read_only_what_all_have_from_one_launch(cached):
-    class OtherLaunch(TwoRanks):
-        def agree(self, values):
-            return np.array([False])
-
-    cell = Scaled()
-    cached(cell, dist=TwoRanks(None, None, None)).call(cell, X)  # launches agree, both wrote, the number of the launch
-    assert has_read(cached.lines) == [False]
-    again = Scaled()
-    cached(again, dist=TwoRanks(None, None)).call(again, X)
-    assert has_read(cached.lines) == [True]
-    again = Scaled()
-    cached(again, dist=OtherLaunch(None, None)).call(again, X)
-    assert has_read(cached.lines) == [False]
+    launch = np.zeros((2, 1))  # only the main rank gives its number
+    assert has_read(cached(dist=TwoRanks(None, launch))) == [False]
+    assert has_read(cached(dist=TwoRanks(None))) == [True]
+    assert has_read(cached(dist=TwoRanks(None, launch, agrees=False))) == [False]
 
 
 def test_ranks_of_which_one_could_not_read_stop(cached):
-    cell = Scaled()
-    cached(cell, dist=TwoRanks(None, None, None)).call(cell, X)
-    again = Scaled()
+    cached(dist=TwoRanks(None, np.zeros((2, 1))))
     with pytest.raises(UserError, match="not all processes could read"):
-        cached(again, dist=TwoRanks(None, np.array([0, 1]))).call(again, X)
+        cached(dist=TwoRanks(np.array([0, 1])))
     assert not list(cached.folder.iterdir())  # they compile when they start again
 
 
 def test_a_full_disk_turns_it_off(cached, monkeypatch):
     monkeypatch.setattr(compile_cache, "NEEDED_BYTES", 2**62)
-    cell = Scaled()
-    assert cached(cell).call(cell, X).asnumpy().tolist() == [1, 3, 5]
-    assert len(cached.lines) == 1
-    assert "off from here on" in cached.lines[0]
+    lines = cached()
+    assert len(lines) == 1
+    assert "has no room" in lines[0]
     assert not list(cached.folder.iterdir())
+
+
+def test_a_folder_that_takes_no_more_is_a_line(cached, monkeypatch):
+    def full(*paths):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(compile_cache, "replace_synced", full)
+    (line,) = cached()
+    assert "No space left on device" in line
+    assert not list(cached.folder.iterdir())
+
+
+def test_sources_edited_while_a_process_runs_turn_it_off(cached, monkeypatch):
+    cached()
+    (entry,) = cached.folder.iterdir()
+    before = compile_cache._digest_of_files(compile_cache.SOURCES)
+    digests = iter([before, "edited", "edited"])
+    monkeypatch.setattr(compile_cache, "_digest_of_files", lambda folder: next(digests))
+    lines = cached()
+    assert len(lines) == 1
+    assert "sources changed" in lines[0]
+    assert Compiled.compiled == [False, False]
+    assert list(cached.folder.iterdir()) == [entry]
 
 
 @pytest.mark.parametrize("override", ["runtime.mode=pynative", "runtime.jit_level=O1"])
 def test_it_is_refused_where_it_does_not_work(override, cached):
     with pytest.raises(UserError, match=r"runtime\.compile_cache: is for graphs on CPU"):
-        cached(Scaled(), override)
+        cached(override)
+
+
+def test_it_is_refused_on_ascend(cached):
     with pytest.raises(UserError, match=r"runtime\.compile_cache: is for graphs on CPU"):
-        cached(Scaled(), dist=Dist(device_target="Ascend"))
+        cached(dist=Dist(device_target="Ascend"))
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(cached):
     cached.folder.write_text("a file")
     with pytest.raises(UserError, match=r"runtime\.compile_cache: .*graphs: cannot be written"):
-        cached(Scaled())
+        cached()
 
 
 @pytest.mark.parametrize(("value", "warns"), [("1", True), ("0", False), (None, False)])
