@@ -16,8 +16,7 @@ from src.distributed import compile_cache
 from src.distributed.compile_cache import NOT_IN_GRAPHS, CompileCache, graph_key, settings_of_graphs
 from src.distributed.ranks import Dist, start
 from src.errors import UserError
-from src.models import create_model
-from tests.conftest import DIGITS_CONFIG, SMALL_MODEL
+from tests.conftest import DIGITS_CONFIG, ROOT, SMALL_MODEL
 from tests.processes import run, train_command
 from tests.training.states import assert_same_state, metrics
 
@@ -120,10 +119,10 @@ def test_constants_shapes_and_arguments_are_in_the_key():
 
 
 def test_key_tables_that_came_with_weights_are_in_the_key():
-    arguments = {name.removeprefix("model."): json.loads(value) for name, value in (o.split("=") for o in SMALL_MODEL)}
-    model = create_model("focalv2", **arguments)
+    config = load_config(DIGITS_CONFIG, SMALL_MODEL)
+    model, same = config.build_model("CPU"), config.build_model("CPU")
     before = graph_key({}, model, model, ())
-    assert graph_key({}, *[create_model("focalv2", **arguments)] * 2, ()) == before
+    assert graph_key({}, same, same, ()) == before
     table = next(parameter for name, parameter in model.parameters_and_names() if "topk_cloest_indice" in name)
     table.set_data(Tensor(np.ascontiguousarray(table.asnumpy()[:, ::-1])))
     model.adopt_key_tables()
@@ -133,7 +132,6 @@ def test_key_tables_that_came_with_weights_are_in_the_key():
 # A process that calls cells as its arguments say, and prints what they return and the cache's lines.
 CALLS = """
 import sys
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 from src.config.load import load_config
@@ -154,18 +152,22 @@ for call in sys.argv[5:]:
 
 def calls(folder, factor, bias, *names):
     """Results of calls in a process of their own, and whether the graph of each was read."""
-    done = run([sys.executable, "-c", CALLS, str(DIGITS_CONFIG), str(folder), str(factor), str(bias), *names])
+    script = folder.with_name("calls.py")  # MindSpore's cache looks for the file
+    script.write_text(CALLS)
+    arguments = map(str, (script, DIGITS_CONFIG, folder, factor, bias, *names))
+    done = run([sys.executable, *arguments], PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     return [json.loads(line) for line in lines if line[0] == "["], has_read([line for line in lines if line[0] != "["])
 
 
 def test_graphs_are_read_by_other_processes_that_make_the_same(tmp_path):
-    assert calls(tmp_path, 2, 1, "scaled", "plain") == ([[1, 3, 5], [0, 1, 2]], [False, False])
+    folder = tmp_path / "graphs"
+    assert calls(folder, 2, 1, "scaled", "plain") == ([[1, 3, 5], [0, 1, 2]], [False, False])
     # In another order, with other values of parameters.
-    assert calls(tmp_path, 2, 5, "plain", "scaled", "plain") == ([[0, 1, 2], [5, 7, 9], [0, 1, 2]], [True, True])
+    assert calls(folder, 2, 5, "plain", "scaled", "plain") == ([[0, 1, 2], [5, 7, 9], [0, 1, 2]], [True, True])
     # Another constant; other shapes.
-    assert calls(tmp_path, 3, 1, "scaled", "wide") == ([[1, 4, 7], [[4] * 3] * 2], [False, False])
+    assert calls(folder, 3, 1, "scaled", "wide") == ([[1, 4, 7], [[4] * 3] * 2], [False, False])
 
 
 class Compiled(nn.Cell):
@@ -323,6 +325,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(cached):
 
 @pytest.mark.parametrize(("value", "warns"), [("1", True), ("0", False), (None, False)])
 def test_a_cache_of_the_users_own_gets_a_warning(value, warns, monkeypatch, capsys):
+    monkeypatch.delenv("MS_COMPILER_CACHE_ENABLE", raising=False)
     if value is not None:
         monkeypatch.setenv("MS_COMPILER_CACHE_ENABLE", value)
     start(load_config(DIGITS_CONFIG))
