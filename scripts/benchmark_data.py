@@ -50,10 +50,12 @@ def make_photographs(folder: Path, count: int) -> None:
 
 
 def train_transform():
-    from src.config.schema import AugmentConfig
+    from src.config.classification import ClassificationAugment
     from src.data.transforms import TrainTransform
 
-    augment = AugmentConfig(auto_augment=POLICY, erasing=ERASING, mixup=MIXUP, cutmix=CUTMIX, label_smoothing=SMOOTHING)
+    augment = ClassificationAugment(
+        auto_augment=POLICY, erasing=ERASING, mixup=MIXUP, cutmix=CUTMIX, label_smoothing=SMOOTHING
+    )
     return TrainTransform((SIZE, SIZE), augment, 0)
 
 

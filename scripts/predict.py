@@ -7,8 +7,6 @@ for all images in it and below, - for file names on the standard input, one a li
 Files that cannot be read are listed on the standard error stream and left out. The exit code is 0 if any could be read.
 """
 
-import csv
-import json
 import os
 import sys
 from pathlib import Path
@@ -17,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src.cli import WEIGHTS, Parser, run
 from src.errors import UserError
+
+FORMATS = ("text", "csv", "json")
 
 
 def main(arguments: list[str]) -> None:
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--weights", choices=WEIGHTS, default="auto", help="auto: EMA weights if the file has them")
     parser.add_argument("--classes", metavar="FILE", help="names of the classes, one a line, for files without them")
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to print (5)")
-    parser.add_argument("--format", choices=WRITERS, default="text")
+    parser.add_argument("--format", choices=FORMATS, default="text")
     parser.add_argument("--batch_size", type=int, default=32, help="images per call of the model (32)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads that read and decode")
     parser.add_argument("--device_target", choices=("auto", "CPU", "Ascend"))
@@ -42,13 +42,13 @@ def main(arguments: list[str]) -> None:
 
     images = image_files(options.images)
     try:
-        classify(options, images)
+        predict(options, images)
     except BrokenPipeError:  # whoever reads has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def classify(options, images: list[str]) -> None:
-    """Print predictions of image files.
+def predict(options, images: list[str]) -> None:
+    """Print what a model finds in image files.
 
     Raises:
         UserError: no such model, names that are not its classes', or no readable image.
@@ -56,36 +56,32 @@ def classify(options, images: list[str]) -> None:
     from tqdm import tqdm
 
     from src.inference.exported import RUNNABLE
-    from src.inference.trained import open_classifier, predict
+    from src.inference.trained import open_model
 
+    chosen = {
+        "config_name": options.config,
+        "overrides": options.set,
+        "weights": options.weights,
+        "device_target": options.device_target,
+    }
     if Path(options.checkpoint).suffix.lower() in RUNNABLE:
         if options.config or options.set or options.weights != "auto":
             raise UserError(f"model {options.checkpoint}: has its configuration and weights fixed; leave out the flags")
-        classifier = open_classifier(options.checkpoint)
-    else:
-        classifier = open_classifier(
-            options.checkpoint,
-            config_name=options.config,
-            overrides=options.set,
-            weights=options.weights,
-            device_target=options.device_target,
-        )
-    names = class_names(options.classes) if options.classes else classifier.classes
+        chosen = {}
+    model = open_model(options.checkpoint, **chosen)
+    predictor = model.task.predictor(model.answer, model.preprocessing, model.batch_size, model.classes, options)
     unreadable = 0
-    with WRITERS[options.format](sys.stdout) as writer, tqdm(total=len(images), unit="img", disable=None) as progress:
-        for prediction in predict(classifier, images, options.batch_size, options.workers):
-            if prediction.probabilities is None:
+    with (
+        predictor.writer(options.format, sys.stdout) as writer,
+        tqdm(total=len(images), unit="img", disable=None) as progress,
+    ):
+        for found in predictor.predict(images, options.batch_size, options.workers):
+            if found.problem is not None:
                 unreadable += 1
-                progress.write(f"unreadable image {prediction.image} ({prediction.problem})", file=sys.stderr)
+                progress.write(f"unreadable image {found.image} ({found.problem})", file=sys.stderr)
             else:
-                best = prediction.top(options.top)
-                if names is not None and len(names) != len(prediction.probabilities):
-                    raise UserError(
-                        f"--classes {options.classes}: has {len(names)} names, the model "
-                        f"{len(prediction.probabilities)} classes"
-                    )
                 with progress.external_write_mode(sys.stdout):
-                    writer.write(prediction.image, [(index, names[index] if names else None, p) for index, p in best])
+                    writer.write(found)
             progress.update()
     if unreadable:
         print(f"{unreadable} of {len(images)} images could not be read", file=sys.stderr, flush=True)
@@ -114,68 +110,6 @@ def image_files(given: list[str]) -> list[str]:
     if not files:
         raise UserError(f"no images in {', '.join(given)}")
     return files
-
-
-def class_names(path: str) -> list[str]:
-    """Lines of a file.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--classes {path}: cannot be read ({error})") from error
-
-
-class TextWriter:
-    """A line per image: its name, then classes and their probabilities."""
-
-    def __init__(self, stream):
-        self.stream = stream
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.stream.flush()
-
-    def write(self, image: str, best: list[tuple[int, str | None, float]]) -> None:
-        told = [f"{f'class {index}' if name is None else name} {p:.2%}" for index, name, p in best]
-        self.stream.write(f"{image}: {', '.join(told)}\n")
-
-
-class CsvWriter(TextWriter):
-    """A row per image and class, the most probable first."""
-
-    def __enter__(self):
-        self.rows = csv.writer(self.stream, lineterminator="\n")
-        self.rows.writerow(["image", "rank", "index", "class", "probability"])
-        return self
-
-    def write(self, image, best):
-        for rank, (index, name, probability) in enumerate(best, 1):
-            self.rows.writerow([image, rank, index, name or "", f"{probability:.6g}"])
-
-
-class JsonWriter(TextWriter):
-    """A list with an object per image, each on a line of its own."""
-
-    def __enter__(self):
-        self.between = "[\n"
-        return self
-
-    def write(self, image, best):
-        told = [{"index": index, "class": name, "probability": probability} for index, name, probability in best]
-        self.stream.write(self.between + json.dumps({"image": image, "predictions": told}, ensure_ascii=False))
-        self.between = ",\n"
-
-    def __exit__(self, *_):
-        self.stream.write("[]\n" if self.between[0] == "[" else "\n]\n")
-        super().__exit__()
-
-
-WRITERS = {"text": TextWriter, "csv": CsvWriter, "json": JsonWriter}
 
 
 if __name__ == "__main__":

@@ -66,11 +66,12 @@ def main(arguments: list[str]) -> None:
 
     import numpy as np
 
-    from src.data.transforms import UnreadableImage, decode
+    from src.data.transforms import Preprocessing, UnreadableImage, decode
     from src.explaining.attention_maps import Place, grad_cam, observe, token_at, view
     from src.explaining.attention_pictures import pictures, write_pictures
     from src.inference.exported import RUNNABLE
-    from src.inference.trained import Prediction, open_checkpoint, softmax
+    from src.inference.trained import open_checkpoint
+    from src.tasks.classification.predictor import Prediction, softmax
 
     if Path(options.checkpoint).suffix.lower() in RUNNABLE:
         raise UserError(f"model {options.checkpoint}: an exported file keeps its attention inside; give a checkpoint")
@@ -81,7 +82,7 @@ def main(arguments: list[str]) -> None:
         options.weights,
         options.device_target,
     )
-    model, preprocessing = trained.network, trained.preprocessing
+    model, preprocessing = trained.network, Preprocessing.from_dict(trained.preprocessing)
     try:
         array = decode(np.fromfile(options.image, np.uint8), preprocessing.channels)
     except (UnreadableImage, OSError) as error:

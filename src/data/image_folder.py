@@ -7,15 +7,8 @@ from pathlib import Path
 import mindspore.dataset as ds
 import numpy as np
 
-from src.data.image_set import (
-    EXTENSIONS,
-    SPELLINGS,
-    DataError,
-    ImageSet,
-    check_class_count,
-    is_image_name,
-    reader_threads,
-)
+from src.data.dataset import DataError
+from src.data.image_set import EXTENSIONS, SPELLINGS, ImageSet, check_class_count, is_image_name, reader_threads
 
 
 class ImageFolder(ImageSet):

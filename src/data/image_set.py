@@ -5,21 +5,15 @@ whatever the format.
 """
 
 import os
-from abc import ABC, abstractmethod
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from src.errors import UserError
+from src.data.dataset import DataError, Dataset
 
 EXTENSIONS = [".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"]
 # ImageFolderDataset tells cases apart; these are the ones that cameras and people write.
 SPELLINGS = [spelling for e in EXTENSIONS for spelling in (e, e.upper(), f".{e[1:].capitalize()}")]
-
-
-class DataError(UserError):
-    """A data set that cannot be used; the message names the folder and the remedy."""
 
 
 def is_image_name(name: str) -> bool:
@@ -27,43 +21,15 @@ def is_image_name(name: str) -> bool:
     return name.endswith(tuple(SPELLINGS))
 
 
-class ImageSet(ABC):
-    """Labelled image files.
+class ImageSet(Dataset):
+    """Images with one label each. Its reader gives (image: file content, label int32).
 
     Attributes:
-        path: what messages name.
-        classes: names of the classes by label.
-        size: number of images.
         labels: [size] of the samples, int32, ascending.
-        fixed_order: the reader takes samplers of one fixed order only, so that every epoch needs a reader of its own.
     """
 
-    path: Path
-    classes: tuple[str, ...]
-    size: int
+    columns = ("image", "label")
     labels: np.ndarray
-    fixed_order = False
-
-    @abstractmethod
-    def reader(self, sampler):
-        """A MindSpore dataset of (image: file content, label int32) in the order of a MindSpore sampler."""
-
-    @cached_property
-    @abstractmethod
-    def names(self) -> list[str]:
-        """File names by sample, relative to the path."""
-
-    def name(self, index: int) -> str:
-        """The file name of one sample. Where a list of all would have to be made for it, it is not."""
-        return self.names[index]
-
-    @abstractmethod
-    def content(self, index: int) -> np.ndarray:
-        """File content [n] uint8 of one sample.
-
-        Raises:
-            OSError: it cannot be read.
-        """
 
     def successors(self, index: int) -> list[int]:
         """The other samples of a sample's class, from the next one on and around."""

@@ -13,7 +13,8 @@ from pathlib import Path
 import mindspore.dataset as ds
 import numpy as np
 
-from src.data.image_set import DataError, ImageSet, reader_threads
+from src.data.dataset import DataError
+from src.data.image_set import ImageSet, reader_threads
 
 INDEX_SUFFIX = ".mindrecord.json"
 DAMAGED = "damaged after it was made"

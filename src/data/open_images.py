@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from src.data.dataset import DataError
 from src.data.image_folder import ImageFolder
-from src.data.image_set import DataError, ImageSet
+from src.data.image_set import ImageSet
 from src.data.mindrecord_images import INDEX_SUFFIX, MindRecordImages
 from src.data.zip_images import ZipImages
 

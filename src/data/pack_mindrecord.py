@@ -11,7 +11,8 @@ import mindspore.dataset as ds
 import numpy as np
 from mindspore.mindrecord import FileWriter
 
-from src.data.image_set import DataError, ImageSet
+from src.data.dataset import DataError
+from src.data.image_set import ImageSet
 from src.data.mindrecord_images import INDEX_SUFFIX, MindRecordImages
 from src.data.open_images import open_images
 from src.data.transforms import UnreadableImage, decode

@@ -1,17 +1,20 @@
 """From files to batches.
 
 Files are found and read by MindSpore's datasets in C++; a batch of them then goes to a Python worker process with the
-key (epoch, position) of each, which decodes and augments them. (Image by image, the way to the workers and back takes a
-fifth of the whole time.) Normalising, erasing and mixing come last, on whole batches and in a thread, one batch ahead
-of training, for bytes are a quarter of the size of floats. Order and randomness belong to (seed, epoch, position) and
-(seed, update, rank), not to the state of any operator: they are the same with any number of workers and after a resume.
+key (epoch, position) of each, where a task's `sample` decodes and augments them. (Image by image, the way to the
+workers and back takes a fifth of the whole time.) A task's `batch` comes last, on whole batches and in a thread, one
+batch ahead of training: it makes floats of bytes, which are a quarter of their size. Order and randomness belong to
+(seed, epoch, position) and (seed, update, rank), not to the state of any operator: they are the same with any number of
+workers and after a resume.
 """
 
 import ctypes
 import os
 import re
+from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Literal
@@ -19,10 +22,7 @@ from typing import Literal
 import mindspore.dataset as ds
 import numpy as np
 
-from src.data.image_set import DataError, ImageSet
-from src.data.mixup import draw_mixing, is_on, mix_images, mix_targets, soft_targets
-from src.data.random_erasing import draw_rectangles, erase
-from src.data.transforms import EvalTransform, Preprocessing, TrainTransform, UnreadableImage, decode, normalise
+from src.data.dataset import DataError, Dataset
 from src.random_streams import Stream, generator
 
 # Options of mallopt, from malloc.h.
@@ -104,49 +104,66 @@ class UnreadableImages:
         return dict(line.split("\t", 1) for line in self.path.read_text(encoding="utf-8").splitlines() if "\t" in line)
 
 
-class TrainSamples:
-    """Worker-side function of a batch's samples: file contents to pixels. Unreadable images are replaced.
+@dataclass(frozen=True)
+class BatchKey:
+    """Where a training batch stands in the run; its randomness is keyed by this.
 
-    The replacement is the next readable image of the same class, so that the label stays true and the choice is the
-    same in every epoch and on every rank.
+    Attributes:
+        positions: [B] of its samples in the global order of the epoch.
+        update, part: the update that it belongs to, counted over the run, and which of the update's batches it is.
     """
 
-    def __init__(self, images: ImageSet, transform: TrainTransform, channels: int, unreadable: UnreadableImages):
-        self.images, self.transform, self.channels, self.unreadable = images, transform, channels, unreadable
+    epoch: int
+    positions: np.ndarray
+    update: int
+    part: int
+    rank: int
+
+
+class TrainSamples(ABC):
+    """What a task makes of the samples of a data set for training."""
+
+    outputs: tuple[str, ...]  # names of what `sample` returns
+
+    @abstractmethod
+    def sample(self, columns: tuple[np.ndarray, ...], epoch: int, position: int) -> tuple[np.ndarray, ...]:
+        """Turn the columns of one sample into arrays of fixed shapes. Runs in a worker process."""
+
+    @abstractmethod
+    def batch(self, arrays: tuple[np.ndarray, ...], key: BatchKey) -> tuple[np.ndarray, ...]:
+        """Turn the stacked arrays of a batch into what the loss takes. Runs in a thread of the training process."""
+
+
+class EvalSamples(ABC):
+    """What a task makes of the samples of a data set for evaluation."""
+
+    outputs: tuple[str, ...]
+
+    @abstractmethod
+    def sample(self, columns: tuple[np.ndarray, ...], index: int) -> tuple[np.ndarray, ...]:
+        """Turn the columns of one sample into arrays. Runs in a worker process."""
+
+    @abstractmethod
+    def batch(self, arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        """Turn the stacked arrays of a batch into what the evaluator takes. Runs in a thread."""
+
+
+class SampleWorker:
+    """Calls a task's `sample` for every sample of a batch, in a worker process."""
+
+    def __init__(self, samples: TrainSamples | EvalSamples, keys: int):
+        self.samples, self.keys = samples, keys
         self.home = os.getpid()
 
-    def __call__(self, contents, labels, epochs, positions, batch_info):
-        """Lists over the batch, as MindSpore passes them; to lists of pixels [H, W, C] and labels."""
+    def __call__(self, *lists):
+        """Take lists over the batch, of columns and of the keys (integers) behind them; return lists of arrays."""
         if os.getpid() != self.home:
             keep_freed_memory()
-        keys = zip(contents, map(int, epochs), map(int, positions), strict=True)
-        return [self.sample(*key) for key in keys], labels
-
-    def sample(self, data: np.ndarray, epoch: int, position: int) -> np.ndarray:
-        """Pixels [H, W, C] of one image's content."""
-        try:
-            array = decode(data, self.channels)
-        except UnreadableImage as error:
-            order = epoch_order(self.transform.seed, epoch, self.images.size, self.transform.augment.repeats)
-            array = self.replacement(int(order[position]), str(error))
-        return self.transform(array, epoch, position)
-
-    def replacement(self, index: int, reason: str) -> np.ndarray:
-        """Pixels of the next readable image of the class.
-
-        Raises:
-            DataError: there is none.
-        """
-        images = self.images
-        self.unreadable.add(images.path / images.name(index), reason)
-        for other in images.successors(index):
-            try:
-                return decode(images.content(other), self.channels)
-            except (UnreadableImage, OSError):
-                continue
-        raise DataError(
-            f"{REFUSED}data folder {images.path}: no image of class {images.classes[images.labels[index]]} is readable"
-        )
+        *lists, _batch_info = lists
+        made = [
+            self.samples.sample(row[: -self.keys], *map(int, row[-self.keys :])) for row in zip(*lists, strict=True)
+        ]
+        return tuple(list(output) for output in zip(*made, strict=True))
 
 
 @cache
@@ -159,30 +176,6 @@ def keep_freed_memory() -> None:
     if hasattr(library, "mallopt"):  # glibc
         for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
             library.mallopt(option, 1 << 30)
-
-
-class EvalSamples:
-    """Worker-side function of a batch's samples: file contents to pixels and weights.
-
-    An unreadable image keeps its place with weight 0: counting another one twice would be no measure of anything.
-    """
-
-    def __init__(self, images: ImageSet, preprocessing: Preprocessing, unreadable: UnreadableImages):
-        self.images, self.preprocessing, self.unreadable = images, preprocessing, unreadable
-
-    def __call__(self, contents, labels, indices, batch_info):
-        """Lists over the batch, as MindSpore passes them; to lists of pixels [H, W, C], labels, weights and indices."""
-        samples = [self.sample(*one) for one in zip(contents, map(int, indices), strict=True)]
-        arrays, weights = zip(*samples, strict=True)
-        return list(arrays), labels, list(weights), indices
-
-    def sample(self, data: np.ndarray, index: int) -> tuple[np.ndarray, np.float32]:
-        """Pixels [H, W, C] and weight of one image's content."""
-        try:
-            return self.preprocessing.pixels(data), np.float32(1)
-        except UnreadableImage as error:
-            self.unreadable.add(self.images.path / self.images.name(index), str(error))
-            return self.preprocessing.blank(), np.float32(0)
 
 
 def resolve_workers(workers: int | Literal["auto"], local_ranks: int) -> int:
@@ -221,8 +214,8 @@ def has_libnuma() -> bool:
     return True
 
 
-def readable_batches(iterator):
-    """The batches of an iterator of MindSpore's.
+def _read(iterator):
+    """Yield the batches of an iterator of MindSpore's.
 
     Raises:
         DataError: a file that cannot be opened, or what a worker refused.
@@ -239,8 +232,8 @@ def readable_batches(iterator):
         raise DataError(found[1]) from error
 
 
-def one_ahead(batches, finish):
-    """finish(*batch) of each batch, each worked out in another thread while the one before is in use.
+def prefetched(batches, finish):
+    """Yield finish(*batch) of each batch, each worked out in another thread while the one before is in use.
 
     MindSpore's iterator stays in this thread: an error of its that another one receives ends the process.
     """
@@ -255,15 +248,15 @@ def one_ahead(batches, finish):
 
 
 class TrainBatches:
-    """Batches of (images [B, C, H, W] float32, targets [B, classes] float32), different in every epoch.
+    """Training batches of a task, different in every epoch.
 
     Each pass over the object is the next epoch; one that continues a run cut within an epoch begins with what is left
     of it.
 
     Args:
-        data: the data section of a configuration.
         batches_per_update: an epoch is whole updates.
         epochs: of the whole run.
+        repeats: see epoch_order.
         first_epoch: the epoch of the first pass.
         first_batch: batches of this epoch that were trained on already.
 
@@ -273,32 +266,31 @@ class TrainBatches:
 
     def __init__(
         self,
-        images: ImageSet,
-        transform: TrainTransform,
-        data,
+        data: Dataset,
+        samples: TrainSamples,
         *,
+        seed: int,
         batch_size: int,
-        unreadable: UnreadableImages,
         batches_per_update: int = 1,
         epochs: int = 1,
+        repeats: int = 1,
         first_epoch: int = 0,
         first_batch: int = 0,
         rank: int = 0,
         ranks: int = 1,
         workers: int = 1,
     ):
-        self.positions = rank_positions(images.size, batch_size, batches_per_update, rank, ranks)
+        self.positions = rank_positions(data.size, batch_size, batches_per_update, rank, ranks)
         if not len(self.positions):
             needed = batch_size * ranks * batches_per_update
             raise DataError(
-                f"data folder {images.path}: {images.size} images do not fill one update of {needed}; "
+                f"data folder {data.path}: {data.size} images do not fill one update of {needed}; "
                 "lower train.batch_size"
             )
-        self.images, self.transform, self.data = images, transform, data
-        self.batch_size, self.batches_per_update = batch_size, batches_per_update
+        self.data, self.samples, self.seed = data, samples, seed
+        self.batch_size, self.batches_per_update, self.repeats = batch_size, batches_per_update, repeats
         self.epoch, self.first_batch, self.epochs = first_epoch, first_batch, max(epochs, first_epoch + 1)
         self.rank, self.workers = rank, workers
-        self.samples = TrainSamples(images, transform, len(data.mean), unreadable)
         self.iterator = None  # of MindSpore, over as many epochs as one of its pipelines can read
 
     @property
@@ -309,58 +301,40 @@ class TrainBatches:
         epoch, first = self.epoch, self.first_batch
         if self.iterator is None:
             self.iterator = self._open(epoch, first)
-        numbered = ((*batch, epoch, number) for number, batch in enumerate(readable_batches(self.iterator), first))
-        yield from one_ahead(numbered, self.finish)
+        numbered = ((batch, self._key(epoch, number)) for number, batch in enumerate(_read(self.iterator), first))
+        yield from prefetched(numbered, self.samples.batch)
         self.epoch, self.first_batch = epoch + 1, 0
-        if first or self.images.fixed_order:
+        if first or self.data.fixed_order:
             self.iterator = None
+
+    def _key(self, epoch: int, number: int) -> BatchKey:
+        """The key of a batch by its number in the epoch."""
+        first = number * self.batch_size
+        update, part = divmod(epoch * self.batches_per_epoch + number, self.batches_per_update)
+        return BatchKey(epoch, self.positions[first : first + self.batch_size], update, part, self.rank)
 
     def _open(self, epoch: int, first_batch: int):
         """An iterator over the rest of an epoch from a batch on, or from its start over all epochs that follow."""
         positions = self.positions[first_batch * self.batch_size :]
-        augment, seed, size = self.transform.augment, self.transform.seed, self.images.size
-        if self.images.fixed_order:
-            sampler = ds.SubsetSampler(epoch_order(seed, epoch, size, augment.repeats)[positions].tolist())
+        size, seed = self.data.size, self.seed
+        if self.data.fixed_order:
+            sampler = ds.SubsetSampler(epoch_order(seed, epoch, size, self.repeats)[positions].tolist())
         else:
-            sampler = EpochSampler(seed, size, positions, epoch, augment.repeats)
+            sampler = EpochSampler(seed, size, positions, epoch, self.repeats)
         keys = ds.GeneratorDataset(
             EpochKeys(positions, epoch), ["epoch", "position"], shuffle=False, python_multiprocessing=False
         )
-        dataset = ds.zip((self.images.reader(sampler), keys)).batch(
+        dataset = ds.zip((self.data.reader(sampler), keys)).batch(
             self.batch_size,
             drop_remainder=True,
-            per_batch_map=self.samples,
-            input_columns=["image", "label", "epoch", "position"],
-            output_columns=["image", "label"],
+            per_batch_map=SampleWorker(self.samples, keys=2),
+            input_columns=[*self.data.columns, "epoch", "position"],
+            output_columns=list(self.samples.outputs),
             num_parallel_workers=self.workers,
             python_multiprocessing=self.workers > 1,
         )
-        passes = 1 if first_batch or self.images.fixed_order else self.epochs - epoch
+        passes = 1 if first_batch or self.data.fixed_order else self.epochs - epoch
         return dataset.create_tuple_iterator(num_epochs=passes, output_numpy=True)
-
-    def finish(self, images: np.ndarray, labels: np.ndarray, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Normalise, erase and mix a batch of pixels [B, H, W, C]; returns it with its targets."""
-        images = normalise(images, self.data.mean, self.data.std)
-        augment, seed, classes = self.transform.augment, self.transform.seed, len(self.images.classes)
-        targets = soft_targets(labels, classes, augment.label_smoothing)
-        if self.transform.mode(epoch) != "all":
-            return images, targets
-        height, width = images.shape[2:]
-        if augment.erasing:
-            count = augment.erasing_count
-            count = tuple(count) if isinstance(count, list) else (count, count)
-            positions = self.positions[number * self.batch_size :]
-            for image, position in zip(images, positions, strict=False):
-                choices = generator(seed, Stream.ERASING, epoch, position)
-                rectangles = draw_rectangles(choices, height, width, augment.erasing, count)
-                erase(image, rectangles, augment.erasing_mode, choices)
-        if is_on(augment) and not (augment.mixup_off_epoch and epoch >= augment.mixup_off_epoch):
-            update, part = divmod(epoch * self.batches_per_epoch + number, self.batches_per_update)
-            choices = generator(seed, Stream.MIXING, update, part, self.rank)
-            mixing = draw_mixing(choices, augment, len(images), height, width)
-            mix_images(images, mixing)
-            targets = mix_targets(targets, mixing)
-        return images, targets
 
 
 class EvalKeys:
@@ -377,10 +351,10 @@ class EvalKeys:
 
 
 class EvalBatches:
-    """Batches of (images, labels, weights [B] float32, indices [B]) over every image once: rank r has r, r + ranks, ...
+    """Evaluation batches of a task over every sample once: rank r has r, r + ranks, ...
 
-    Weights are 0 for unreadable images, else 1. The last batch is as small as it comes out. Each pass over the object
-    is one over the images.
+    The last batch is as small as it comes out. Each pass over the object is one over the samples. Nothing is read
+    before the first.
 
     Args:
         passes: how many there will be.
@@ -388,37 +362,37 @@ class EvalBatches:
 
     def __init__(
         self,
-        images: ImageSet,
-        transform: EvalTransform,
-        data,
+        data: Dataset,
+        samples: EvalSamples,
         *,
         batch_size: int,
-        unreadable: UnreadableImages,
         passes: int = 1,
         rank: int = 0,
         ranks: int = 1,
         workers: int = 1,
     ):
-        self.preprocessing = Preprocessing(transform, data.mean, data.std)
-        indices = list(range(rank, images.size, ranks))
-        if not indices:  # more ranks than images; MindSpore refuses an empty dataset
-            self.iterator = ()
-            return
-        keys = ds.GeneratorDataset(EvalKeys(indices), ["index"], shuffle=False, python_multiprocessing=False)
-        dataset = ds.zip((images.reader(ds.SubsetSampler(indices)), keys)).batch(
-            batch_size,
-            drop_remainder=False,
-            per_batch_map=EvalSamples(images, self.preprocessing, unreadable),
-            input_columns=["image", "label", "index"],
-            output_columns=["image", "label", "weight", "index"],
-            num_parallel_workers=workers,
-            python_multiprocessing=workers > 1,
-        )
-        self.iterator = dataset.create_tuple_iterator(num_epochs=passes, output_numpy=True)
+        self.data, self.samples, self.batch_size = data, samples, batch_size
+        self.passes, self.workers = passes, workers
+        self.indices = list(range(rank, data.size, ranks))
+        self.iterator = None
 
     def __iter__(self):
-        yield from one_ahead(readable_batches(self.iterator), self.finish)
+        if not self.indices:  # more ranks than samples; MindSpore refuses an empty dataset
+            return
+        if self.iterator is None:
+            self.iterator = self._open()
+        batches = ((batch,) for batch in _read(self.iterator))
+        yield from prefetched(batches, self.samples.batch)
 
-    def finish(self, images, labels, weights, indices):
-        """Normalise a batch of pixels [B, H, W, C]."""
-        return self.preprocessing.normalise(images), labels, weights, indices
+    def _open(self):
+        keys = ds.GeneratorDataset(EvalKeys(self.indices), ["index"], shuffle=False, python_multiprocessing=False)
+        dataset = ds.zip((self.data.reader(ds.SubsetSampler(self.indices)), keys)).batch(
+            self.batch_size,
+            drop_remainder=False,
+            per_batch_map=SampleWorker(self.samples, keys=1),
+            input_columns=[*self.data.columns, "index"],
+            output_columns=list(self.samples.outputs),
+            num_parallel_workers=self.workers,
+            python_multiprocessing=self.workers > 1,
+        )
+        return dataset.create_tuple_iterator(num_epochs=self.passes, output_numpy=True)

@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 import mindspore.dataset as ds
 import numpy as np
 
-from src.data.image_set import DataError, ImageSet, check_class_count
+from src.data.dataset import DataError
+from src.data.image_set import ImageSet, check_class_count
 
 
 class ZipImages(ImageSet):

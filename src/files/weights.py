@@ -27,6 +27,7 @@ OPTIMIZER_PREFIX = "optimizer."  # moments
 STATE_PREFIX = "state."  # step counters, loss scale, best metric, configuration, class names
 
 CLASSES = STATE_PREFIX + "classes"  # class names by index, as JSON
+CONFIG = STATE_PREFIX + "config"  # the resolved configuration, as YAML
 
 PTH_SUFFIXES = (".pth", ".pt", ".tar", ".bin")
 ADAPTATIONS = ("size", "head")

@@ -12,7 +12,6 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from src.data.transforms import Preprocessing
 from src.errors import UserError
 from src.files.file_digest import sha256
 from src.inference.onnx_files import INSTALL, missing_packages
@@ -50,7 +49,7 @@ def read_description(path: Path) -> dict:
 
 
 def runner(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from images [B, C, H, W] float32 to logits [B, classes], for .mindir and .onnx files.
+    """Return a function from inputs [B, ...] float32 to outputs [B, ...], for .mindir and .onnx files.
 
     Raises:
         UserError: another format, an unreadable file, or ONNX without a package to run it.
@@ -77,11 +76,13 @@ def runner(path: Path) -> Callable[[np.ndarray], np.ndarray]:
 
 
 class ExportedModel:
-    """An exported file with its description, ready to classify.
+    """An exported file with its description, ready to answer.
 
     Attributes:
-        preprocessing: of its images.
-        classes: names by output, or None.
+        answer: inputs [B, ...] to outputs [B, ...].
+        preprocessing: how an image becomes an input.
+        configuration: of the run that it is from, by section.
+        classes: names by label, or None.
         batch_size: that it takes, or None for any.
     """
 
@@ -89,9 +90,10 @@ class ExportedModel:
         """Raises UserError: see read_description and runner."""
         described = read_description(path)
         try:
-            self.preprocessing = Preprocessing.from_dict(described["preprocessing"])
+            self.preprocessing = dict(described["preprocessing"])
+            self.configuration = dict(described["configuration"])
             self.classes = None if described["classes"] is None else tuple(described["classes"])
             self.batch_size = described["input"]["shape"][0]
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise UserError(f"model {path}: {description_path(path).name} lacks or mistakes {error}") from error
-        self.logits = runner(path)
+        self.answer = runner(path)

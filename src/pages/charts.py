@@ -127,7 +127,9 @@ def render(chart: Chart) -> str:
     y_axis = Axis([*values, *([0.0] if chart.from_zero else [])], HEIGHT - BOTTOM, TOP, chart.powers)
     y_axis.padded(below=not chart.from_zero, above=True)
     title = html.escape(chart.title)
-    described = html.escape(f"{chart.title}: {chart.y_label} against {chart.x_label}. {_said(curves)}", quote=True)
+    described = html.escape(
+        f"{chart.title}: {chart.y_label} against {chart.x_label}. {_last_values(curves)}", quote=True
+    )
     return (
         f"{OPENING}<figcaption>{title}</figcaption>{_legend(curves)}"
         f'<div class="plot"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" aria-label="{described}">'
@@ -138,7 +140,7 @@ def render(chart: Chart) -> str:
     )
 
 
-def _said(curves: list[Series]) -> str:
+def _last_values(curves: list[Series]) -> str:
     """The last value of each curve, for those who do not see them."""
     lasts = [(series.name, next(y for y in reversed(series.y) if y is not None)) for series in curves]
     return "Last values: " + ", ".join(f"{name} {shown(y)}" for name, y in lasts) + "."

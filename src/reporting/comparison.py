@@ -7,8 +7,9 @@ from src.config.load import flatten
 from src.errors import UserError
 from src.pages.charts import Chart, Series, render
 from src.pages.page import Column, Section, page, table
-from src.reporting.curves import ACCURACY, LOSS, OF_UPDATES
+from src.reporting.curves import LOSS, OF_UPDATES, metric_chart
 from src.reporting.run_files import SHORT_NAMES, RunRecord, read_run
+from src.tasks.task import Figure, Task
 from src.training.progress import duration
 
 # Units of time, each with its seconds and the seconds from which on it is taken.
@@ -37,32 +38,67 @@ class Comparison:
         if len(set(paths)) < len(paths):
             twice = next(folder for folder, path in zip(folders, paths, strict=True) if paths.count(path) > 1)
             raise UserError(f"{twice}: is given twice")
+        tasks = {record.task.name: record.path for record in records}
+        if len(tasks) > 1:
+            (task, path), (other, beside), *_ = tasks.items()
+            raise UserError(f"{path} is a run of {task} and {beside} of {other}: they have no figure in common")
         return cls(dict(zip(short_names(paths), records, strict=True)))
 
+    @property
+    def task(self) -> type[Task]:
+        """The task of all runs."""
+        return next(iter(self.runs.values())).task
+
+    @property
+    def metric(self) -> Figure:
+        """The figure that all runs are judged by."""
+        return self.task.figures[0]
+
     def figures(self) -> list[list]:
-        """A row for each run, of FIGURES."""
+        """A row for each run, of `columns`."""
         return [[name, *_figures(record)] for name, record in self.runs.items()]
+
+    def columns(self) -> list[Column]:
+        """The columns of the figures."""
+        metric = self.metric
+        unit = f", {metric.unit}" if metric.unit else ""
+        return [
+            Column("run"),
+            Column("epochs", ".4g"),
+            Column(f"best {metric.title}{unit}", metric.format),
+            Column("of weights"),
+            Column("at epoch"),
+            Column(f"last raw{unit}", metric.format),
+            Column(f"last EMA{unit}", metric.format),
+            Column("time"),
+            Column("images/s", ",.1f"),
+        ]
 
     def differences(self) -> list[list]:
         """A row for each key of the configuration that is not the same in all runs: the key, and its values."""
         configs = [flatten(record.config) for record in self.runs.values()]
         keys = [key for key in {key: None for config in configs for key in config} if key not in NO_DIFFERENCE]
         rows = [[key, *(config.get(key, ABSENT) for config in configs)] for key in keys]
-        return [[key, *map(_said, values)] for key, *values in rows if any(value != values[0] for value in values)]
+        return [[key, *map(_as_text, values)] for key, *values in rows if any(value != values[0] for value in values)]
 
     def charts(self) -> list[Chart]:
         """The curves of all runs. Averaged weights are whole lines, raw weights broken ones."""
         longest = max((run.newest["seconds"] for run in self.runs.values() if run.newest), default=0)
         unit, seconds = next((unit, seconds) for unit, seconds, least in TIME_UNITS if longest >= least)
+        chosen_by, key = metric_chart(self.metric), self.metric.key
         return [
-            replace(ACCURACY, series=self._evaluations("top1", "epochs_done")),
+            replace(chosen_by, series=self._evaluations(key, "epochs_done")),
             replace(
-                ACCURACY,
-                title=f"{ACCURACY.title} against time",
+                chosen_by,
+                title=f"{chosen_by.title} against time",
                 x_label=unit,
-                series=self._evaluations("top1", "seconds", seconds),
+                series=self._evaluations(key, "seconds", seconds),
             ),
-            replace(LOSS, title="Loss of validation images", series=self._evaluations("loss", "epochs_done")),
+            *(
+                replace(LOSS, title="Loss of validation images", series=self._evaluations(figure.key, "epochs_done"))
+                for figure in self.task.figures
+                if figure.key == "loss"
+            ),
             replace(LOSS, title="Loss of training batches", series=self._updates("loss")),
             *(replace(chart, series=self._updates(key)) for key, chart in OF_UPDATES.items()),
         ]
@@ -94,7 +130,7 @@ class Comparison:
             "Comparison of runs",
             ", ".join(self.runs),
             [
-                Section("Figures", table(FIGURES, self.figures(), name="figures")),
+                Section("Figures", table(self.columns(), self.figures(), name="figures")),
                 Section(
                     "Differences",
                     table(["key", *self.runs], differences, name="differences")
@@ -107,33 +143,21 @@ class Comparison:
 
     def text(self) -> str:
         """The tables to be printed."""
-        figures = [[_printed(v, c.format) for v, c in zip(row, FIGURES, strict=True)] for row in self.figures()]
-        lines = aligned([[column.title for column in FIGURES], *figures])
+        columns = self.columns()
+        figures = [[_printed(v, c.format) for v, c in zip(row, columns, strict=True)] for row in self.figures()]
+        lines = aligned([[column.title for column in columns], *figures])
         differences = [[_shortened(value) for value in row] for row in self.differences()]
         if differences:
             return lines + "\n\n" + aligned([["key", *self.runs], *differences])
         return lines + "\n\nthe configurations are the same"
 
 
-FIGURES = [
-    Column("run"),
-    Column("epochs", ".4g"),
-    Column("best top-1, %", ".2f"),
-    Column("of weights"),
-    Column("at epoch"),
-    Column("last raw, %", ".2f"),
-    Column("last EMA, %", ".2f"),
-    Column("time"),
-    Column("images/s", ",.1f"),
-]
-
-
 def _figures(run: RunRecord) -> list:
     best, newest = run.best or {}, run.newest or {}
-    lasts = [(run.last(weights) or {}).get("top1") for weights in ("raw", "ema")]
+    lasts = [(run.last(weights) or {}).get(run.metric.key) for weights in ("raw", "ema")]
     return [
         newest.get("epochs_done"),
-        best.get("top1"),
+        best.get(run.metric.key),
         SHORT_NAMES.get(best.get("weights", "")),
         best.get("epoch"),
         *lasts,
@@ -160,7 +184,7 @@ def aligned(rows: list[list[str]]) -> str:
     )
 
 
-def _said(value: object) -> str:
+def _as_text(value: object) -> str:
     return "null" if value is None else str(value)
 
 

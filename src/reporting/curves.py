@@ -1,10 +1,10 @@
 """The charts that a report and a comparison both draw, still without their curves."""
 
 from src.pages.charts import Chart
+from src.tasks.task import Figure
 
 EPOCHS = "epochs"
-ACCURACY = Chart("Accuracy", EPOCHS, "top-1, %")
-LOSS = Chart("Loss", EPOCHS, "cross-entropy, nats")
+LOSS = Chart("Loss", EPOCHS, "loss")
 # Of updates, by the key of their lines in metrics.jsonl.
 OF_UPDATES = {
     "lr": Chart("Learning rate", EPOCHS, "learning rate", from_zero=True),
@@ -12,3 +12,18 @@ OF_UPDATES = {
     "loss_scale": Chart("Loss scale", EPOCHS, "loss scale", powers=2),
     "images_per_second": Chart("Training speed", EPOCHS, "images per second", from_zero=True),
 }
+
+
+def metric_chart(metric: Figure) -> Chart:
+    """Return the chart of the figure that chooses the best epoch."""
+    return Chart(capitalised(metric.title), EPOCHS, with_unit(metric))
+
+
+def with_unit(figure: Figure) -> str:
+    """Return a figure's title and unit, as axes and columns have them: "top-1, %"."""
+    return f"{figure.title}, {figure.unit}" if figure.unit else figure.title
+
+
+def capitalised(text: str) -> str:
+    """Return a text that begins with a capital letter, and is otherwise as it was."""
+    return text[:1].upper() + text[1:]

@@ -8,10 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from src.errors import UserError
+from src.tasks.evaluation_file import check_keys
+from src.tasks.find_task import task_of_run
+from src.tasks.task import Figure, Task
 from src.training.progress import duration
 
 SHORT_NAMES = {"raw": "raw", "ema": "EMA"}  # of weights
@@ -26,11 +28,11 @@ class RunRecord:
         config: config.yaml by section; empty where there is none.
         sessions: the lines of sessions.jsonl.
         summary: summary.json, if the run came to its end.
-        evaluation: evaluation.json, of the best epoch, if one was evaluated; its "confusion" is an array
-            [labels, predictions].
+        evaluation: evaluation.json, of the best epoch, if one was evaluated, as its task reads it.
     """
 
     path: Path
+    task: type[Task]
     updates: list[dict]
     evaluations: list[dict]
     config: dict
@@ -42,6 +44,11 @@ class RunRecord:
     def name(self) -> str:
         return self.path.resolve().name
 
+    @property
+    def metric(self) -> Figure:
+        """The figure that chooses the best epoch."""
+        return self.task.figures[0]
+
     @cached_property
     def by_weights(self) -> dict[str, list[dict]]:
         """The lines of evaluations by "raw" and "ema", of those that there are."""
@@ -52,7 +59,7 @@ class RunRecord:
     def best(self) -> dict | None:
         """The evaluation that chose best.ckpt: of whole epochs and the averaged weights, the first of the highest."""
         lines = self.by_weights.get("ema", self.by_weights.get("raw", []))
-        return max((e for e in lines if e["epochs_done"] == e["epoch"]), key=lambda e: e["top1"], default=None)
+        return max((e for e in lines if e["epochs_done"] == e["epoch"]), key=lambda e: e[self.metric.key], default=None)
 
     def last(self, weights: str) -> dict | None:
         """The newest evaluation of raw or averaged weights."""
@@ -90,58 +97,37 @@ def read_run(path: str | Path) -> RunRecord:
     path = Path(path)
     if not any((path / name).is_file() for name in ("config.yaml", "metrics.jsonl")):  # the one comes before the other
         raise UserError(f"{path}: no folder of a run (it has neither config.yaml nor metrics.jsonl)")
+    config = _read(path / "config.yaml", yaml.safe_load) or {}
+    if not isinstance(config, dict):
+        raise UserError(f"{path / 'config.yaml'}: cannot be read (it has no sections)")
+    task = task_of_run(config)
+    needed = COMMON | {"weights"} | {figure.key for figure in task.figures}
     updates: list[dict] = []
     evaluations: list[dict] = []
     for number, line in enumerate(_read(path / "metrics.jsonl", _lines) or [], 1):
         is_evaluation = isinstance(line, dict) and "weights" in line
-        _check(line, EVALUATION if is_evaluation else UPDATE, f"{path / 'metrics.jsonl'}: line {number}")
+        check_keys(line, needed if is_evaluation else UPDATE, f"{path / 'metrics.jsonl'}: line {number}")
         (evaluations if is_evaluation else updates).append(line)
-    config = _read(path / "config.yaml", yaml.safe_load) or {}
-    if not isinstance(config, dict):
-        raise UserError(f"{path / 'config.yaml'}: cannot be read (it has no sections)")
     sessions = _read(path / "sessions.jsonl", _lines) or []
     for number, session in enumerate(sessions, 1):
-        _check(session, SESSION, f"{path / 'sessions.jsonl'}: line {number}")
+        check_keys(session, SESSION, f"{path / 'sessions.jsonl'}: line {number}")
     summary = _read(path / "summary.json", json.loads)
     if summary is not None:
-        _check(summary, SUMMARY, str(path / "summary.json"))
-    return RunRecord(path, updates, evaluations, config, sessions, summary, _evaluation(path / "evaluation.json"))
+        check_keys(summary, SUMMARY, str(path / "summary.json"))
+    evaluation = _read(path / "evaluation.json", json.loads)
+    if evaluation is not None:
+        evaluation = task.read_evaluation(path / "evaluation.json", evaluation)
+    return RunRecord(path, task, updates, evaluations, config, sessions, summary, evaluation)
 
 
 # What reports need of each file.
-PLACE = {"epoch", "update", "epochs_done", "seconds"}
-UPDATE = PLACE | {"loss", "grad_norm", "lr", "loss_scale", "images_per_second"}
-EVALUATION = PLACE | {"weights", "top1", "top5", "loss"}
+COMMON = {"epoch", "update", "epochs_done", "seconds"}
+UPDATE = COMMON | {"loss", "grad_norm", "lr", "loss_scale", "images_per_second"}
 SESSION = {
     "started", "after_update", "global_batch", "command", "device", "devices", "processor", "cores", "system", "python",
     "packages", "git",
 }  # fmt: skip
 SUMMARY = {"updates", "skipped_updates", "unreadable_images"}
-BEST = {"weights", "epoch", "count", "top1", "top1_correct", "classes", "confusion", "most_confused"}
-CLASS = {"name", "count", "correct", "accuracy"}
-PAIR = {"label", "predicted", "count", "images"}
-
-
-def _check(content: Any, needed: set[str], what: str) -> None:
-    """Raises UserError unless `content` is an object with the keys needed."""
-    if not isinstance(content, dict) or not needed <= content.keys():
-        missing = ", ".join(sorted(needed - content.keys())) if isinstance(content, dict) else "an object"
-        raise UserError(f"{what} lacks {missing}; was it written by this version?")
-
-
-def _evaluation(path: Path) -> dict | None:
-    content = _read(path, json.loads)
-    if content is None:
-        return None
-    _check(content, BEST, str(path))
-    for key, needed in (("classes", CLASS), ("most_confused", PAIR)):
-        for number, entry in enumerate(content[key], 1):
-            _check(entry, needed, f"{path}: entry {number} of {key}")
-    matrix, classes = content["confusion"], len(content["classes"])
-    matrix = _load_array(path.with_name(matrix)) if isinstance(matrix, str) else np.array(matrix, object)
-    if matrix.shape != (classes, classes):
-        raise UserError(f"{path}: its confusion matrix is not of its {classes} classes")
-    return content | {"confusion": matrix.astype(np.int64)}
 
 
 def _lines(text: str) -> list:
@@ -156,11 +142,4 @@ def _read(path: Path, parse: Callable[[str], Any]) -> Any:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
-
-
-def _load_array(path: Path) -> np.ndarray:
-    try:
-        return np.load(path)
-    except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error

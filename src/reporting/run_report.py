@@ -9,9 +9,8 @@ import yaml
 from src.files.atomic import write_text
 from src.pages.charts import Series, render
 from src.pages.page import Column, Section, details, page, table, tiles
-from src.reporting.curves import ACCURACY, LOSS, OF_UPDATES
+from src.reporting.curves import LOSS, OF_UPDATES, metric_chart, with_unit
 from src.reporting.run_files import SHORT_NAMES, RunRecord, read_run
-from src.tasks.classification.confusion import confused_pairs, confusion_table, image_finder
 from src.training.progress import duration
 from src.training.saving import warn
 
@@ -56,7 +55,7 @@ def report_page(run: RunRecord, data: Path | None = None) -> str:
             Section("Summary", summary(run)),
             Section("Curves", curves(run)),
             Section("Evaluations", evaluations(run)),
-            Section("Mistakes", mistakes(run, data)),
+            *run.task.sections(run.evaluation, run.config, data, [Path.cwd(), ROOT]),
             Section("Updates", updates(run)),
             Section("Configuration", configuration(run)),
             Section("Environment", environment(run)),
@@ -66,23 +65,25 @@ def report_page(run: RunRecord, data: Path | None = None) -> str:
 
 def summary(run: RunRecord) -> str:
     """The figures that count most."""
-    entries = []
+    entries, metric = [], run.metric
     if run.best is not None:
-        of = WEIGHTS_NAMES[run.best["weights"]]
-        entries.append(("Best top-1", f"{run.best['top1']:.2f}%", f"{of}, after epoch {run.best['epoch']}"))
+        weights = WEIGHTS_NAMES[run.best["weights"]]
+        value = metric.shown(run.best[metric.key])
+        entries.append((f"Best {metric.title}", value, f"{weights}, after epoch {run.best['epoch']}"))
     for weights, lines in run.by_weights.items():
         last = lines[-1]
-        told = f"top-5 {last['top5']:.2f}%, after {last['epochs_done']:g} epochs"
-        entries.append((f"Last top-1, {SHORT_NAMES[weights]}", f"{last['top1']:.2f}%", told))
+        others = [f"{figure.title} {figure.shown(last[figure.key])}" for figure in run.task.figures[1:2]]
+        explanation = ", ".join([*others, f"after {last['epochs_done']:g} epochs"])
+        entries.append((f"Last {metric.title}, {SHORT_NAMES[weights]}", metric.shown(last[metric.key]), explanation))
     if run.newest is not None:
-        told = f"compilation and evaluation included; {run.newest['update']:,} updates"
-        entries.append(("Time", duration(run.newest["seconds"]), told))
+        explanation = f"compilation and evaluation included; {run.newest['update']:,} updates"
+        entries.append(("Time", duration(run.newest["seconds"]), explanation))
     if run.images_per_second is not None:
-        told = "images per second, median of the lines of the log"
-        entries.append(("Training speed", shown_rate(run.images_per_second), told))
+        explanation = "images per second, median of the lines of the log"
+        entries.append(("Training speed", shown_rate(run.images_per_second), explanation))
     if run.summary is not None:
-        told = f"{len(run.summary['unreadable_images'])} unreadable images"
-        entries.append(("Skipped updates", f"{run.summary['skipped_updates']:,}", told))
+        explanation = f"{len(run.summary['unreadable_images'])} unreadable images"
+        entries.append(("Skipped updates", f"{run.summary['skipped_updates']:,}", explanation))
     return tiles(entries)
 
 
@@ -111,13 +112,14 @@ def of_evaluations(run: RunRecord, key: str, prefix: str = "") -> list[Series]:
 
 def curves(run: RunRecord) -> str:
     """All curves of a run."""
+    has_loss = any(figure.key == "loss" for figure in run.task.figures)
     charts = [
-        replace(ACCURACY, series=of_evaluations(run, "top1")),
+        replace(metric_chart(run.metric), series=of_evaluations(run, run.metric.key)),
         replace(
             LOSS,
             series=[
                 of_updates(run, "loss", "training batches", COLORS["training"]),
-                *of_evaluations(run, "loss", "validation, "),
+                *(of_evaluations(run, "loss", "validation, ") if has_loss else []),
             ],
         ),
         *(replace(chart, series=[of_updates(run, key, chart.y_label)]) for key, chart in OF_UPDATES.items()),
@@ -125,11 +127,11 @@ def curves(run: RunRecord) -> str:
     drawn = "".join(map(render, charts))
     if not drawn:
         return "<p>Nothing was logged yet.</p>"
-    told = (
+    explanation = (
         "Point at a curve, or choose a chart with the Tab key and go along it with the arrow keys, for its values. The "
         "training loss is of augmented images and smoothed labels, so it may lie above that of the validation images."
     )
-    return f'<p class="quiet">{told}</p><div class="charts">{drawn}</div>'
+    return f'<p class="quiet">{explanation}</p><div class="charts">{drawn}</div>'
 
 
 def evaluations(run: RunRecord) -> str:
@@ -138,42 +140,11 @@ def evaluations(run: RunRecord) -> str:
         "epoch": Column("epoch"),
         "update": Column("update"),
         "weights": Column("weights"),
-        "top1": Column("top-1, %", ".2f"),
-        "top5": Column("top-5, %", ".2f"),
-        "loss": Column("loss", ".4f"),
+        **{figure.key: Column(with_unit(figure), figure.format) for figure in run.task.figures},
         "seconds": Column("seconds", ".1f"),
     }
     rows = [[line[key] for key in columns] for line in run.evaluations]
     return table(list(columns.values()), rows, "Validation images", "evaluations") if rows else ""
-
-
-def mistakes(run: RunRecord, data: Path | None) -> str:
-    """What the best epoch's model takes for what."""
-    evaluation = run.evaluation
-    if evaluation is None:
-        return "<p>No whole epoch was evaluated yet.</p>"
-    wrong = evaluation["count"] - evaluation["top1_correct"]
-    told = (
-        f"{WEIGHTS_NAMES[evaluation['weights']]} after epoch {evaluation['epoch']}: {wrong:,} of "
-        f"{evaluation['count']:,} images wrong (top-1 {evaluation['top1']:.2f}%), from evaluation.json."
-    )
-    classes = tuple(entry["name"] for entry in evaluation["classes"])
-    find = image_finder(run.config.get("data") or {}, data, [Path.cwd(), ROOT], classes)
-    pairs = confused_pairs(evaluation, find)
-    by_class = table(
-        ["class", "images", "right", Column("accuracy, %", ".2f")],
-        [
-            [entry["name"], entry["count"], entry["correct"], entry["accuracy"]]
-            for entry in sorted(evaluation["classes"], key=lambda entry: (entry["accuracy"] or 0, entry["name"]))
-        ],
-        "The worst first",
-        "classes",
-    )
-    return (
-        f"<p>{html.escape(told[:1].upper() + told[1:])}</p>{confusion_table(evaluation)}"
-        + (f"<h3>Most confused</h3>{pairs}" if pairs else "")
-        + details(f"Accuracy of each of {len(classes):,} classes", by_class)
-    )
 
 
 def updates(run: RunRecord) -> str:
@@ -188,11 +159,11 @@ def updates(run: RunRecord) -> str:
         "images_per_second": Column("images/s", ",.1f"),
         "seconds": Column("seconds", ".1f"),
     }
-    lines, told = run.updates, "Every line of the log"
+    lines, title = run.updates, "Every line of the log"
     if len(lines) > LISTED_UPDATES:
-        lines, told = list({line["epoch"]: line for line in lines}.values()), "The last line of each epoch"
+        lines, title = list({line["epoch"]: line for line in lines}.values()), "The last line of each epoch"
     rows = [[line[key] for key in columns] for line in lines]
-    return details(f"{told} ({len(rows):,})", table(list(columns.values()), rows, name="updates")) if rows else ""
+    return details(f"{title} ({len(rows):,})", table(list(columns.values()), rows, name="updates")) if rows else ""
 
 
 def configuration(run: RunRecord) -> str:

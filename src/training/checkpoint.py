@@ -24,6 +24,7 @@ from src.files import ckpt
 from src.files.atomic import LINKING, replace_synced
 from src.files.weights import (
     CLASSES,
+    CONFIG,
     EMA_PREFIX,
     STATE_PREFIX,
     WeightsError,
@@ -34,7 +35,8 @@ from src.files.weights import (
     write_checkpoint,
 )
 
-PROGRESS, CONFIG = STATE_PREFIX + "progress", STATE_PREFIX + "config"
+PROGRESS = STATE_PREFIX + "progress"
+RENAMED = {"best_top1": "best"}  # fields of Progress in files of earlier versions
 
 
 class CheckpointError(UserError):
@@ -50,7 +52,7 @@ class Progress:
     update: int = 0  # updates done, skipped ones included
     skipped: int = 0  # of these, skipped for overflow
     seconds: float = 0.0  # spent so far, evaluation and compilation included
-    best_top1: float = -1.0  # per cent
+    best: float = -1.0  # of the figure that the task chooses by, after whole epochs
     best_epoch: int = 0
     devices: int = 0  # that trained together, and
     global_batch: int = 0  # images of one update on all of them; 0: saved before these were kept
@@ -62,7 +64,7 @@ class Progress:
         Raises:
             KeyError, ValueError, TypeError: there is none.
         """
-        saved = json.loads(texts[PROGRESS])
+        saved = {RENAMED.get(name, name): value for name, value in json.loads(texts[PROGRESS]).items()}
         return Progress(**{f.name: saved[f.name] for f in fields(Progress) if f.name in saved})
 
     @property

@@ -55,7 +55,11 @@ def changes(
 
 
 def changed_keys(then: dict, config: Config) -> list[tuple[str, object, object]]:
-    """(key, value then, value now) of what an earlier configuration has otherwise, where it matters."""
-    then, now = flatten(then), flatten(config.to_dict())
+    """Return (key, value then, value now) of what an earlier configuration has otherwise, where it matters.
+
+    Keys that the earlier version did not have count as if they had been left at their defaults.
+    """
+    now = flatten(config.to_dict())
+    then = flatten(config.defaults()) | flatten(then)
     keys = [key for key in {**then, **now} if key not in INCIDENTAL]
     return [(key, then.get(key), now.get(key)) for key in keys if then.get(key) != now.get(key)]

@@ -11,7 +11,7 @@ from src.data.pipeline import UnreadableImages
 from src.errors import UserError
 from src.files.atomic import remove_unfinished, write_text
 from src.files.weights import read_checkpoint
-from src.tasks.classification.evaluation_report import write_evaluation
+from src.tasks.evaluation_file import write_evaluation
 from src.training.checkpoint import CheckpointFolder, Progress
 from src.training.metrics_log import GrowingFile, MetricsLog
 from src.training.saving import warn
@@ -29,7 +29,7 @@ class RunFolder:
         self.checkpoints = CheckpointFolder(path / "checkpoints", keep_checkpoints)
         self.metrics = MetricsLog(path / "metrics.jsonl", is_main)
         self.sessions = GrowingFile(path / "sessions.jsonl")
-        self.evaluation: tuple[dict, np.ndarray] | None = None  # the best epoch's, until it is written
+        self.evaluation: tuple[dict, dict[str, np.ndarray]] | None = None  # the best epoch's, until it is written
         self.named: set[str] = set()
 
     def save_to_resume(self, resume: bool | str, announce: Callable[[str], None]) -> tuple[Path | None, dict | None]:
@@ -94,9 +94,9 @@ class RunFolder:
         """Add a line to sessions.jsonl, of a process that begins or goes on with the run."""
         self.sessions.add(json.dumps(session).encode() + b"\n")
 
-    def keep_evaluation(self, content: dict, confusion: np.ndarray) -> None:
+    def keep_evaluation(self, content: dict, arrays: dict[str, np.ndarray]) -> None:
         """Have `write_pending` write evaluation.json."""
-        self.evaluation = content, confusion
+        self.evaluation = content, arrays
 
     def write_pending(self) -> bool:
         """Write what is still to be written, which may have failed before; returns whether nothing is left."""
@@ -126,8 +126,8 @@ class RunFolder:
         new = [image for image in found if image not in self.named]
         for image in new:
             announce(
-                f"unreadable image {image} ({found[image]}): the next of its class takes its place in training, "
-                "evaluation does not count it"
+                f"unreadable image {image} ({found[image]}): another takes its place in training, evaluation does not "
+                "count it"
             )
         self.named.update(new)
         if new:

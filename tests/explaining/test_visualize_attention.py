@@ -10,7 +10,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from PIL import Image
-from tests.test_attention_maps import MODELS
+from tests.explaining.test_attention_maps import MODELS
 
 from scripts import visualize_attention as script
 from src.cli import run

@@ -11,17 +11,27 @@ from mindspore import nn
 from PIL import Image
 
 from src.config.load import load_config
-from src.data.image_set import DataError
+from src.data.dataset import DataError
 from src.distributed.ranks import Dist
 from src.errors import UserError
 from src.files.weights import CLASSES, write_checkpoint
-from src.inference.evaluate import evaluate, evaluate_checkpoint
-from src.tasks.classification.evaluation_report import report_path, worst_classes, write_evaluation
+from src.inference.evaluate import evaluate_checkpoint
+from src.inference.trained import TrainedModel
+from src.tasks import task
+from src.tasks.classification.evaluation_report import worst_classes
+from src.tasks.classification.evaluator import ClassificationEvaluator
 from src.tasks.classification.label_maps import LabelSpace
 from src.tasks.classification.metrics import Metrics, Scoring, batch_counts, predictions
+from src.tasks.evaluation_file import evaluation_path, write_evaluation
 from tests.conftest import DIGITS_CONFIG, SMALL_MODEL
 
 THREE = LabelSpace.of_names("abc", "abc")
+
+
+def evaluate(network, batches, batch_size, dist, scoring) -> Metrics:
+    """The metrics of one pass."""
+    evaluator = ClassificationEvaluator(scoring, None, None, (1, 5), dist, batch_size)
+    return task.evaluate(network, batches, evaluator).metrics
 
 
 def test_counts_equal_their_definition():
@@ -254,14 +264,16 @@ def test_the_five_worst_classes_are_named():
 
 def test_reports_lie_in_the_run_or_beside_the_file(tmp_path):
     val = tmp_path / "val"
-    assert report_path(tmp_path / "run/checkpoints/best.ckpt", "ema", val) == tmp_path / "run/eval_best_ema_val.json"
-    assert report_path(tmp_path / "tiny.pth", "raw", val) == tmp_path / "eval_tiny_raw_val.json"
+    assert (
+        evaluation_path(tmp_path / "run/checkpoints/best.ckpt", "ema", val) == tmp_path / "run/eval_best_ema_val.json"
+    )
+    assert evaluation_path(tmp_path / "tiny.pth", "raw", val) == tmp_path / "eval_tiny_raw_val.json"
 
 
 def test_a_large_confusion_matrix_is_a_file_beside_the_report(tmp_path):
     for classes in (100, 101):
         confusion = np.arange(classes * (classes + 1)).reshape(classes, classes + 1)
-        write_evaluation(tmp_path / f"{classes}.json", {"top1": 1.0}, confusion)
+        write_evaluation(tmp_path / f"{classes}.json", {"top1": 1.0}, {"confusion": confusion[:, :-1]})
         content = json.loads((tmp_path / f"{classes}.json").read_text())
         matrix = content["confusion"] if classes == 100 else np.load(tmp_path / content["confusion"])
         np.testing.assert_array_equal(matrix, confusion[:, :-1])
@@ -305,10 +317,11 @@ def setting(tmp_path, monkeypatch):
     checkpoint.touch()
 
     def run(names, *overrides, json_path=None, config=DIGITS_CONFIG, network=Scanner):
-        monkeypatch.setattr("src.inference.evaluate.load_for_inference", lambda *_: (network(), "raw", names))
         options = [f"data.path={tmp_path}", "data.mean=[0.0]", "data.std=[1.0]", "eval.batch_size=4", "data.workers=1"]
         config = load_config(config, [*options, *overrides])
-        metrics = evaluate_checkpoint(config, Dist(), str(checkpoint), json_path=json_path)
+        trained = TrainedModel(config, network(), "raw", names)
+        monkeypatch.setattr("src.inference.evaluate.load_for_inference", lambda *_: trained)
+        metrics = evaluate_checkpoint(config, Dist(), str(checkpoint), json_path=json_path).metrics
         path = json_path or tmp_path / "run" / "eval_best_raw_val.json"
         return metrics, json.loads(path.read_text()) if path.is_file() else None
 

@@ -16,10 +16,11 @@ from src.distributed.ranks import Dist
 from src.errors import UserError
 from src.files.weights import official_names
 from src.inference import export as exporting
-from src.inference.export import export_checkpoint, exportable, sample_images, verify
+from src.inference.export import export_checkpoint, exportable, verify
 from src.inference.exported import ExportedModel, description_path
 from src.inference.onnx_files import make_expressible, write_onnx
 from src.models import create_model
+from src.tasks.find_task import create_task
 from tests.models.test_training_options import FAMILIES
 from tests.reference import images
 from tests.trained import with_formula_weights
@@ -169,20 +170,19 @@ def test_onnx_says_every_option(family, options, tmp_path):
         np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
 
 
-def test_sample_images_are_those_of_evaluation(digits):
+def test_sample_inputs_are_those_of_evaluation(digits):
     """Bit for bit what the input pipeline gives evaluation."""
     from src.data.open_images import open_images
     from src.data.pipeline import EvalBatches, UnreadableImages
-    from src.data.transforms import EvalTransform
 
     config = load_config("focalv2_digits", [f"data.path={digits}"])
     model = config.build_model("CPU")
     found = open_images(digits, "val")
-    transform = EvalTransform(model.img_size, config.eval.crop_ratio, config.augment.interpolation)
-    unreadable = UnreadableImages(digits / "unreadable.txt")
-    batches = EvalBatches(found, transform, config.data, batch_size=60, unreadable=unreadable)
+    task = create_task(config)
+    samples = task.eval_samples(model, found, UnreadableImages(digits / "unreadable.txt"))
+    batches = EvalBatches(found, samples, batch_size=60)
     evaluated = np.concatenate([batch[0] for batch in batches])
     first = [int(np.flatnonzero(found.labels == label)[0]) for label in range(10)]
-    sampled, source = sample_images(config, model, 10)
+    sampled, source = task.sample_inputs(model, 10)
     assert source == "validation images"
     np.testing.assert_array_equal(sampled, evaluated[first])

@@ -115,7 +115,7 @@ def test_what_a_run_could_not_write_is_tried_again(tmp_path, capsys):
     for name in names:
         (tmp_path / name).mkdir()
     run.note_session({"started": "now"})
-    run.keep_evaluation({"top1": 50.0}, np.array([[1, 0, 0], [1, 0, 0]]))
+    run.keep_evaluation({"top1": 50.0}, {"confusion": np.array([[1, 0], [1, 0]])})
     with pytest.raises(UserError, match="could not be completed"):
         run.finish({"updates": 1})
     assert [line.split(":")[1].strip() for line in capsys.readouterr().err.splitlines()] == [

@@ -1,18 +1,13 @@
-"""The report of an evaluation: a JSON file, and what is printed of it."""
+"""What is reported of an evaluation of a classifier."""
 
-import io
-import json
 import math
-from pathlib import Path
 
 import numpy as np
 
 from src.config.load import Config
 from src.data.image_set import ImageSet
-from src.files.atomic import write_bytes, write_text
 from src.tasks.classification.metrics import Metrics, Scoring
 
-LISTED_CLASSES = 100  # a confusion matrix of more is a NumPy file beside the report
 WORST_CLASSES = 5  # named in the output
 CONFUSED_PAIRS = 12  # of classes, with
 CONFUSED_IMAGES = 8  # of each, the first in the order of files
@@ -77,46 +72,6 @@ def most_confused(metrics: Metrics, scoring: Scoring, images: ImageSet) -> list[
 
 def _per_cent(correct: int | None, count: int | None) -> float | None:
     return 100 * correct / count if count and correct is not None else None
-
-
-def write_evaluation(path: Path, content: dict, confusion: np.ndarray) -> None:
-    """Write evaluation.json, or a report under another name, with its confusion matrix [labels, predictions].
-
-    Images without a prediction are in no cell of it. Up to LISTED_CLASSES classes it is a list of rows, beyond that the
-    name of a NumPy file (int64) beside the report: a thousand classes would make a JSON file of megabytes.
-
-    Raises:
-        UserError: no room or no permission.
-    """
-    matrix = confusion[:, :-1]
-    if len(matrix) <= LISTED_CLASSES:
-        content = content | {"confusion": matrix.tolist()}
-    else:
-        beside = path.with_name(f"{path.stem}_confusion.npy")
-        buffer = io.BytesIO()
-        np.save(buffer, matrix)
-        write_bytes(beside, buffer.getvalue())
-        content = content | {"confusion": beside.name}
-    write_text(path, _dumped(content))
-
-
-def _dumped(content: dict) -> str:
-    """JSON with a line for every key and every row of a table."""
-
-    def value(item):
-        is_table = isinstance(item, list) and item and isinstance(item[0], dict | list)
-        return "[\n    " + ",\n    ".join(map(json.dumps, item)) + "\n  ]" if is_table else json.dumps(item)
-
-    return "{\n" + ",\n".join(f"  {json.dumps(key)}: {value(item)}" for key, item in content.items()) + "\n}\n"
-
-
-def report_path(checkpoint: Path, weights: str, data: Path) -> Path:
-    """Where the report of a checkpoint goes unless told: into its run's folder or, alone, beside it.
-
-    The name tells the checkpoint, its weights and the data apart: runs/NAME/eval_best_ema_val.json.
-    """
-    folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    return folder / f"eval_{checkpoint.stem}_{weights}_{data.name}.json"
 
 
 def worst_classes(metrics: Metrics, names: tuple[str, ...]) -> str | None:

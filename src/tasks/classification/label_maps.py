@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.data.image_set import DataError
+from src.data.dataset import DataError
 
 NUMBER = re.compile(r"_val_0*([1-9]\d*)")  # of ILSVRC2012_val_00000293.JPEG
 
