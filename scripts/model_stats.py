@@ -78,10 +78,12 @@ def row(result: dict) -> str:
     )
     published = result["published"]
     if published is None:
-        told = f"{'-':>10} {'-':>7} {'-':>6}"
+        figures = f"{'-':>10} {'-':>7} {'-':>6}"
     else:
-        told = f"{published['parameters']:8.1f} M {published['multiply_accumulates']:5.1f} G {published['top1']:5.1f}%"
-    return f"{result['model']:42} {size:>9} | {counted} | {told}"
+        figures = (
+            f"{published['parameters']:8.1f} M {published['multiply_accumulates']:5.1f} G {published['top1']:5.1f}%"
+        )
+    return f"{result['model']:42} {size:>9} | {counted} | {figures}"
 
 
 def main(arguments: list[str]) -> None:

@@ -115,8 +115,8 @@ def main(arguments: list[str]) -> None:
     title = f"{Path(options.image).name}: layer {layer} of {trained.config.name}"
     write_pictures(options.output, title, shown.kind, made, best)
 
-    told = ", ".join(f"{name} {p:.1%}" for name, p in best[:3])
-    print(f"{options.image}: {told}", flush=True)
+    classes = ", ".join(f"{name} {p:.1%}" for name, p in best[:3])
+    print(f"{options.image}: {classes}", flush=True)
     for group in shown.groups:
         print(f"layer {layer}, {group.name}: {len(group.covers)} keys, {group.share():.1%} of the attention")
     print(f"{len(made)} pictures in {options.output}; open {options.output / 'index.html'}", flush=True)

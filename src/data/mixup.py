@@ -98,12 +98,12 @@ def mix_images(images: np.ndarray, mixing: Mixing) -> None:
         pair = (i, batch - 1 - i)
         if all(mixing.share[k] == 1 for k in pair):
             continue
-        originals = [_taken(images[other], mixing, k) for k, other in zip(pair, reversed(pair), strict=True)]
+        originals = [_share_of_partner(images[other], mixing, k) for k, other in zip(pair, reversed(pair), strict=True)]
         for k, other in zip(pair, originals, strict=True):
-            _put(images[k], other, mixing, k)
+            _mix_in(images[k], other, mixing, k)
 
 
-def _taken(partner, mixing, k):
+def _share_of_partner(partner, mixing, k):
     """A copy of what image k gets from its partner, before either is changed."""
     if not mixing.cut[k]:
         return partner * np.float32(1 - mixing.share[k])
@@ -111,7 +111,7 @@ def _taken(partner, mixing, k):
     return partner[:, top:bottom, left:right].copy()
 
 
-def _put(image, taken, mixing, k):
+def _mix_in(image, taken, mixing, k):
     if not mixing.cut[k]:
         image *= np.float32(mixing.share[k])
         image += taken

@@ -53,7 +53,7 @@ def serve(prepare: Callable[[], dict[str, Callable]]) -> None:
     """Do what the other end asks for, until it closes the pipe.
 
     Args:
-        prepare: makes the functions that can be asked for, by name; what one returns is told, so it must be JSON.
+        prepare: makes the functions that can be asked for, by name; what one returns is sent back, so it must be JSON.
 
     Whatever else writes to standard output goes to standard error.
     """
@@ -157,9 +157,9 @@ def check_same_threads(workers: dict[str, Worker]) -> dict[str, dict]:
         answer = worker.call("threads")
         used[name] = {"threads": answer["result"], "processors": answer["processors"]}
     if len({json.dumps(found) for found in used.values()}) > 1:
-        told = "; ".join(
+        readings = "; ".join(
             f"{worker.name}: {used[name]['threads']} on processors {', '.join(map(str, used[name]['processors']))}"
             for name, worker in workers.items()
         )
-        raise UserError(f"the processes do not use the same threads and cannot be compared: {told}")
+        raise UserError(f"the processes do not use the same threads and cannot be compared: {readings}")
     return used

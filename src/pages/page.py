@@ -92,9 +92,9 @@ def table(columns: Sequence[Column | str], rows: Iterable[list], caption: str = 
         for row in rows
     )
     named = f' id="{name}"' if name else ""
-    told = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    heading = f"<caption>{html.escape(caption)}</caption>" if caption else ""
     return (
-        f'<div class="scroll" tabindex="0"><table{named}>{told}<thead><tr>{head}</tr></thead>'
+        f'<div class="scroll" tabindex="0"><table{named}>{heading}<thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 

@@ -65,11 +65,11 @@ def confusion_table(evaluation: dict) -> str:
             for place, column in enumerate(columns)
         )
         rows.append(f'<tr><th scope="row">{html.escape(name)}</th>{cells}<td class="none">{counts[row]}</td></tr>\n')
-    told = "Rows are true classes, columns predictions; colours are shares of a row, the last column its images."
+    caption = "Rows are true classes, columns predictions; colours are shares of a row, the last column its images."
     if len(drawn) < len(confusion):
-        told += f" The {len(drawn)} of {len(confusion)} classes that are confused most."
+        caption += f" The {len(drawn)} of {len(confusion)} classes that are confused most."
     return (
-        f'<div class="scroll" tabindex="0"><table class="confusion{many}" id="confusion"><caption>{told}</caption>'
+        f'<div class="scroll" tabindex="0"><table class="confusion{many}" id="confusion"><caption>{caption}</caption>'
         f'<thead><tr><td></td>{head}<th scope="col"><span>images</span></th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
@@ -79,10 +79,10 @@ def _cell(images: int, of: int, label: str, predicted: str, is_right: bool) -> s
     if not images:
         return '<td class="none">0</td>'
     share = images / of
-    told = html.escape(f"{label} taken for {predicted}: {images} of {of} ({share:.1%})", quote=True)
+    title = html.escape(f"{label} taken for {predicted}: {images} of {of} ({share:.1%})", quote=True)
     strength = STRONGEST * (0.15 + 0.85 * share)  # a single image is to be seen as well
     kind = "right" if is_right else "wrong"
-    return f'<td class="{kind}" style="--share:{strength:.3f}" title="{told}">{images}</td>'
+    return f'<td class="{kind}" style="--share:{strength:.3f}" title="{title}">{images}</td>'
 
 
 def image_finder(
