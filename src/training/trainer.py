@@ -104,8 +104,7 @@ class Trainer:
         self.network = apply_precision(self.model, config.amp.level)
         parameters = self.model.trainable_params()
         self.step = TrainStep(
-            self.network,
-            SoftTargetCrossEntropy(),
+            SoftTargetCrossEntropy(self.network),
             parameters,
             self.state.optimizer,
             self.state.loss_scale,
@@ -134,7 +133,12 @@ class Trainer:
                 last_good=f"{self.resume_from} ({self.saved_progress.where})" if self.resume_from else None,
             )
         self.outcomes = Outcomes(
-            progress, self.log, self.metrics, self.updates_per_epoch, config.train.max_skipped_updates
+            progress,
+            self.log,
+            self.metrics,
+            self.updates_per_epoch,
+            config.train.max_skipped_updates,
+            self.step.loss_names,
         )
         self.interruption = Interruption()
         self.watchdog = Watchdog(config.output / "stalled", dist, config.train.stall_seconds)
@@ -413,13 +417,13 @@ class Trainer:
         self.watchdog.at("in", progress.update + 1)
         with missing_kernels_named(config.amp.level, self.dist.device_target), collective_failures_named():
             return self.step(
-                Tensor(images),
-                Tensor(targets),
                 Tensor(rate, ms.float32),
-                self.model.draw_drop_path(noise, len(targets)),
-                Tensor(noise.integers(2**31), ms.int32),
                 completes,
                 Tensor(float(self.interruption.requested), ms.float32),
+                Tensor(images),
+                Tensor(targets),
+                self.model.draw_drop_path(noise, len(targets)),
+                Tensor(noise.integers(2**31), ms.int32),
             )
 
     def _evaluate(self) -> bool:
