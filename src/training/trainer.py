@@ -55,6 +55,9 @@ class Trainer:
 
         if config.eval.class_map:
             raise config.error("eval.class_map", "is for eval.py; training evaluates on the classes it trains")
+        if config.train.epochs is None:
+            raise config.error("train.updates", "classification trains by epochs; give train.epochs")
+        self.epochs = config.train.epochs
         arguments = config.model.resolved()
         train_images = open_images(config.data.path, config.data.train)
         val_images = open_images(config.data.path, config.data.val, train_images.classes)
@@ -117,7 +120,7 @@ class Trainer:
         )
         self.step.set_train()
         self.log = ProgressLog(
-            config.train.epochs,
+            self.epochs,
             self.updates_per_epoch,
             progress.update,
             config.train.log_interval,
@@ -184,17 +187,17 @@ class Trainer:
                 config.augment,
                 config.runtime.seed,
                 config.data.mean,
-                math.floor(train.epochs - cooldown) if cooldown else math.inf,
+                math.floor(self.epochs - cooldown) if cooldown else math.inf,
             ),
             config.data,
             batch_size=train.batch_size,
             batches_per_update=train.accumulation_steps,
-            epochs=train.epochs,
+            epochs=self.epochs,
             first_epoch=progress.epoch,
             first_batch=updates_done * train.accumulation_steps,
             **reading,
         )
-        remaining = max(train.epochs - progress.epoch, 1)
+        remaining = max(self.epochs - progress.epoch, 1)
         self.eval_batches = EvalBatches(
             val_images,
             EvalTransform(size, config.eval.crop_ratio, config.augment.interpolation),
@@ -219,7 +222,7 @@ class Trainer:
             UserError: training diverged, or the last save failed.
         """
         config, progress = self.config, self.state.progress
-        last_epoch = min(config.train.epochs, config.train.stop_after_epoch or config.train.epochs)
+        last_epoch = min(self.epochs, config.train.stop_after_epoch or self.epochs)
         self._announce()
         if progress.epoch >= last_epoch or progress.update >= (config.train.stop_after_update or math.inf):
             self.log.line(f"already trained to {progress.where}: {self.newest_or_best}")
@@ -361,7 +364,7 @@ class Trainer:
             rate = learning_rate(
                 config.schedule,
                 config.optimizer,
-                config.train.epochs,
+                self.epochs,
                 progress.update,
                 self.updates_per_epoch,
                 self.global_batch,
@@ -464,7 +467,7 @@ class Trainer:
         if progress.images:  # train.stop_after_update ends a run within an epoch
             epoch += 1
             done = f"  update {progress.update - progress.epoch * self.updates_per_epoch}/{self.updates_per_epoch}"
-        self.log.line(f"epoch {epoch}/{self.config.train.epochs}{done}  {weights} {metrics}")
+        self.log.line(f"epoch {epoch}/{self.epochs}{done}  {weights} {metrics}")
         self.metrics.add(
             epoch=epoch,
             update=progress.update,
