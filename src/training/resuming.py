@@ -1,6 +1,7 @@
 """What a run that resumes says of the differences to the run it goes on from."""
 
 from src.config.load import Config, flatten
+from src.config.schema import SECTIONS
 from src.training.checkpoint import Progress
 
 # Keys that may differ between a run and its continuation without changing what is trained.
@@ -55,7 +56,11 @@ def changes(
 
 
 def changed_keys(then: dict, config: Config) -> list[tuple[str, object, object]]:
-    """(key, value then, value now) of what an earlier configuration has otherwise, where it matters."""
-    then, now = flatten(then), flatten(config.to_dict())
+    """(key, value then, value now) of what an earlier configuration has otherwise, where it matters.
+
+    A key that there was not then has its default.
+    """
+    defaults = flatten({name: section().model_dump() for name, section in SECTIONS.items()})
+    then, now = defaults | flatten(then), flatten(config.to_dict())
     keys = [key for key in {**then, **now} if key not in INCIDENTAL]
     return [(key, then.get(key), now.get(key)) for key in keys if then.get(key) != now.get(key)]

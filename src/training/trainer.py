@@ -364,7 +364,7 @@ class Trainer:
             rate = learning_rate(
                 config.schedule,
                 config.optimizer,
-                self.epochs,
+                self.epochs * self.updates_per_epoch,
                 progress.update,
                 self.updates_per_epoch,
                 self.global_batch,
