@@ -3,6 +3,7 @@
 Over ranks: tests/distributed/test_ranks.py.
 """
 
+import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn
@@ -24,6 +25,15 @@ from tests.training.counted_losses import (
 )
 
 
+@pytest.fixture
+def pynative():
+    """Operator by operator, without compiling."""
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    yield
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
+@pytest.mark.usefixtures("pynative")
 @pytest.mark.parametrize("in_graph", [False, True], ids=["counts of the batch", "counts of the network"])
 @pytest.mark.parametrize("batches", [1, 2, 3])
 def test_accumulated_batches_are_one(batches, in_graph):
@@ -37,6 +47,7 @@ def test_accumulated_batches_are_one(batches, in_graph):
         assert np.abs(reference(in_graph, means_of=batches)[0] - weights).max() > 1e-2
 
 
+@pytest.mark.usefixtures("pynative")
 def test_a_part_that_nothing_counts_for_is_zero():
     """Its divisor is the floor that the loss states."""
     x, y, chosen = rows_of(0)
@@ -48,6 +59,7 @@ def test_a_part_that_nothing_counts_for_is_zero():
     assert make_update(step, [(x[:1], y[:1], 0 * chosen[:1])])[6] == pytest.approx(0.1 / 2)  # one row, floor 2
 
 
+@pytest.mark.usefixtures("pynative")
 def test_an_overflow_in_any_batch_skips_the_update_and_its_counts():
     network, step = build(accumulation_steps=2)
     x, y, chosen = rows_of(0)
@@ -80,7 +92,7 @@ class Normed(nn.Cell):
 
 
 def test_running_statistics_take_in_a_batch_once():
-    """The forward pass that counts first leaves them alone."""
+    """The forward pass that counts first leaves them alone; which a graph settles when it is compiled."""
     network, step = build(True, Normed(), accumulation_steps=2)
     first, second = split(rows_of(0), 2)
     make_update(step, [first, second])
@@ -97,6 +109,7 @@ def test_accumulation_with_batch_norm_is_said_not_to_be_the_large_batch():
     assert build(accumulation_steps=4)[1].accumulation_caveat() is None
 
 
+@pytest.mark.usefixtures("pynative")
 def test_the_averaged_model_has_the_newest_buffers():
     network, step = build(network=Normed())
     step.ema = ema = ExponentialMovingAverage(network.trainable_params(), 0.5)
