@@ -44,8 +44,7 @@ def update(model, network, images):
     labels = generator.integers(0, model.num_classes, len(images))
     targets = Tensor(soft_targets(labels, model.num_classes, 0.1))
     cell = TrainStep(
-        network,
-        SoftTargetCrossEntropy(),
+        SoftTargetCrossEntropy(network),
         model.trainable_params(),
         create_optimizer(model, OptimizerConfig(weight_decay=0.05)),
         LossScale(1024.0, dynamic=True, growth_interval=2000),
@@ -53,7 +52,8 @@ def update(model, network, images):
     ).set_train()
     rate = Tensor(1e-4, ms.float32)
     seed = Tensor(0, ms.int32)
-    return cell, lambda: (images, targets, rate, model.draw_drop_path(generator, len(images)), seed)
+    no_vote = Tensor(0.0, ms.float32)
+    return cell, lambda: (rate, True, no_vote, images, targets, model.draw_drop_path(generator, len(images)), seed)
 
 
 def training(model, network, images):

@@ -66,14 +66,14 @@ def main() -> None:
     optimizer, scale = create_optimizer(model, config.optimizer), LossScale(1024.0, True, 2000)
     ema = ExponentialMovingAverage(parameters, 0.9999)
     state = TrainState(model, optimizer, scale, ema, config, ("none",))
-    step = TrainStep(model, SoftTargetCrossEntropy(), parameters, optimizer, scale, ema=ema).set_train()
+    step = TrainStep(SoftTargetCrossEntropy(model), parameters, optimizer, scale, ema=ema).set_train()
     generator = np.random.default_rng(0)
     images = Tensor(generator.standard_normal((options.batch_size, WIDTH)).astype(np.float32))
     targets = Tensor(np.full((options.batch_size, WIDTH), 1 / WIDTH, np.float32))
 
     def update() -> float:
         start = time.perf_counter()
-        step(images, targets, Tensor(1e-5, ms.float32)).asnumpy()
+        step(Tensor(1e-5, ms.float32), True, Tensor(0.0, ms.float32), images, targets).asnumpy()
         return time.perf_counter() - start
 
     def by_mindspore(kind: str, path: Path) -> None:

@@ -411,18 +411,40 @@ def _check_across_sections(config: Config) -> None:
             "train.frozen_stages",
             f"{config.train.frozen_stages} is more than the {stages} stages of {config.model.name}",
         )
+    _check_alternatives(config)
     _check_schedule(config)
 
 
+def _check_alternatives(config: Config) -> None:
+    """See that of two keys for one thing one is null and the other is not."""
+    for section in COMMON_SECTIONS:
+        values = getattr(config, section)
+        for key, other in values.ALTERNATIVES.items():
+            value, instead = getattr(values, key), getattr(values, other)
+            if value is not None and instead is not None:
+                raise config.error(
+                    f"{section}.{key}",
+                    f"takes the place of {section}.{other}, which is {instead}; set one of them to null",
+                )
+            if value is None and instead is None:
+                raise config.error(f"{section}.{other}", f"is null, and so is {section}.{key}; one of them is needed")
+
+
 def _check_schedule(config: Config) -> None:
-    schedule, epochs = config.schedule, config.train.epochs
-    if schedule.warmup_epochs + schedule.cooldown_epochs > epochs:
+    schedule, epochs, updates = config.schedule, config.train.epochs, config.train.updates
+    warmup = schedule.warmup_epochs or 0.0
+    # Lengths in different units are compared when it is known how many updates an epoch has (run_length).
+    if epochs is not None and warmup + schedule.cooldown_epochs > epochs:
         raise config.error(
             "schedule.warmup_epochs",
-            f"{schedule.warmup_epochs:g} warm-up and {schedule.cooldown_epochs:g} cool-down epochs do not fit into "
+            f"{warmup:g} warm-up and {schedule.cooldown_epochs:g} cool-down epochs do not fit into "
             f"train.epochs {epochs}",
         )
-    if schedule.name in ("cosine", "clipped_cosine", "linear") and schedule.min_lr > config.optimizer.base_lr:
+    if updates is not None and (schedule.warmup_updates or 0) > updates:
+        raise config.error(
+            "schedule.warmup_updates", f"{schedule.warmup_updates} do not fit into train.updates {updates}"
+        )
+    if schedule.name in ("cosine", "clipped_cosine", "linear", "poly") and schedule.min_lr > config.optimizer.base_lr:
         raise config.error(
             "schedule.min_lr", f"{schedule.min_lr:g} is above optimizer.base_lr {config.optimizer.base_lr:g}"
         )
@@ -432,7 +454,9 @@ def _check_schedule(config: Config) -> None:
         raise config.error("schedule.milestones", problem)
     if any(later <= earlier for earlier, later in itertools.pairwise(milestones)):
         raise config.error("schedule.milestones", f"{milestones} must be in ascending order")
-    start = schedule.warmup_epochs if schedule.warmup_prefix else 0
+    if epochs is None:
+        return
+    start = warmup if schedule.warmup_prefix else 0
     shape = epochs - schedule.cooldown_epochs - start
     if milestones and milestones[-1] >= shape:
         after = " after warm-up" if start else ""

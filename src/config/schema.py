@@ -4,9 +4,9 @@ The sections data, augment and eval are a task's own (task_sections.py). The sec
 their keys are the arguments of constructors (src/models).
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -15,6 +15,16 @@ Rate = Annotated[float, Field(ge=0)]
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    # Pairs of keys of which one is null and the other is not (src/config/load.py sees to it).
+    ALTERNATIVES: ClassVar[dict[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def default_of_alternatives(cls, given):
+        """Where the first of a pair is given, the second's default is null."""
+        dropped = {other for key, other in cls.ALTERNATIVES.items() if given.get(key) is not None}
+        return dict.fromkeys(dropped) | given
 
 
 class OptimizerConfig(Section):
@@ -35,20 +45,28 @@ class OptimizerConfig(Section):
 class ScheduleConfig(Section):
     """Learning rate against time, in epochs; rates are at lr_batch_size and scaled with base_lr."""
 
-    name: Literal["cosine", "clipped_cosine", "linear", "step", "multistep", "constant"] = "cosine"
+    ALTERNATIVES = {"warmup_updates": "warmup_epochs", "warmup_ratio": "warmup_lr"}
+
+    name: Literal["cosine", "clipped_cosine", "linear", "poly", "step", "multistep", "constant"] = "cosine"
     warmup_prefix: bool = True  # the shape's time starts after the warm-up; false: at the first update, as originally
     min_lr: Rate = 5e-6
-    warmup_epochs: Rate = 20.0
-    warmup_lr: Rate = 1e-5  # at the first update
+    warmup_epochs: Rate | None = 20.0
+    warmup_updates: Annotated[int, Field(ge=0)] | None = None  # in place of warmup_epochs
+    warmup_lr: Rate | None = 1e-5  # at the first update; from there linearly to base_lr
+    warmup_ratio: Fraction | None = None  # in place of warmup_lr: a factor of the shape, linearly from this to 1
     cooldown_epochs: Rate = 0.0  # at the end, at cooldown_lr
     cooldown_lr: Rate = 5e-6
+    power: Annotated[float, Field(gt=0)] = 1.0  # of poly
     decay_rate: Fraction = 0.1  # of step and multistep
     decay_epochs: Annotated[float, Field(gt=0)] = 30.0  # of step: epochs between decays
     milestones: list[Rate] = []  # of multistep: epochs of the decays, in the shape's time
 
 
 class TrainConfig(Section):
-    epochs: Positive = 300
+    ALTERNATIVES = {"updates": "epochs"}
+
+    epochs: Positive | None = 300
+    updates: Positive | None = None  # the run's length, in place of epochs
     batch_size: Positive = 64  # images per device and forward pass
     accumulation_steps: Positive = 1  # forward passes per update
     recompute: bool = False  # blocks again in the backward pass, for less memory; the original's use_checkpoint

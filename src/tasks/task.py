@@ -20,6 +20,7 @@ from src.data.dataset import Dataset
 from src.data.pipeline import EvalSamples, TrainSamples, UnreadableImages
 from src.distributed.ranks import Dist
 from src.pages.page import Section
+from src.tasks.losses import Losses
 
 
 @dataclass(frozen=True)
@@ -126,12 +127,10 @@ class Task(ABC):
     Attributes:
         name: what `task:` in a configuration says.
         figures: of an evaluation; the first chooses the best checkpoint, higher is better.
-        loss_names: parts of the loss that are logged beside their sum, where there is more than one.
     """
 
     name: ClassVar[str]
     figures: ClassVar[tuple[Figure, ...]]
-    loss_names: ClassVar[tuple[str, ...]] = ("loss",)
 
     def __init__(self, config: Config):
         self.config = config
@@ -164,16 +163,16 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def criterion(self) -> nn.Cell:
-        """Return the cell that makes the loss of the network's outputs and a batch's targets."""
+    def losses(self, network: nn.Cell) -> Losses:
+        """Return the cell that makes the parts of the loss of a training batch and the step's noise."""
 
     @abstractmethod
     def noise(self, model: nn.Cell, generator: np.random.Generator, batch: tuple[np.ndarray, ...]) -> tuple:
         """Draw what a training step needs beside its batch; returns the last arguments of the loss cell."""
 
     @abstractmethod
-    def train_samples(self, model: nn.Cell, data: Dataset, unreadable: UnreadableImages) -> TrainSamples:
-        """Return what turns the samples of a data set into training batches of a model."""
+    def train_samples(self, model: nn.Cell, data: Dataset, unreadable: UnreadableImages, epochs: int) -> TrainSamples:
+        """Return what turns the samples of a data set into training batches of a model, in a run of some epochs."""
 
     @abstractmethod
     def eval_samples(self, model: nn.Cell, data: Dataset, unreadable: UnreadableImages) -> EvalSamples:

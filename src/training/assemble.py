@@ -19,6 +19,7 @@ from src.training.checkpoint import Progress, TrainState
 from src.training.ema import ExponentialMovingAverage
 from src.training.optimizer import create_optimizer
 from src.training.run_folder import RunFolder
+from src.training.schedule import RunLength, run_length
 from src.training.train_step import LossScale, TrainStep
 
 
@@ -41,6 +42,7 @@ class Assembly:
     train_batches: TrainBatches
     eval_batches: EvalBatches
     evaluator: Evaluator
+    length: RunLength
     updates_per_epoch: int
     global_batch: int
     resume_from: Path | None
@@ -85,8 +87,11 @@ def assemble(config: Config, dist: Dist) -> Assembly:
     network = apply_precision(model, config.amp.level)
     global_batch = config.train.batch_size * config.train.accumulation_steps * dist.size
     updates_per_epoch = train_data.size // global_batch
+    length = run_length(config, updates_per_epoch)
     count_in_updates(state.progress, updates_per_epoch, global_batch, dist.size)
-    train_batches, eval_batches = open_batches(config, dist, task, model, folder, state.progress, train_data, val_data)
+    train_batches, eval_batches = open_batches(
+        config, dist, task, model, folder, state.progress, length.epochs, train_data, val_data
+    )
     return Assembly(
         task=task,
         folder=folder,
@@ -97,6 +102,7 @@ def assemble(config: Config, dist: Dist) -> Assembly:
         train_batches=train_batches,
         eval_batches=eval_batches,
         evaluator=task.evaluator(model, val_data, dist),
+        length=length,
         updates_per_epoch=updates_per_epoch,
         global_batch=global_batch,
         resume_from=resume_from,
@@ -157,10 +163,14 @@ def open_batches(
     model: nn.Cell,
     folder: RunFolder,
     progress: Progress,
+    epochs: int,
     train_data: Dataset,
     val_data: Dataset,
 ) -> tuple[TrainBatches, EvalBatches]:
     """Return the batches of the rest of the run; each rank names what its own workers cannot read.
+
+    Args:
+        epochs: of the whole run.
 
     Raises:
         DataError: too few images for one update.
@@ -171,11 +181,11 @@ def open_batches(
     unreadable = folder.unreadable(dist.rank)
     train_batches = TrainBatches(
         train_data,
-        task.train_samples(model, train_data, unreadable),
+        task.train_samples(model, train_data, unreadable, epochs),
         seed=config.runtime.seed,
         batch_size=train.batch_size,
         batches_per_update=train.accumulation_steps,
-        epochs=train.epochs,
+        epochs=epochs,
         repeats=task.repeats,
         first_epoch=progress.epoch,
         first_batch=progress.images // (train.batch_size * dist.size),
@@ -183,7 +193,7 @@ def open_batches(
         ranks=dist.size,
         workers=workers,
     )
-    remaining = max(train.epochs - progress.epoch, 1)
+    remaining = max(epochs - progress.epoch, 1)
     eval_batches = EvalBatches(
         val_data,
         task.eval_samples(model, val_data, unreadable),
@@ -200,8 +210,7 @@ def build_step(config: Config, dist: Dist, task: Task, network: nn.Cell, state: 
     """Return the cell that makes one update."""
     parameters = state.model.trainable_params()
     step = TrainStep(
-        network,
-        task.criterion(),
+        task.losses(network),
         parameters,
         state.optimizer,
         state.loss_scale,

@@ -26,7 +26,7 @@ class Outcome:
 
     @property
     def loss(self) -> float:
-        """Mean over all devices."""
+        """The total over all devices."""
         return float(self.values[0])
 
     @property
@@ -47,6 +47,11 @@ class Outcome:
     def loss_scale(self) -> float:
         return float(self.values[4])
 
+    @property
+    def parts(self) -> list[float]:
+        """The parts of the loss, in the order of TrainStep.loss_names."""
+        return self.values[5:].tolist()
+
 
 class Diverged(UserError):
     """Too many updates in a row whose loss or gradients were not finite."""
@@ -66,13 +71,21 @@ class Outcomes:
     Args:
         progress: of the run; its count of skipped updates is kept here.
         max_skipped: updates skipped in a row that end the run.
+        loss_names: of the parts of the loss; where there are several, each is logged beside the total.
     """
 
     def __init__(
-        self, progress: Progress, log: ProgressLog, metrics: MetricsLog, updates_per_epoch: int, max_skipped: int
+        self,
+        progress: Progress,
+        log: ProgressLog,
+        metrics: MetricsLog,
+        updates_per_epoch: int,
+        max_skipped: int,
+        loss_names: tuple[str, ...],
     ):
         self.progress, self.log, self.metrics = progress, log, metrics
         self.updates_per_epoch, self.max_skipped = updates_per_epoch, max_skipped
+        self.loss_names = loss_names
         self.newest: Outcome | None = None
         self.stop_agreed = False
         self.noted = progress.update  # the newest update that was counted and logged
@@ -108,11 +121,13 @@ class Outcomes:
         self.skipped += not outcome.finite
         if self.log.is_due(outcome.update):
             rate = self.log.show(outcome.update, self.progress.global_batch, outcome.loss, outcome.learning_rate)
+            parts = zip(self.loss_names, outcome.parts, strict=True) if len(self.loss_names) > 1 else ()
             self.metrics.add(
                 epoch=(outcome.update - 1) // self.updates_per_epoch + 1,
                 update=outcome.update,
                 epochs_done=round(outcome.update / self.updates_per_epoch, 6),
                 loss=outcome.loss,
+                **dict(parts),
                 grad_norm=outcome.grad_norm,
                 lr=outcome.learning_rate,
                 loss_scale=outcome.loss_scale,

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 import mindspore as ms
@@ -43,15 +44,17 @@ class Trainer:
         self.updates_per_epoch, self.global_batch = parts.updates_per_epoch, parts.global_batch
         self.checkpoints, self.metrics = self.folder.checkpoints, self.folder.metrics
         self.metric = self.task.figures[0]
+        self.epochs = parts.length.epochs
         progress, train = self.state.progress, config.train
-        self.log = ProgressLog(train.epochs, self.updates_per_epoch, progress.update, train.log_interval, dist.is_main)
+        self.log = ProgressLog(self.epochs, self.updates_per_epoch, progress.update, train.log_interval, dist.is_main)
         self.saver = None
         if dist.is_main:
             where = f"{parts.resume_from} ({parts.saved_progress.where})" if parts.resume_from else None
             self.saver = Saver(
                 self.checkpoints, train.save_interval, train.save_minutes, train.async_save, last_good=where
             )
-        self.outcomes = Outcomes(progress, self.log, self.metrics, self.updates_per_epoch, train.max_skipped_updates)
+        most, names = train.max_skipped_updates, self.step.loss_names
+        self.outcomes = Outcomes(progress, self.log, self.metrics, self.updates_per_epoch, most, names)
         self.interruption = Interruption()
         self.watchdog = Watchdog(config.output / "stalled", dist, train.stall_seconds)
 
@@ -65,7 +68,7 @@ class Trainer:
             UserError: training diverged, or the last save failed.
         """
         config, progress = self.config, self.state.progress
-        last_epoch = min(config.train.epochs, config.train.stop_after_epoch or config.train.epochs)
+        last_epoch = min(self.epochs, config.train.stop_after_epoch or self.epochs)
         self._prepare_folder()
         self._announce()
         if progress.epoch >= last_epoch or progress.update >= (config.train.stop_after_update or math.inf):
@@ -133,31 +136,29 @@ class Trainer:
 
     def _train_epoch(self, epoch: int) -> bool:
         """Make an epoch's updates, or what is left of them; returns whether all were made."""
-        config, progress = self.config, self.state.progress
-        accumulation = config.train.accumulation_steps
-        whole = self.updates_per_epoch * self.global_batch
+        config, progress, length = self.config, self.state.progress, self.parts.length
+        # The last epoch of a run whose length is given in updates may be shorter.
+        whole = min(self.updates_per_epoch, length.updates - epoch * self.updates_per_epoch) * self.global_batch
         self.network.set_train()
         self.log.start_epoch(epoch + 1)
         self.watchdog.at("reading images for", progress.update + 1)
-        for index, batch in enumerate(self.train_batches):
+        for batches in self._updates():
             rate = learning_rate(
                 config.schedule,
                 config.optimizer,
-                config.train.epochs,
+                length.updates,
                 progress.update,
                 self.updates_per_epoch,
                 self.global_batch,
             )
-            completes = (index + 1) % accumulation == 0
-            returned = self._step(batch, rate, index % accumulation, completes)
-            self.watchdog.at("reading images for", progress.update + 1 + completes)
-            if not completes:
-                continue
+            returned = self._update(batches, rate)
             progress.update += 1
             progress.images += self.global_batch
             self.log.advance(progress.update, returned.asnumpy)
             self.outcomes.add(Outcome(progress.update, rate, returned))
             if progress.images == whole:
+                if progress.update == length.updates:
+                    break
                 continue  # the epoch's end has its own save, and the batches must come to theirs
             asked = self.outcomes.stop_agreed or (self.dist.size == 1 and self.interruption.requested)
             if asked or self._is_last_update():
@@ -170,19 +171,36 @@ class Trainer:
             self.log.line(f"{self.outcomes.skipped} updates skipped for overflow, loss scale now {scale:g}")
         return progress.images == whole
 
-    def _step(self, batch: tuple[np.ndarray, ...], rate: float, part: int, completes: bool):
-        """Train on one batch of an update, which the last of them completes; returns what TrainStep returns."""
-        config, progress = self.config, self.state.progress
-        noise = generator(config.runtime.seed, Stream.NOISE, progress.update, part, self.dist.rank)
-        self.watchdog.at("in", progress.update + 1)
-        with missing_kernels_named(config.amp.level, self.dist.device_target), collective_failures_named():
-            return self.step(
-                *map(Tensor, batch),
-                Tensor(rate, ms.float32),
-                *self.task.noise(self.model, noise, batch),
-                completes,
-                Tensor(float(self.interruption.requested), ms.float32),
-            )
+    def _updates(self) -> Iterator[Iterable[tuple[np.ndarray, ...]]]:
+        """The epoch's batches, in as many at a time as make an update; all of them are to be taken before the next."""
+        batches = iter(self.train_batches)
+        for first in batches:
+            yield chain([first], islice(batches, self.config.train.accumulation_steps - 1))
+
+    def _update(self, batches: Iterable[tuple[np.ndarray, ...]], rate: float) -> Tensor:
+        """Make one update of its batches; returns what TrainStep returns for the last of them."""
+        config, update, returned = self.config, self.state.progress.update, None
+        if self.step.counts_first:
+            batches = list(batches)
+            for part, batch in enumerate(batches):
+                self.step.count(*self._inputs(batch, part))
+        for part, batch in enumerate(batches):
+            self.watchdog.at("in", update + 1)
+            completes = part + 1 == config.train.accumulation_steps
+            with missing_kernels_named(config.amp.level, self.dist.device_target), collective_failures_named():
+                returned = self.step(
+                    Tensor(rate, ms.float32),
+                    completes,
+                    Tensor(float(self.interruption.requested), ms.float32),
+                    *self._inputs(batch, part),
+                )
+            self.watchdog.at("reading images for", update + 1 + completes)
+        return returned
+
+    def _inputs(self, batch: tuple[np.ndarray, ...], part: int) -> tuple:
+        """The inputs of the loss for a batch, the part-th of its update: its arrays, and the step's noise."""
+        noise = generator(self.config.runtime.seed, Stream.NOISE, self.state.progress.update, part, self.dist.rank)
+        return (*map(Tensor, batch), *self.task.noise(self.model, noise, batch))
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
 
@@ -209,7 +227,7 @@ class Trainer:
         if progress.images:  # train.stop_after_update ends a run within an epoch
             epoch += 1
             done = f"  update {progress.update - progress.epoch * self.updates_per_epoch}/{self.updates_per_epoch}"
-        self.log.line(f"epoch {epoch}/{self.config.train.epochs}{done}  {weights} {result}")
+        self.log.line(f"epoch {epoch}/{self.epochs}{done}  {weights} {result}")
         self.metrics.add(
             epoch=epoch,
             update=progress.update,
@@ -319,6 +337,8 @@ class Trainer:
         if frozen := config.train.frozen_stages:
             stages = len(self.model.depths)
             self.log.line(f"frozen: the patch embedding and {frozen} of {stages} stages, beside the parameters above")
+        if caveat := self.step.accumulation_caveat():
+            self.log.line(caveat)
         if parts.saved_config is not None:
             within = progress.update - progress.epoch * self.updates_per_epoch
             where = f"epoch {progress.epoch}" + (f" and {within} updates of the next" if within else "")

@@ -112,6 +112,10 @@ def test_errors_name_the_file_that_set_the_key(write):
         ("schedule.name=cosin", "schedule.name: Input should be 'cosine', 'clipped_cosine', 'linear'"),
         ("schedule.name=multistep", "schedule.milestones: multistep needs at least one"),
         ("schedule.milestones=[30]", "schedule.milestones: have no effect in a cosine schedule"),
+        ("train.updates=9", "train.updates: takes the place of train.epochs, which is 300; set one of them to null"),
+        ("train.epochs=null", "train.epochs: is null, and so is train.updates; one of them is needed"),
+        ("schedule.warmup_updates=9", "takes the place of schedule.warmup_epochs, which is 20"),
+        ("schedule.warmup_ratio=0.1", "takes the place of schedule.warmup_lr, which is 1e-05; set one of them to null"),
         ("schedule.min_lr=1e-3", "schedule.min_lr: 0.001 is above optimizer.base_lr 0.0005"),
         ("optimizer.name=adam", "optimizer.name: Input should be 'adamw', 'sgd' or 'lamb', got 'adam'"),
         ("optimizer.layer_decay=1.5", "optimizer.layer_decay: Input should be less than or equal to 1, got 1.5"),
@@ -141,6 +145,17 @@ def test_milestones_are_within_the_shape(milestones, prefix, expected):
     options = ["schedule.name=multistep", f"schedule.warmup_prefix={prefix}", "schedule.cooldown_epochs=10"]
     assert f"schedule.milestones: {expected}" in refusal(TINY, *options, f"schedule.milestones={milestones}")
     load_config(TINY, [*options, "schedule.milestones=[30, 269]"])
+
+
+def test_of_two_keys_for_one_thing_the_default_gives_way(write):
+    """The default of one, that is, to what a file says of the other; and what is written loads again."""
+    text = f"model: {{name: {TINY}}}\ntrain: {{updates: 90}}\nschedule: {{warmup_updates: 9, warmup_ratio: 0.1}}\n"
+    config = load_config(write(text))
+    assert (config.train.epochs, config.train.updates) == (None, 90)
+    assert (config.schedule.warmup_epochs, config.schedule.warmup_lr) == (None, None)
+    assert load_config(write(config.to_yaml())).to_dict() == config.to_dict()
+    message = refusal(write(text), "schedule.warmup_updates=91")
+    assert message == "command line: schedule.warmup_updates: 91 do not fit into train.updates 90"
 
 
 @pytest.mark.parametrize(

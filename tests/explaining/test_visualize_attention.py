@@ -10,7 +10,6 @@ import mindspore as ms
 import numpy as np
 import pytest
 from PIL import Image
-from tests.explaining.test_attention_maps import MODELS
 
 from scripts import visualize_attention as script
 from src.cli import run
@@ -19,6 +18,7 @@ from src.data.transforms import EvalTransform
 from src.explaining.attention_maps import KeyGroup, token_at
 from src.explaining.attention_pictures import GRID, WINDOW, Frame, heat, members, outlined, region, spread
 from tests.conftest import DIGITS_CONFIG, SMALL_MODEL
+from tests.explaining.test_attention_maps import MODELS
 from tests.trained import DIGIT_NAMES, with_formula_weights, write_digits_checkpoint
 
 

@@ -7,7 +7,7 @@ import pytest
 from src.config.load import load_config
 from src.files import ckpt
 from src.training.checkpoint import Progress
-from src.training.resuming import changes
+from src.training.resuming import changed_keys, changes
 from tests.conftest import DIGITS_CONFIG
 
 THEN = Progress(epoch=2, images=960, update=38, devices=1, global_batch=96)  # 14 updates an epoch
@@ -23,6 +23,13 @@ def test_nothing_changed_is_nothing_said():
     assert (
         lines(Progress(epoch=2, images=960, update=38, devices=1, global_batch=96), 14, "train.save_minutes=5.0") == []
     )
+
+
+def test_keys_that_there_were_not_had_their_defaults():
+    config = load_config(DIGITS_CONFIG, ["schedule.decay_rate=0.5"])
+    then = config.to_dict()
+    del then["schedule"]["power"], then["schedule"]["decay_rate"], then["train"]["updates"]
+    assert changed_keys(then, config) == [("schedule.decay_rate", 0.1, 0.5)]
 
 
 @pytest.mark.parametrize(

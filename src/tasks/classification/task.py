@@ -37,14 +37,14 @@ class Classification(Task):
     def check_data(self, train, val):
         check_classes(train, val, self.config.model.resolved()["num_classes"])
 
-    def criterion(self):
-        return SoftTargetCrossEntropy()
+    def losses(self, network):
+        return SoftTargetCrossEntropy(network)
 
     def noise(self, model, generator, batch):
         scales = model.draw_drop_path(generator, len(batch[0]))
         return scales, Tensor(generator.integers(2**31), ms.int32)
 
-    def train_samples(self, model, data, unreadable):
+    def train_samples(self, model, data, unreadable, epochs):
         config = self.config
         cooldown = config.schedule.cooldown_epochs
         transform = TrainTransform(
@@ -52,7 +52,7 @@ class Classification(Task):
             config.augment,
             config.runtime.seed,
             config.data.mean,
-            math.floor(config.train.epochs - cooldown) if cooldown else math.inf,
+            math.floor(epochs - cooldown) if cooldown else math.inf,
         )
         return LabelledTrainSamples(data, transform, config.data.mean, config.data.std, unreadable)
 
