@@ -99,6 +99,8 @@ class Config:
         chosen = {name: defaults[name] if value == "auto" else value for name, value in chosen.items()}
         if self.train.recompute:  # one of two names of the same thing: the original's is among the model's arguments
             chosen["use_checkpoint"] = True
+        known = find_model(self.model.name)[0].parameters()
+        chosen = {k: v for k, v in chosen.items() if k in known}
         return create_model(self.model.name, **self.model.arguments | chosen)
 
     def with_data_path(self, path: Path) -> "Config":
@@ -405,7 +407,7 @@ def _validate_model(section: str, given: dict, sources: dict, shown: str) -> Mod
 
 def _check_across_sections(config: Config) -> None:
     TASK_SECTIONS[config.task].check(config)
-    stages = len((config.backbone or config.model).resolved()["depths"])
+    stages = len((config.backbone or config.model).resolved().get("depths", ()))
     if config.train.frozen_stages > stages:
         raise config.error(
             "train.frozen_stages",

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Literal
 
@@ -149,11 +150,18 @@ class EvalSamples(ABC):
 
 
 class SampleWorker:
-    """Calls a task's `sample` for every sample of a batch, in a worker process."""
+    """Calls a task's `sample` for every sample of a batch, in a worker process.
 
-    def __init__(self, samples: TrainSamples | EvalSamples, keys: int):
+    Args:
+        columns: names of what MindSpore hands over: the data set's columns, then the keys.
+        keys: how many of them are keys.
+    """
+
+    def __init__(self, samples: TrainSamples | EvalSamples, columns: list[str], keys: int):
         self.samples, self.keys = samples, keys
         self.home = os.getpid()
+        # MindSpore holds the number of arguments against that of the columns, and adds information on the batch.
+        self.__signature__ = Signature([Parameter(name, Parameter.POSITIONAL_ONLY) for name in [*columns, "batch"]])
 
     def __call__(self, *lists):
         """Take lists over the batch, of columns and of the keys (integers) behind them; return lists of arrays."""
@@ -324,11 +332,12 @@ class TrainBatches:
         keys = ds.GeneratorDataset(
             EpochKeys(positions, epoch), ["epoch", "position"], shuffle=False, python_multiprocessing=False
         )
+        columns = [*self.data.columns, "epoch", "position"]
         dataset = ds.zip((self.data.reader(sampler), keys)).batch(
             self.batch_size,
             drop_remainder=True,
-            per_batch_map=SampleWorker(self.samples, keys=2),
-            input_columns=[*self.data.columns, "epoch", "position"],
+            per_batch_map=SampleWorker(self.samples, columns, keys=2),
+            input_columns=columns,
             output_columns=list(self.samples.outputs),
             num_parallel_workers=self.workers,
             python_multiprocessing=self.workers > 1,
@@ -386,11 +395,12 @@ class EvalBatches:
 
     def _open(self):
         keys = ds.GeneratorDataset(EvalKeys(self.indices), ["index"], shuffle=False, python_multiprocessing=False)
+        columns = [*self.data.columns, "index"]
         dataset = ds.zip((self.data.reader(ds.SubsetSampler(self.indices)), keys)).batch(
             self.batch_size,
             drop_remainder=False,
-            per_batch_map=SampleWorker(self.samples, keys=1),
-            input_columns=[*self.data.columns, "index"],
+            per_batch_map=SampleWorker(self.samples, columns, keys=1),
+            input_columns=columns,
             output_columns=list(self.samples.outputs),
             num_parallel_workers=self.workers,
             python_multiprocessing=self.workers > 1,

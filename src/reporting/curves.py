@@ -5,6 +5,7 @@ from src.tasks.task import Figure
 
 EPOCHS = "epochs"
 LOSS = Chart("Loss", EPOCHS, "loss")
+LOSS_PARTS = Chart("Parts of the training loss", EPOCHS, "loss")
 # Of updates, by the key of their lines in metrics.jsonl.
 OF_UPDATES = {
     "lr": Chart("Learning rate", EPOCHS, "learning rate", from_zero=True),

@@ -71,6 +71,11 @@ class RunRecord:
         return max([*self.updates[-1:], *self.evaluations[-1:]], key=lambda line: line["seconds"], default=None)
 
     @property
+    def loss_parts(self) -> list[str]:
+        """The names of the parts of the loss, where there are several."""
+        return [key for key in (self.updates[-1] if self.updates else {}) if key not in UPDATE]
+
+    @property
     def images_per_second(self) -> float | None:
         """The median of the lines, which evaluation, saves and compilation are not in."""
         rates = [line["images_per_second"] for line in self.updates if line["images_per_second"] is not None]

@@ -9,7 +9,7 @@ import yaml
 from src.files.atomic import write_text
 from src.pages.charts import Series, render
 from src.pages.page import Column, Section, details, page, table, tiles
-from src.reporting.curves import LOSS, OF_UPDATES, metric_chart, with_unit
+from src.reporting.curves import LOSS, LOSS_PARTS, OF_UPDATES, metric_chart, with_unit
 from src.reporting.run_files import SHORT_NAMES, RunRecord, read_run
 from src.training.progress import duration
 from src.training.saving import warn
@@ -121,6 +121,10 @@ def curves(run: RunRecord) -> str:
                 of_updates(run, "loss", "training batches", COLORS["training"]),
                 *(of_evaluations(run, "loss", "validation, ") if has_loss else []),
             ],
+        ),
+        replace(
+            LOSS_PARTS,
+            series=[of_updates(run, part, part, color) for color, part in enumerate(run.loss_parts)],
         ),
         *(replace(chart, series=[of_updates(run, key, chart.y_label)]) for key, chart in OF_UPDATES.items()),
     ]
