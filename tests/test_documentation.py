@@ -24,7 +24,7 @@ from tests.documents import (
 from tests.reference import figures
 
 READMES = ("README.md", "README_zh.md")
-LANGUAGES = ("bash", "python", "text", "bibtex")
+LANGUAGES = ("bash", "python", "text", "bibtex", "mermaid")
 SUFFIXES = ("py", "json", "zip", "yaml", "onnx", "mindir")
 KEYS: dict[str, set[str]] = {}
 for sections in TASK_SECTIONS.values():

@@ -115,7 +115,7 @@ def test_errors_name_the_file_that_set_the_key(write):
         ("train.updates=9", "train.updates: takes the place of train.epochs, which is 300; set one of them to null"),
         ("train.epochs=null", "train.epochs: is null, and so is train.updates; one of them is needed"),
         ("schedule.warmup_updates=9", "takes the place of schedule.warmup_epochs, which is 20"),
-        ("schedule.warmup_ratio=0.1", "takes the place of schedule.warmup_lr, which is 1e-05; set one of them to null"),
+        ("schedule.warmup_ratio=0.1", "takes the place of schedule.warmup_lr, which is 5e-07; set one of them to null"),
         ("schedule.min_lr=1e-3", "schedule.min_lr: 0.001 is above optimizer.base_lr 0.0005"),
         ("optimizer.name=adam", "optimizer.name: Input should be 'adamw', 'sgd' or 'lamb', got 'adam'"),
         ("optimizer.layer_decay=1.5", "optimizer.layer_decay: Input should be less than or equal to 1, got 1.5"),
