@@ -1,7 +1,8 @@
 """Every statement in the documents' blocks does what it says, as typed, in a copy of the repository.
 
 The copy is small where the original is large: a network that compiles fast, one epoch, a few images, random weights of
-the published models, types and tests of one file. Statements are typed in the order of the documents, for later ones use what earlier ones made.
+the published models, types and tests of one file. Statements are typed in the order of the documents, for later ones
+use what earlier ones made.
 Each is of one of three kinds, found by the rules below and not by a list that a new one could be missing from:
 
 - run: everything, unless

@@ -42,7 +42,7 @@ def build(
     model=None,
 ):
     ms.set_seed(1)
-    model = model or Linear()
+    model = Linear() if model is None else model
     ema = ExponentialMovingAverage(model.trainable_params(), ema_decay) if ema_decay is not None else None
     scale = LossScale(init_scale, dynamic, growth_interval)
     optimizer = create_optimizer(model, OptimizerConfig(name=optimizer))
