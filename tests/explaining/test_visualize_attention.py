@@ -6,7 +6,6 @@ import re
 import sys
 from html.parser import HTMLParser
 
-import mindspore as ms
 import numpy as np
 import pytest
 from PIL import Image
@@ -44,8 +43,7 @@ def call(capsys, monkeypatch):
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
-    yield call_script
-    ms.set_context(mode=ms.GRAPH_MODE)
+    return call_script
 
 
 class Page(HTMLParser):

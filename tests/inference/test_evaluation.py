@@ -23,7 +23,7 @@ from src.tasks.classification.evaluator import ClassificationEvaluator
 from src.tasks.classification.label_maps import LabelSpace
 from src.tasks.classification.metrics import Metrics, Scoring, batch_counts, predictions
 from src.tasks.evaluation_file import evaluation_path, write_evaluation
-from tests.conftest import DIGITS_CONFIG, SMALL_MODEL
+from tests.conftest import DIGITS_CONFIG, TOY_MODEL
 
 THREE = LabelSpace.of_names("abc", "abc")
 
@@ -427,7 +427,7 @@ def test_a_report_that_cannot_be_written(setting, tmp_path, capsys):
 
 def test_eval_py_flips_a_real_model(run_script, digits, tmp_path):
     """The report of eval.flip=true on a checkpoint file against logits averaged by hand."""
-    options = [*SMALL_MODEL, f"data.path={digits}", "data.workers=1", "eval.batch_size=100"]
+    options = [*TOY_MODEL, f"data.path={digits}", "data.workers=1", "eval.batch_size=100"]
     config = load_config(DIGITS_CONFIG, options)
     model = config.build_model("CPU").set_train(False)
     checkpoint = tmp_path / "small.ckpt"
@@ -457,9 +457,9 @@ def test_eval_py_flips_a_real_model(run_script, digits, tmp_path):
 
 
 def all_images(config, folder):
-    """Every image [n, 1, 32, 32], resized and normalised with Pillow and NumPy, and its digit."""
+    """Every image [n, 1, 16, 16], resized and normalised with Pillow and NumPy, and its digit."""
     files = sorted(folder.glob("*/*.png"))
-    images = [Image.open(file).convert("L").resize((32, 32), Image.Resampling.BICUBIC) for file in files]
+    images = [Image.open(file).convert("L").resize((16, 16), Image.Resampling.BICUBIC) for file in files]
     pixels = np.stack([np.asarray(image, np.float32) for image in images])[:, None] / 255
     labels = np.array([int(file.parent.name) for file in files])
     return ((pixels - config.data.mean[0]) / config.data.std[0]).astype(np.float32), labels

@@ -23,7 +23,7 @@ from src.inference.export import export_checkpoint
 from src.inference.trained import load_for_inference
 from src.tasks.classification.predictor import Classifier, predict, softmax
 from src.tasks.find_task import create_task
-from tests.conftest import DIGITS_CONFIG, SMALL_MODEL
+from tests.conftest import DIGITS_CONFIG, TOY_MODEL
 from tests.trained import DIGIT_NAMES, write_digits_checkpoint
 
 NAMES = DIGIT_NAMES
@@ -31,7 +31,7 @@ NAMES = DIGIT_NAMES
 
 @pytest.fixture(scope="module")
 def config(digits):
-    return load_config(DIGITS_CONFIG, [*SMALL_MODEL, f"data.path={digits}"])
+    return load_config(DIGITS_CONFIG, [*TOY_MODEL, f"data.path={digits}"])
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +107,15 @@ def test_text_and_either_weights(call, checkpoint, expected):
     assert call("--checkpoint", checkpoint, "--top", 1, "--weights", "raw", name)[1] != out
 
 
-@pytest.mark.parametrize("file_format", ["MINDIR", "ONNX"])
-@pytest.mark.parametrize("batch_size", [2, None])
+@pytest.mark.parametrize(
+    ("file_format", "batch_size"),
+    [
+        ("MINDIR", None),
+        ("ONNX", 2),
+        pytest.param("MINDIR", 2, marks=pytest.mark.exhaustive),
+        pytest.param("ONNX", None, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_exported_files_say_the_same(call, config, checkpoint, expected, tmp_path, file_format, batch_size):
     path = export_checkpoint(config, Dist(), checkpoint, "auto", file_format, tmp_path / "x", batch_size)
     names = list(expected)[:5]
@@ -156,7 +163,7 @@ def test_weights_alone_need_a_configuration(call, config, checkpoint, expected, 
     code, _, err = call(*command)
     assert (code, err.count("\n")) == (1, 1)
     assert "holds weights without their configuration; name it with --config NAME" in err
-    command += ["--config", "focalv2_digits", *(f"--set={override}" for override in SMALL_MODEL)]
+    command += ["--config", "focalv2_digits", *(f"--set={override}" for override in TOY_MODEL)]
     code, out, _ = call(*command)
     best = json.loads(out)[0]["predictions"][0]
     assert (code, best["class"], best["probability"]) == (0, None, pytest.approx(expected[name].max(), abs=1e-6))

@@ -1,4 +1,7 @@
-"""Every published model against the figures of its original: logits, stages, loss, gradients, weight decay."""
+"""Every published model against the figures of its original: logits, stages, loss, gradients, weight decay.
+
+One of each kind is run each time, with gradients; the deeper and wider ones share their code and are exhaustive.
+"""
 
 import mindspore as ms
 import numpy as np
@@ -8,6 +11,7 @@ from mindspore import Tensor, nn, ops
 from src.files.weights import load_weights, official_names
 from src.models import create_model, list_models
 from src.training.optimizer import decays
+from tests.conftest import one_of_each_kind_or_exhaustive
 from tests.reference import figures, formula_weights, images
 
 LOGITS = figures("logits")
@@ -50,7 +54,7 @@ def test_every_published_model_has_figures():
     assert set(list_models()) - RECONSTRUCTED == set(LOGITS)
 
 
-@pytest.mark.parametrize("name", LOGITS)
+@pytest.mark.parametrize("name", one_of_each_kind_or_exhaustive(LOGITS))
 def test_logits_and_stages(name):
     reference = LOGITS[name]
     model = filled(name)
@@ -98,7 +102,7 @@ def test_loss_and_gradients(name):
         assert abs(norm / reference["grad_l2"][parameter] - 1) < 1e-3, parameter
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", sorted(RECONSTRUCTED))
 def test_reconstructed_models_run(name):
     """There is nothing to hold them against; they share their code with those above."""

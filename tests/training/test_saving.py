@@ -186,13 +186,13 @@ def fill(disk):
 
 def at_updates(run, actions):
     """Have actions called before updates are made, by the number of updates done."""
-    step = run._step
+    make_update = run._update
 
     def call(*arguments):
         actions.get(run.state.progress.update, lambda: None)()
-        return step(*arguments)
+        return make_update(*arguments)
 
-    run._step = call
+    run._update = call
 
 
 @pytest.mark.parametrize("background", ["true", "false"])
@@ -242,14 +242,15 @@ def test_a_disk_that_stays_full_is_an_error_at_the_end(trainer, small_disk, caps
 
 def test_divergence_ends_the_run_and_keeps_the_last_good_save(trainer):
     run = trainer("run", "train.save_interval=2", "train.max_skipped_updates=4", "train.log_interval=1")
-    step = run._step
+    make_update = run._update
 
-    def spoiled(images, *arguments):
+    def spoiled(batches, rate):
         done = run.state.progress.update
-        bad = done == 2 or done >= 7  # one skipped update does not end a run
-        return step(np.full_like(images, np.nan) if bad else images, *arguments)
+        if done == 2 or done >= 7:  # one skipped update does not end a run
+            batches = [(np.full_like(images, np.nan), targets) for images, targets in batches]
+        return make_update(batches, rate)
 
-    run._step = spoiled
+    run._update = spoiled
     with pytest.raises(UserError) as error:
         run.run()
     message = str(error.value)

@@ -1,9 +1,12 @@
-"""Each stage of the train cell against its formula, on a linear model that NumPy can follow."""
+"""Each stage of the train cell against its formula, on a linear model that NumPy can follow.
+
+As a graph, in which what reads a parameter and what changes it have to be kept in order.
+"""
 
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, nn
+from mindspore import Parameter, ParameterTuple, Tensor, nn
 
 from src.config.schema import OptimizerConfig
 from src.data.mixup import soft_targets
@@ -13,6 +16,8 @@ from src.training.ema import ExponentialMovingAverage
 from src.training.optimizer import create_optimizer, decays
 from src.training.train_step import LossScale, TrainStep
 from tests.training.test_optimizer import NumpyAdamW
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
 
 
 class Linear(nn.Cell):
@@ -34,9 +39,10 @@ def build(
     growth_interval=2000,
     dynamic=True,
     optimizer="adamw",
+    model=None,
 ):
     ms.set_seed(1)
-    model = Linear()
+    model = Linear() if model is None else model
     ema = ExponentialMovingAverage(model.trainable_params(), ema_decay) if ema_decay is not None else None
     scale = LossScale(init_scale, dynamic, growth_interval)
     optimizer = create_optimizer(model, OptimizerConfig(name=optimizer))
@@ -237,6 +243,45 @@ def test_ema_warmup_limits_the_early_decay():
         decay = min(0.99, (1 + t) / (10 + t))
         expected = decay * expected + (1 - decay)
         np.testing.assert_allclose(ema.averages[0].asnumpy(), [expected], rtol=1e-6)
+
+
+class Scales(nn.Cell):
+    """Products with some weights, one after the other."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.scales = ParameterTuple([Parameter(np.ones(3, np.float32), name=f"scale{i}") for i in range(count)])
+
+    def construct(self, x):
+        for scale in self.scales:
+            x = x * scale
+        return x
+
+
+class ManyWeights(Linear):
+    """700 weights, as many as the deepest published model has, in 35 blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.CellList([Scales(20) for _ in range(35)])
+
+    def construct(self, x, drop_path=None, dropout_seed=None):
+        x = self.head(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_a_step_of_many_weights_compiles():
+    """Loops over the weights in the graph would exceed the compiler's call depth."""
+    model, step, _, _ = build(clip_norm=1.0, ema_decay=0.9, accumulation_steps=2, model=ManyWeights())
+    assert len(model.trainable_params()) == 702
+    before = values(model)[-1]
+    x, targets = batch(0)
+    for part in range(2):
+        _, _, finite, *_ = step(Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32), None, None, part == 1)
+    assert bool(finite.asnumpy())
+    assert not np.array_equal(values(model)[-1], before)
 
 
 class Other(nn.Cell):

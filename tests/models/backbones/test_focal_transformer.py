@@ -1,6 +1,5 @@
 """Options and refusals of both Focal Transformers. Numbers: test_parity.py and test_loop_reference.py."""
 
-import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
@@ -149,17 +148,6 @@ def test_drop_path_scales_whole_branches():
     assert np.abs(stage(x, Tensor(np.ones((6, 2), np.float32))).asnumpy() - x.asnumpy()).max() > 1e-3
     with pytest.raises(ValueError, match="draw_drop_path"):
         model.layers[1].blocks[0].drop_path1(x, None)
-
-
-def test_pynative_equals_graph_mode():
-    model = create_model("focalv2", **SMALL).set_train(False)
-    x = Tensor(images((2, 3, 32, 32)))
-    graph = model(x).asnumpy()
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    try:
-        np.testing.assert_allclose(model(x).asnumpy(), graph, atol=1e-5)
-    finally:
-        ms.set_context(mode=ms.GRAPH_MODE)
 
 
 @pytest.mark.parametrize(
