@@ -88,11 +88,19 @@ class Worker:
     Args:
         name: what messages call it.
         command: interpreter, script and arguments.
-        threads: for its libraries to use, on as many processors; None for what this process may use.
+        threads: for its libraries to use, on as many processors; None for as many as this process may use.
         wait_policy: see thread_environment.
+        all_processors: run on all of them all the same, for processes that have worker processes.
     """
 
-    def __init__(self, name: str, command: list, threads: int | None = None, wait_policy: str | None = None):
+    def __init__(
+        self,
+        name: str,
+        command: list,
+        threads: int | None = None,
+        wait_policy: str | None = None,
+        all_processors: bool = False,
+    ):
         self.name = name
         self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed below
         processors = sorted(PROCESSORS)[:threads]
@@ -108,6 +116,8 @@ class Worker:
         except OSError as error:
             self.errors.close()
             raise UserError(f"{name}: {command[0]} cannot be started ({error.strerror})") from error
+        if all_processors:
+            processors = sorted(PROCESSORS)
         os.sched_setaffinity(self.process.pid, processors)  # before it has more than its first thread
 
     def close(self) -> None:
