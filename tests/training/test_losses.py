@@ -16,6 +16,7 @@ from src.training.ema import ExponentialMovingAverage
 from src.training.outcomes import Outcome, Outcomes
 from tests.training.counted_losses import (
     UPDATES,
+    CountedLosses,
     build,
     make_update,
     reference,
@@ -56,6 +57,13 @@ def test_a_part_that_nothing_counts_for_is_zero():
     network, step = build()
     network.dense.bias.set_data(Tensor([1.0]))
     assert make_update(step, [(x[:1], y[:1], 0 * chosen[:1])])[6] == pytest.approx(0.1 / 2)  # one row, floor 2
+
+
+def test_weights_and_floors_go_together(monkeypatch):
+    monkeypatch.setattr(CountedLosses, "weight_floors", None)
+    _, step = build()
+    with pytest.raises(ValueError, match="returns weights where it states weight_floors"):
+        make_update(step, [rows_of(0)])
 
 
 def test_an_overflow_in_any_batch_skips_the_update_and_its_counts():
