@@ -1,4 +1,4 @@
-"""A run written before tasks had names (commit 635950b): two of three epochs on the digits, and its newest checkpoint."""
+"""A run of an earlier version (commit 635950b): two of three epochs on the digits, and its newest checkpoint."""
 
 import json
 import os
