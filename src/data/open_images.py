@@ -10,7 +10,7 @@ from src.data.zip_images import ZipImages
 
 
 def open_images(root: str | Path, name: str, classes: tuple[str, ...] | None = None) -> ImageSet:
-    """The images called `name` (train, val) under a folder: the folder of that name, NAME.zip, or NAME.mindrecord.
+    """Open the images called `name` (train, val) under a folder: the folder of that name, NAME.zip or NAME.mindrecord.
 
     Args:
         classes: names of the classes, for formats that do not say them (a zip file of images without class folders).
