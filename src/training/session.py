@@ -1,4 +1,4 @@
-"""What a run's folder says of each process that trained it: when, from where, by which command, on what."""
+"""Describes the process that trains a run, for the run's folder: time, command, code, machine and packages."""
 
 import os
 import platform
@@ -14,11 +14,11 @@ from src.training.checkpoint import Progress
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("mindspore", "numpy", "pillow", "simplejpeg", "scipy", "safetensors", "pydantic", "tensorboardX")
-GIT_SECONDS = 10  # longest wait for it: the folder may be on a slow file system
+GIT_SECONDS = 10  # longest wait for git: the folder may be on a slow file system
 
 
 def session(dist: Dist, progress: Progress, updates_per_epoch: int) -> dict:
-    """A line of sessions.jsonl, of the process that begins to train at `progress`."""
+    """Return the line of sessions.jsonl about this process, which begins to train at `progress`."""
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "after_update": progress.update,
@@ -44,7 +44,7 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> str:
-    """Its name as Linux has it."""
+    """Return the processor's name as Linux knows it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -54,7 +54,7 @@ def _processor() -> str:
 
 
 def _commit() -> dict | None:
-    """The commit of this code, and whether files differ from it; None outside of a git clone of its own."""
+    """Return the commit of this code and whether files differ from it; None outside of a git clone of its own."""
     git = ["git", "--no-optional-locks", "-C", str(ROOT)]
     try:
         found, changes = (
