@@ -163,12 +163,12 @@ def measure(name: str, arguments: dict, batch_size: int, options) -> dict:
 
 def compare_steps(own: list[dict], others: list[dict], batch_size: int) -> dict:
     """Return the figures of an original's steps, and their ratios to ours: medians over the pairs of steps."""
-    theirs = figures(others, batch_size)
+    result = figures(others, batch_size)
     pairs = list(zip(own, others, strict=True))
-    return theirs | {
+    return result | {
         "speed_ratio": statistics.median(other["seconds"] / step["seconds"] for step, other in pairs),
         "cpu_ratio": statistics.median(other["cpu_seconds"] / step["cpu_seconds"] for step, other in pairs),
-        "memory_ratio": own[-1]["peak"] / theirs["peak_memory_bytes"],
+        "memory_ratio": own[-1]["peak"] / result["peak_memory_bytes"],
     }
 
 
@@ -240,10 +240,10 @@ def series(options) -> list[tuple[list[str], int]]:
         UserError: more than one option does, or a value comes twice.
     """
     size = [] if options.img_size is None else [f"img_size={options.img_size}"]
-    given = [flag for flag in ("sizes", "batch_sizes", "depths") if getattr(options, flag)]
-    if len(given) > 1 or (options.sizes and size):
+    series_flags = [flag for flag in ("sizes", "batch_sizes", "depths") if getattr(options, flag)]
+    if len(series_flags) > 1 or (options.sizes and size):
         raise UserError("give one of --sizes, --batch-sizes and --depths, and --sizes without --img-size")
-    for flag in given:
+    for flag in series_flags:
         values = getattr(options, flag)
         if len(set(values)) < len(values):
             raise UserError(f"--{flag.replace('_', '-')}: {' '.join(map(str, values))} has a value twice")

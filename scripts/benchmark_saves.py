@@ -75,7 +75,7 @@ def main() -> None:
         step(Tensor(1e-5, ms.float32), True, Tensor(0.0, ms.float32), images, targets).asnumpy()
         return time.perf_counter() - start
 
-    def by_mindspore(kind: str, path: Path) -> None:
+    def save_by_mindspore(kind: str, path: Path) -> None:
         entries = [{"name": p.name, "data": p} for p in state.parameters()]
         ms.save_checkpoint(entries, str(path), crc_check=True, async_save=kind)
 
@@ -92,7 +92,7 @@ def main() -> None:
         }
         ways = {kind: lambda saver=saver: saver.save_within_epoch(state.snapshot()) for kind, saver in savers.items()}
         for kind in ("thread", "process"):
-            ways[f"MindSpore, {kind}"] = lambda kind=kind: by_mindspore(kind, Path(folder) / f"{kind}.ckpt")
+            ways[f"MindSpore, {kind}"] = lambda kind=kind: save_by_mindspore(kind, Path(folder) / f"{kind}.ckpt")
         figures: dict[str, dict[str, list[float]]] = {
             way: {"stall": [], "written": [], "updates": [], "during": []} for way in ways
         }

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # scripts/ is what Python puts there
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Python puts only scripts/ there
 
 from src.cli import Parser, run
 from src.errors import UserError

@@ -9,7 +9,7 @@ import sys
 from itertools import product
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # scripts/ is what Python puts there
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Python puts only scripts/ there
 
 from src.cli import Parser, run
 from src.errors import UserError
@@ -108,11 +108,11 @@ def main(arguments: list[str]) -> None:
 
     print(f"{'':52} | {'counted, for one image':41} | published\n{HEADINGS}", flush=True)
     results = []
-    for name, given in product(options.names or list_models(), options.img_size or [None]):
+    for name, given_size in product(options.names or list_models(), options.img_size or [None]):
         try:
-            size = resolved_size(name, given)
+            size = resolved_size(name, given_size)
         except UserError as error:  # some models cannot have every size
-            print(f"{name:42} {'x'.join(map(str, given)):>9} | {error.args[0].partition(': ')[2]}", flush=True)
+            print(f"{name:42} {'x'.join(map(str, given_size)):>9} | {error.args[0].partition(': ')[2]}", flush=True)
             continue
         published = PUBLISHED.get(name) if size == IMAGE_SIZE else None
         results.append(measure(name, size) | {"published": asdict(published) if published else None})

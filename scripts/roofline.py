@@ -49,11 +49,11 @@ def operator_blocks(operators: list) -> list[str]:
     """
     result, current = [], (-1, -1)
     for operator in operators:
-        found = re.search(r"layers-CellList/(\d+)-\w+/blocks-CellList/(\d+)-", operator.scope)
-        found = found or re.search(r"/blocks-CellList/(\d+)-CellList/(\d+)-", operator.scope)
-        if found:
-            current = max(current, (int(found[1]), int(found[2])))
-        result.append(f"block {current[0]}.{current[1]}" if found else "outside")
+        match = re.search(r"layers-CellList/(\d+)-\w+/blocks-CellList/(\d+)-", operator.scope)
+        match = match or re.search(r"/blocks-CellList/(\d+)-CellList/(\d+)-", operator.scope)
+        if match:
+            current = max(current, (int(match[1]), int(match[2])))
+        result.append(f"block {current[0]}.{current[1]}" if match else "outside")
     return result
 
 
@@ -130,13 +130,13 @@ def main(arguments: list[str]) -> None:
     print(f"bound by memory below {balance:.0f} multiply-accumulates a byte; at the peaks ", end="")
     print(f"{options.batch_size / total.alone:.0f} img/s alone, {options.batch_size / total.fused:.0f} fused")
     if options.reference:
-        here = costs(options.name, 1, "O0", options.tflops * 1e12, options.bandwidth * 1e12)["total"]
-        there = measure_original(options.name, model_arguments, options)
+        own = costs(options.name, 1, "O0", options.tflops * 1e12, options.bandwidth * 1e12)["total"]
+        reference = measure_original(options.name, model_arguments, options)
         print(
-            f"one image in float32: here {here.operators} operators move {here.moved_bytes / 1e6:.0f} MB, in the ",
+            f"one image in float32: here {own.operators} operators move {own.moved_bytes / 1e6:.0f} MB, in the ",
             end="",
         )
-        print(f"original {there['operators']} move {there['moved_bytes'] / 1e6:.0f} MB")
+        print(f"original {reference['operators']} move {reference['moved_bytes'] / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from src.cli import WEIGHTS, Parser, run
 from src.errors import UserError
 
-CAM_TOKENS = 6  # a map for Grad-CAM should have that many on a side
+CAM_TOKENS = 6  # a map for Grad-CAM should have that many tokens on a side
 
 
 def pair(text: str) -> tuple[float, float]:
@@ -98,7 +98,7 @@ def main(arguments: list[str]) -> None:
         height, width = array.shape[:2]
         point = preprocessing.transform.position(options.point, (height, width))
         if point is None:
-            left, top, right, bottom = preprocessing.transform.seen((height, width))
+            left, top, right, bottom = preprocessing.transform.visible_box((height, width))
             raise UserError(
                 f"--point {options.point[0]:g},{options.point[1]:g}: outside of what the model sees of the image, "
                 f"x from {left:g} to {right:g} and y from {top:g} to {bottom:g}"

@@ -92,8 +92,8 @@ def configuration(options, **extra: object):
         "runtime.device_id": options.device_id,
         **{key.replace("__", "."): value for key, value in extra.items()},
     }
-    given = {key: value for key, value in flags.items() if value is not None}
-    return load_config(options.config or options.arch, options.overrides, given)
+    given_flags = {key: value for key, value in flags.items() if value is not None}
+    return load_config(options.config or options.arch, options.overrides, given_flags)
 
 
 def with_local_data(config, options):

@@ -7,7 +7,7 @@ interpolation only 4 then have a weight, and the weights are the same along a ro
 import numpy as np
 from PIL import Image
 
-TAPS = 4  # pixels from one before to two after
+TAPS = 4  # number of pixels that are weighted: from one before the point's pixel to two after
 
 
 def tap_weights(fraction, resample: Image.Resampling) -> list:
@@ -37,11 +37,11 @@ def translate(
         [H, W, 3] uint8, within one grey level of Pillow, which computes in float64.
     """
     length = pixels.shape[axis]
-    whole = int(np.floor(distance))
-    sources = np.clip(np.arange(-1, length + 2) + whole, 0, length - 1)  # the outermost repeated beyond the edge
+    offset = int(np.floor(distance))
+    sources = np.clip(np.arange(-1, length + 2) + offset, 0, length - 1)  # the outermost repeated beyond the edge
     aligned = _unpack_pixels(_pack_pixels(pixels).take(sources, axis=axis))
     taps = [aligned[k : k + length] if axis == 0 else aligned[:, k : k + length] for k in range(TAPS)]
-    result = _weighted_sum(taps, [np.float32(weight) for weight in tap_weights(distance - whole, resample)])
+    result = _weighted_sum(taps, [np.float32(weight) for weight in tap_weights(distance - offset, resample)])
     centres = np.arange(length) + 0.5 + distance
     outside = (centres < 0) | (centres >= length)
     result[(slice(None),) * axis + (outside,)] = fill
@@ -58,10 +58,10 @@ def shear(
     colors = np.ascontiguousarray(_pack_pixels(pixels) if axis == 1 else _pack_pixels(pixels).T)
     height, width = colors.shape
     distances = factor * (np.arange(height) + 0.5)
-    whole = np.floor(distances).astype(np.intp)
-    sources = np.clip(np.arange(-1, width + 2) + whole[:, None], 0, width - 1) + width * np.arange(height)[:, None]
+    offset = np.floor(distances).astype(np.intp)
+    sources = np.clip(np.arange(-1, width + 2) + offset[:, None], 0, width - 1) + width * np.arange(height)[:, None]
     aligned = _unpack_pixels(colors.ravel().take(sources))
-    weights = tap_weights((distances - whole).astype(np.float32)[:, None, None], resample)
+    weights = tap_weights((distances - offset).astype(np.float32)[:, None, None], resample)
     result = _weighted_sum([aligned[:, k : k + width] for k in range(TAPS)], weights)
     centres = np.arange(width) + 0.5 + distances[:, None]
     result[(centres < 0) | (centres >= width)] = fill
@@ -84,5 +84,5 @@ def _weighted_sum(taps: list[np.ndarray], weights: list) -> np.ndarray:
     for tap, weight in zip(taps[1:], weights[1:], strict=True):
         np.multiply(tap, weight, out=part, dtype=np.float32)
         total += part
-    total += np.float32(1e-3)  # Pillow cuts fractions off: a whole number must not come out a hair below itself
+    total += np.float32(1e-3)  # Pillow cuts fractions off, so rounding errors must not put a whole number below itself
     return np.clip(total.astype(np.int16), 0, 255).astype(np.uint8)

@@ -12,7 +12,7 @@ import numpy as np
 from src.data.dataset import DataError, Dataset
 
 EXTENSIONS = [".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"]
-# ImageFolderDataset tells cases apart; these are the ones that cameras and people write.
+# ImageFolderDataset distinguishes upper and lower case; these are the spellings that cameras and people write.
 SPELLINGS = [spelling for e in EXTENSIONS for spelling in (e, e.upper(), f".{e[1:].capitalize()}")]
 
 
@@ -44,10 +44,10 @@ def check_classes(train: ImageSet, val: ImageSet, num_classes: int) -> None:
         DataError: the classes or their numbers differ.
     """
     if train.classes != val.classes:
-        only = sorted(set(train.classes) ^ set(val.classes))
-        where = train.path if only[0] in train.classes else val.path
+        unmatched = sorted(set(train.classes) ^ set(val.classes))
+        folder = train.path if unmatched[0] in train.classes else val.path
         raise DataError(
-            f"data folders {train.path} and {val.path} have different classes: {only[0]!r} is only in {where}"
+            f"data folders {train.path} and {val.path} have different classes: {unmatched[0]!r} is only in {folder}"
         )
     check_num_classes(train, num_classes)
 

@@ -26,7 +26,7 @@ class Mixing:
     cut: np.ndarray
 
 
-def is_on(augment) -> bool:
+def is_mixing_enabled(augment) -> bool:
     """Return whether the augment section of a configuration mixes images at all."""
     return augment.mixup_prob > 0 and bool(augment.mixup or augment.cutmix or augment.cutmix_minmax)
 
@@ -49,7 +49,7 @@ def draw_mixing(generator: np.random.Generator, augment, batch: int, height: int
 
 def _draw_one(generator, augment, height, width) -> tuple[float, tuple[int, int, int, int], bool]:
     nothing = (1.0, (0, 0, 0, 0), False)
-    if not is_on(augment) or generator.random() >= augment.mixup_prob:
+    if not is_mixing_enabled(augment) or generator.random() >= augment.mixup_prob:
         return nothing
     has_cutmix = bool(augment.cutmix or augment.cutmix_minmax)
     cut = has_cutmix and (not augment.mixup or generator.random() < augment.switch_prob)

@@ -82,7 +82,7 @@ def _make_part(images: ImageSet, chosen: range, path: Path, pool) -> dict:
     record = path.with_name(f"{path.name}.json")
     files = [path, path.with_name(f"{path.name}.db")]
     if record.is_file():
-        part = json.loads(record.read_text(encoding="utf-8"))  # written last and at once, so whole
+        part = json.loads(record.read_text(encoding="utf-8"))  # it was written last and atomically, so it is whole
         unchanged = part["source"] == source and not part["unreadable"]  # unreadable images may have been mended
         if unchanged and all(f.is_file() and sha256(f) == part["sha256"][f.name] for f in files):
             return part

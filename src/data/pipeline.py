@@ -235,15 +235,15 @@ def _read(iterator):
         yield from iterator
     except RuntimeError as error:
         # MindSpore wraps the message into a report of many lines.
-        found = re.search(f"{re.escape(REFUSED)}(.*)", str(error)) or re.search(
+        match = re.search(f"{re.escape(REFUSED)}(.*)", str(error)) or re.search(
             r"\[ERROR\] (.*\b[Ff]ile\b.*)", str(error)
         )
-        if found is None:
+        if match is None:
             raise
-        raise DataError(found[1]) from error
+        raise DataError(match[1]) from error
 
 
-def prefetched(batches, finish):
+def prefetch(batches, finish):
     """Yield finish(*batch) of each batch; another thread computes it while the batch before is in use.
 
     MindSpore's iterator stays in this thread, because an error that it raises in another thread ends the process.
@@ -313,7 +313,7 @@ class TrainBatches:
         if self.iterator is None:
             self.iterator = self._open(epoch, first)
         numbered = ((batch, self._key(epoch, number)) for number, batch in enumerate(_read(self.iterator), first))
-        yield from prefetched(numbered, self.samples.batch)
+        yield from prefetch(numbered, self.samples.batch)
         self.epoch, self.first_batch = epoch + 1, 0
         if first or self.data.fixed_order:
             self.iterator = None
@@ -394,7 +394,7 @@ class EvalBatches:
         if self.iterator is None:
             self.iterator = self._open()
         batches = ((batch,) for batch in _read(self.iterator))
-        yield from prefetched(batches, self.samples.batch)
+        yield from prefetch(batches, self.samples.batch)
 
     def _open(self):
         keys = ds.GeneratorDataset(EvalKeys(self.indices), ["index"], shuffle=False, python_multiprocessing=False)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-AREA = (0.02, 1 / 3)  # of the image, shared by all rectangles
+AREA = (0.02, 1 / 3)  # share of the image's area, which all rectangles together take
 LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))
 ATTEMPTS = 10
 

@@ -17,7 +17,7 @@ from src.files.atomic import write_text
 
 PLATFORM_DISK = Path("/cache")  # the fast local disk of OpenI and ModelArts machines
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
-STARTED = time.time()
+START_TIME = time.time()
 
 
 class StagingError(UserError):
@@ -45,7 +45,7 @@ def stage_in(data_url: str, local: Path | None = None) -> Path:
         with open(local.with_name(local.name + ".staging.lock"), "w", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             outcome = _read_record(record)
-            same_launch = outcome["time"] >= STARTED
+            same_launch = outcome["time"] >= START_TIME
             if outcome["source"] != data_url or not (same_launch if outcome["failure"] else local.is_dir()):
                 outcome = _copy_in(data_url, local)
                 write_text(record, json.dumps(outcome))
@@ -59,7 +59,7 @@ def stage_in(data_url: str, local: Path | None = None) -> Path:
 def _read_record(record: Path) -> dict:
     try:
         return json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none yet
+    except (OSError, ValueError):  # there is no record yet
         return {"source": None, "failure": None, "time": 0}
 
 

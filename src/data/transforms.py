@@ -162,7 +162,7 @@ class TrainTransform:
         self.policy = (
             parse_policy(augment.auto_augment, self.resampling, fill) if augment.auto_augment is not None else None
         )
-        self.plain = EvalTransform(size, 1.0, augment.interpolation)
+        self.eval_transform = EvalTransform(size, 1.0, augment.interpolation)
 
     def mode(self, epoch: int) -> str:
         """Return which steps an epoch does: "all", "crop" (and flips) or "none"."""
@@ -171,7 +171,7 @@ class TrainTransform:
     def __call__(self, array: np.ndarray, epoch: int, position: int) -> np.ndarray:
         mode, augment = self.mode(epoch), self.augment
         if mode == "none":
-            return self.plain(array)
+            return self.eval_transform(array)
         generator = random_streams.generator(self.seed, Stream.AUGMENTATION, epoch, position)
         height, width = array.shape[:2]
         left, top, right, bottom = random_resized_crop_box(generator, width, height, augment.scale, augment.ratio)
@@ -207,14 +207,14 @@ class EvalTransform:
         self.size = size
         self.crop_ratio = crop_ratio
         # The small addend keeps 224 / 0.875 from coming out as 255.99999.
-        self.cover = [math.floor(side / crop_ratio + 1e-6) for side in size]
+        self.resize_size = [math.floor(side / crop_ratio + 1e-6) for side in size]
         self.resample = RESAMPLING[interpolation][-1]
 
     def placement(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return the size (height, width) to which an image is resized, and where (top, left) the crop of it begins."""
-        factor = max(self.cover[0] / height, self.cover[1] / width)
-        new_height = max(self.cover[0], int(height * factor + 1e-6))
-        new_width = max(self.cover[1], int(width * factor + 1e-6))
+        factor = max(self.resize_size[0] / height, self.resize_size[1] / width)
+        new_height = max(self.resize_size[0], int(height * factor + 1e-6))
+        new_width = max(self.resize_size[1], int(width * factor + 1e-6))
         top, left = round((new_height - self.size[0]) / 2), round((new_width - self.size[1]) / 2)
         return (new_height, new_width), (top, left)
 
@@ -224,11 +224,11 @@ class EvalTransform:
         x, y = point[0] * width / image_size[1] - left, point[1] * height / image_size[0] - top
         return (x, y) if 0 <= x < self.size[1] and 0 <= y < self.size[0] else None
 
-    def seen(self, image_size: tuple[int, int]) -> tuple[float, float, float, float]:
+    def visible_box(self, image_size: tuple[int, int]) -> tuple[float, float, float, float]:
         """Return the box (left, top, right, bottom) of an image (height, width) that the result shows."""
         (height, width), (top, left) = self.placement(*image_size)
-        across, down = image_size[1] / width, image_size[0] / height
-        return left * across, top * down, (left + self.size[1]) * across, (top + self.size[0]) * down
+        scale_x, scale_y = image_size[1] / width, image_size[0] / height
+        return left * scale_x, top * scale_y, (left + self.size[1]) * scale_x, (top + self.size[0]) * scale_y
 
     def __call__(self, array: np.ndarray) -> np.ndarray:
         height, width = self.size
@@ -282,7 +282,7 @@ class Preprocessing:
         return {
             "color": "RGB" if self.channels == 3 else "grey",
             "channels": self.channels,
-            "resize": list(transform.cover),
+            "resize": list(transform.resize_size),
             "resize_rule": "the smallest size of the image's aspect that covers this one; central crop to size",
             "size": list(transform.size),
             "crop_ratio": transform.crop_ratio,
@@ -293,14 +293,14 @@ class Preprocessing:
         }
 
     @classmethod
-    def from_dict(cls, described: dict) -> "Preprocessing":
+    def from_dict(cls, description: dict) -> "Preprocessing":
         """Rebuild the preprocessing that `to_dict` described.
 
         Raises:
-            KeyError, TypeError, ValueError: `described` is not such a description.
+            KeyError, TypeError, ValueError: `description` is not such a description.
         """
-        height, width = map(int, described["size"])
-        transform = EvalTransform((height, width), float(described["crop_ratio"]), described["interpolation"])
-        if not len(described["mean"]) == len(described["std"]) == described["channels"]:
+        height, width = map(int, description["size"])
+        transform = EvalTransform((height, width), float(description["crop_ratio"]), description["interpolation"])
+        if not len(description["mean"]) == len(description["std"]) == description["channels"]:
             raise ValueError("channels, mean and deviation do not agree")
-        return cls(transform, list(map(float, described["mean"])), list(map(float, described["std"])))
+        return cls(transform, list(map(float, description["mean"])), list(map(float, description["std"])))

@@ -54,10 +54,10 @@ class ZipImages(ImageSet):
             name, _, label = line.rpartition("\t")
             if not label.strip().isdecimal():
                 raise DataError(f"{map_path}, line {number}: {line!r} is not a name, a tab and a label")
-            inside = next((n for n in (name, f"{path.stem}/{name}") if n in stored), None)
-            if inside is None:
+            entry = next((n for n in (name, f"{path.stem}/{name}") if n in stored), None)
+            if entry is None:
                 raise DataError(f"{map_path}, line {number}: {name!r} is not in {path.name}")
-            files.append((int(label), inside))
+            files.append((int(label), entry))
         if not files:
             raise DataError(f"{map_path}: empty")
         labels = {label for label, _ in files}

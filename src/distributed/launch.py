@@ -217,7 +217,8 @@ def _one_line(error: Exception) -> str:
 
 def _choose_mpi_library() -> None:
     """Make mpi4py load the library of the mpirun that started this process, where several are installed."""
-    folder = os.environ.get("OMPI_LIBDIR_LOC")  # set by Open MPI 5; of 4, the libraries of our parent tell
+    # Open MPI 5 sets this variable. For Open MPI 4, the libraries that its launcher, our parent, has loaded tell.
+    folder = os.environ.get("OMPI_LIBDIR_LOC")
     if folder is None:
         try:
             maps = Path(f"/proc/{os.getppid()}/maps").read_text(encoding="utf-8")
@@ -274,7 +275,7 @@ def _own_address(hosts: list[str]) -> str:
         return "127.0.0.1"
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect((others[0], 9))  # sends nothing; the system chooses the own address of this route
+            probe.connect((others[0], 9))  # sends nothing; the system chooses this machine's address on the way there
         except OSError as error:
             raise UserError(
                 f"host {others[0]} of mpirun's processes is not known here ({error.strerror}); "

@@ -17,7 +17,7 @@ os.umask(UMASK)
 
 def replace_synced(temporary: Path, path: Path) -> None:
     """Rename a finished file over another, after its bytes are on the disk, with the access that new files get."""
-    os.chmod(temporary, 0o666 & ~UMASK)  # safetensors and MindSpore may write for the owner alone
+    os.chmod(temporary, 0o666 & ~UMASK)  # safetensors and MindSpore may give access to the owner alone
     _sync(temporary)
     os.replace(temporary, path)
     _sync(path.parent)

@@ -121,9 +121,9 @@ def _encode_records(name: str, value: np.ndarray | str) -> Iterator[tuple[bytes,
     size = len(content) if kind == TEXT else PART_BYTES  # MindSpore takes a text from one record
     for start in range(0, max(len(content), 1), size or 1):
         part = content[start : start + size]
-        before = shape + _field_start(TYPE, len(kind)) + kind.encode() + _field_start(CONTENT, len(part))
-        tag = _field_start(NAME, len(encoded)) + encoded + _field_start(TENSOR, len(before) + len(part))
-        yield _field_start(RECORD, len(tag) + len(before) + len(part)) + tag + before, part
+        tensor_start = shape + _field_start(TYPE, len(kind)) + kind.encode() + _field_start(CONTENT, len(part))
+        tag = _field_start(NAME, len(encoded)) + encoded + _field_start(TENSOR, len(tensor_start) + len(part))
+        yield _field_start(RECORD, len(tag) + len(tensor_start) + len(part)) + tag + tensor_start, part
 
 
 def _field_start(field: int, length: int) -> bytes:
@@ -158,9 +158,9 @@ class _Stream:
         file.seek(max(size - END_BYTES, 0))
         end = file.read()
         self.expected = int.from_bytes(end[len(MARK) :], "big") if end.startswith(MARK) else None
-        self.left = size if self.expected is None else size - END_BYTES
+        self.remaining = size if self.expected is None else size - END_BYTES
         file.seek(0)
-        if not self.left:
+        if not self.remaining:
             raise CkptError("empty")
 
     def take(self, count: int) -> bytes:
@@ -215,19 +215,19 @@ class _Stream:
             raise CkptError("damaged (its checksum is another)")
 
     def _claim(self, count: int) -> None:
-        if count > self.left:
+        if count > self.remaining:
             raise CkptError("damaged or cut short (a record ends after the file)")
-        self.left -= count
+        self.remaining -= count
 
 
 def _read_headers(stream: _Stream) -> Iterator[_Header]:
     """Yield the header of each record; the caller must read or skip its content before the next."""
-    while stream.left:
+    while stream.remaining:
         length = stream.length(RECORD)
-        record_end = stream.left - length
+        record_end = stream.remaining - length
         name = stream.text(stream.length(NAME))
         length = stream.length(TENSOR)
-        tensor_end = stream.left - length
+        tensor_end = stream.remaining - length
         dimensions = []
         while (field := stream.varint()) == DIMENSION:
             dimensions.append(stream.varint())
@@ -235,7 +235,7 @@ def _read_headers(stream: _Stream) -> Iterator[_Header]:
             raise CkptError("not a MindSpore checkpoint, or damaged (a tensor without a type)")
         kind = stream.text(stream.varint())
         length = stream.length(CONTENT)
-        if stream.left - length != tensor_end or tensor_end != record_end:
+        if stream.remaining - length != tensor_end or tensor_end != record_end:
             raise CkptError("not a MindSpore checkpoint, or damaged (lengths that contradict each other)")
         yield _Header(name, kind, tuple(dimensions), length)
 

@@ -196,15 +196,15 @@ def state_dicts(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, np.n
     top = content if isinstance(content, dict) else {}
     average = next(filter(None, (_tensors(top.get(key)) for key in AVERAGE_KEYS)), {})
     # A tensor beside dictionaries, at the top of a training checkpoint, is a random state or the like.
-    bare = not any(isinstance(value, dict | list) for key, value in top.items() if not _is_extra_state(key))
-    raw = _tensors(top if bare else {key: top.get(key) for key in WEIGHTS_KEYS})
+    is_bare = not any(isinstance(value, dict | list) for key, value in top.items() if not _is_extra_state(key))
+    raw = _tensors(top if is_bare else {key: top.get(key) for key in WEIGHTS_KEYS})
     if not raw and not average:
         if isinstance(content, dict):  # a pickled module is named by its class
             keys = [f"{_brief(k)} (a {v.name})" if isinstance(v, Unknown) else _brief(k) for k, v in top.items()]
-            found = f"found the keys {', '.join(keys[:10]) or 'none'}"
+            summary = f"found the keys {', '.join(keys[:10]) or 'none'}"
         else:
-            found = f"it is a {_brief(content)}"
-        raise PthError(Path(path), f"no weights in it; {found}; save them with torch.save(model.state_dict(), ...)")
+            summary = f"it is a {_brief(content)}"
+        raise PthError(Path(path), f"no weights in it; {summary}; save them with torch.save(model.state_dict(), ...)")
     return _arrays(raw or average), _arrays(average if raw else {})
 
 
@@ -363,11 +363,11 @@ class _Reader:
                 return {}
         if name in HARMLESS:
             return Unknown(name)
-        shown = ", ".join(map(_brief, arguments[:8]))
-        shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+        preview = ", ".join(map(_brief, arguments[:8]))
+        preview = preview if len(preview) <= 80 else f"{preview[:77]}..."
         raise PthError(
             self.path,
-            f"refused: it wants to run {name[:80]}({shown}); if you trust its source, load it with PyTorch and "
+            f"refused: it wants to run {name[:80]}({preview}); if you trust its source, load it with PyTorch and "
             're-save its weights alone with torch.save(checkpoint["model"], ...)',
         )
 

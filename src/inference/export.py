@@ -75,16 +75,16 @@ def export_checkpoint(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            written = Path(scratch) / target.name
+            temporary = Path(scratch) / target.name
             if file_format == "ONNX":
-                write_onnx(exported, written, batch_size, (input_spec.name, output_spec.name))
+                write_onnx(exported, temporary, batch_size, (input_spec.name, output_spec.name))
             else:
-                write_graph(exported, written, signature, file_format)
-            difference = None if unverified else verify(written, model, samples, batches)
+                write_graph(exported, temporary, signature, file_format)
+            difference = None if unverified else verify(temporary, model, samples, batches)
             description = {
                 "format": file_format,
                 "file": target.name,
-                "sha256": sha256(written),
+                "sha256": sha256(temporary),
                 "input": describe_tensor(input_spec),
                 "output": describe_tensor(output_spec),
                 "preprocessing": task.preprocessing(model),
@@ -93,7 +93,7 @@ def export_checkpoint(
                 "verified": None if unverified else {"images": source, "relative_difference": difference},
                 "configuration": config.to_dict(),
             }
-            replace_synced(written, target)
+            replace_synced(temporary, target)
     except OSError as error:
         raise UserError(f"export {target}: cannot be written ({error})") from error
     write_text(description_path(target), json.dumps(description, indent=2, ensure_ascii=False) + "\n")

@@ -69,7 +69,7 @@ def load_runner(path: Path) -> Callable[[np.ndarray], np.ndarray]:
 
         try:
             session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises its own type for every way in which a file can be bad
+        except Exception as error:  # onnxruntime has an exception type of its own for each kind of bad file
             raise UserError(f"model {path}: not a readable ONNX file ({' '.join(str(error).split())[:120]})") from error
         name = session.get_inputs()[0].name
         return lambda images: session.run(None, {name: images})[0]

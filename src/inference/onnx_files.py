@@ -63,17 +63,17 @@ def write_onnx(model: nn.Cell, path: Path, batch_size: int | None, names: tuple[
             dynamic_axes=axes,
         )
     except RuntimeError as error:
-        found = re.search(r"Can not find key (\w+) in convert map", str(error))
-        if found is None:
+        match = re.search(r"Can not find key (\w+) in convert map", str(error))
+        if match is None:
             raise
         raise UserError(
-            f"--format ONNX: MindSpore cannot export the operator {found[1]}; use --format MINDIR"
+            f"--format ONNX: MindSpore cannot export the operator {match[1]}; use --format MINDIR"
         ) from error
     if batch_size is None and find_spec("onnx"):
-        _name_the_batch(path)
+        _name_batch_axis(path)
 
 
-def _name_the_batch(path: Path) -> None:
+def _name_batch_axis(path: Path) -> None:
     """Name the output's first axis like the input's; the exporter writes -1, which is no valid size."""
     import onnx
 

@@ -65,7 +65,7 @@ def load_for_inference(
     label = f"checkpoint {checkpoint}"
     selected, used = select_weights(content, weights, label)
     model = config.build_model(device_target)
-    # Position parameters may come from another image size. The head may not: an untrained one has nothing to measure.
+    # Position parameters of another image size are adapted. A head of another size is not: it would be untrained.
     load_weights(model, selected, adapt=("size",), announce=print, label=label)
     model.set_train(False)
     return TrainedModel(config, model, used, class_names(content))

@@ -294,7 +294,7 @@ def _constant_value(attribute: AttributeProto):
         if any(not isinstance(element, Value) or element.literal is None for element in elements):
             return elements
         return Value("constant", literal=tuple(element.literal for element in elements))
-    # An element of a tuple has its number in the repeated field, a constant by itself in the other.
+    # The number of a tuple's element is in the repeated field, that of a single constant in the other field.
     if attribute.type in (AttributeProto.FLOAT, AttributeProto.DOUBLE):
         numbers = [*attribute.floats, *attribute.doubles]
         return Value("constant", literal=numbers[0] if numbers else attribute.f or attribute.d)
@@ -384,7 +384,7 @@ def multiply_accumulates(operators: list[Operator]) -> int:
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 VIEWS = ("Reshape", "ExpandDims", "Squeeze", "Flatten")
-# Outputs that are an input under another shape or name, and which input each is.
+# Operators whose outputs are inputs under another shape or name, with the number of the input for each output.
 SHARED_OUTPUTS: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(VIEWS, (0,)),
     "Assign": (0,),

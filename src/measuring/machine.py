@@ -13,14 +13,14 @@ QUIET = 0.05  # share of the cores that others may take for a measurement to cou
 
 def descendants(process: int) -> list[int]:
     """List the child processes of a process, their children and so on, as far as they still run."""
-    found = []
+    result = []
     for children in Path(f"/proc/{process}/task").glob("*/children"):
         try:
             direct = [int(child) for child in children.read_text().split()]
         except OSError:  # the thread has ended
             continue
-        found += [process for child in direct for process in (child, *descendants(child))]
-    return found
+        result += [process for child in direct for process in (child, *descendants(child))]
+    return result
 
 
 def process_seconds(process: int) -> float:

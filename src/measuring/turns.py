@@ -21,7 +21,7 @@ from pathlib import Path
 from src.errors import UserError
 from src.measuring.machine import descendants, process_seconds
 
-# Variables by which libraries choose the number of their threads, where these run and how they wait.
+# Variables that decide how many threads libraries use, where these run and how they wait.
 THREAD_VARIABLES = re.compile(r"(OMP|GOMP|KMP)_.*|\w+_NUM_THREADS|MKL_DYNAMIC")
 WAIT_POLICIES = ("passive", "active")
 PROCESSORS = os.sched_getaffinity(0)  # read at the start, because a later import may bind this process to fewer
@@ -46,7 +46,7 @@ def resident_bytes(peak: bool) -> int:
     """
     status = Path("/proc/self/status").read_text(encoding="ascii")
     line = re.search(rf"{'VmHWM' if peak else 'VmRSS'}:\s+(\d+) kB", status)
-    assert line is not None  # Linux has it
+    assert line is not None  # Linux always has this line
     return int(line[1]) * 1024
 
 
@@ -157,7 +157,7 @@ def check_same_threads(workers: dict[str, Worker]) -> dict[str, dict]:
     for name, worker in workers.items():
         answer = worker.call("threads")
         used[name] = {"threads": answer["result"], "processors": answer["processors"]}
-    if len({json.dumps(found) for found in used.values()}) > 1:
+    if len({json.dumps(reading) for reading in used.values()}) > 1:
         readings = "; ".join(
             f"{worker.name}: {used[name]['threads']} on processors {', '.join(map(str, used[name]['processors']))}"
             for name, worker in workers.items()

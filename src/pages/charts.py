@@ -75,7 +75,7 @@ class Axis:
     def _scaled(self, value: float) -> float:
         return math.log(value, self.powers) if self.powers else value
 
-    def padded(self, below: bool, above: bool) -> "Axis":
+    def add_margins(self, below: bool, above: bool) -> "Axis":
         """Add a little room at the ends; return the axis itself."""
         margin = 0.04 * (self.high - self.low)
         self.low, self.high = self.low - margin * below, self.high + margin * above
@@ -125,7 +125,7 @@ def render(chart: Chart) -> str:
     values = [y for series in curves for y in series.y if y is not None]
     x_axis = Axis([0.0, *(x for series in curves for x in series.x)], LEFT, WIDTH - RIGHT)
     y_axis = Axis([*values, *([0.0] if chart.from_zero else [])], HEIGHT - BOTTOM, TOP, chart.powers)
-    y_axis.padded(below=not chart.from_zero, above=True)
+    y_axis.add_margins(below=not chart.from_zero, above=True)
     title = html.escape(chart.title)
     description = html.escape(
         f"{chart.title}: {chart.y_label} against {chart.x_label}. {_last_values(curves)}", quote=True

@@ -52,8 +52,8 @@ class RunRecord:
     @cached_property
     def by_weights(self) -> dict[str, list[dict]]:
         """The evaluations by the kind of weights, "raw" and "ema"; a kind that was not evaluated is left out."""
-        found = {weights: [e for e in self.evaluations if e["weights"] == weights] for weights in SHORT_NAMES}
-        return {weights: lines for weights, lines in found.items() if lines}
+        by_kind = {weights: [e for e in self.evaluations if e["weights"] == weights] for weights in SHORT_NAMES}
+        return {weights: lines for weights, lines in by_kind.items() if lines}
 
     @property
     def best(self) -> dict | None:

@@ -44,7 +44,7 @@ def report_or_warn(run: Path) -> None:
     """
     try:
         print(f"report: {write_report(run)}", flush=True)
-    except Exception as error:  # a defect here must not look like one of the run
+    except Exception as error:  # a defect of the report must not look like a failure of the run
         problem = " ".join(str(error).split()) or type(error).__name__
         warn(f"no report: {problem}; python scripts/report.py {run} makes it again")
 
@@ -71,13 +71,15 @@ def summary(run: RunRecord) -> str:
     entries, metric = [], run.metric
     if run.best is not None:
         weights = WEIGHTS_NAMES[run.best["weights"]]
-        value = metric.shown(run.best[metric.key])
+        value = metric.format_value(run.best[metric.key])
         entries.append((f"Best {metric.title}", value, f"{weights}, after epoch {run.best['epoch']}"))
     for weights, lines in run.by_weights.items():
         last = lines[-1]
-        others = [f"{figure.title} {figure.shown(last[figure.key])}" for figure in run.task.figures[1:2]]
+        others = [f"{figure.title} {figure.format_value(last[figure.key])}" for figure in run.task.figures[1:2]]
         explanation = ", ".join([*others, f"after {last['epochs_done']:g} epochs"])
-        entries.append((f"Last {metric.title}, {SHORT_NAMES[weights]}", metric.shown(last[metric.key]), explanation))
+        entries.append(
+            (f"Last {metric.title}, {SHORT_NAMES[weights]}", metric.format_value(last[metric.key]), explanation)
+        )
     if run.newest is not None:
         explanation = f"compilation and evaluation included; {run.newest['update']:,} updates"
         entries.append(("Time", duration(run.newest["seconds"]), explanation))

@@ -38,7 +38,7 @@ class Figure:
     unit: str = ""
     format: str = ".4f"
 
-    def shown(self, value: float) -> str:
+    def format_value(self, value: float) -> str:
         """Return a value with its unit: 98.61%."""
         return f"{value:{self.format}}{self.unit}"
 

@@ -68,7 +68,7 @@ class Progress:
         return Progress(**{f.name: saved[f.name] for f in fields(Progress) if f.name in saved})
 
     @property
-    def where(self) -> str:
+    def description(self) -> str:
         """The progress in words."""
         if not self.images:
             return f"epoch {self.epoch}"
@@ -172,9 +172,10 @@ class CheckpointFolder:
         self.best = path / "best.ckpt"
 
     def save(self, snapshot: Snapshot, is_best: bool) -> Path:
-        """Write the state after an epoch, point best (if it is) and last at it, and drop the oldest beyond `keep`.
+        """Write the state after an epoch, make last.ckpt the same file, and drop the oldest files beyond `keep`.
 
-        Best comes before last: a run that goes on from last must find the best that last knows of.
+        If it is the best state so far, best.ckpt becomes the same file too. Best comes before last: a run that goes on
+        from last must find the best that last knows of.
 
         Raises:
             CheckpointError: no room, no permission; every name still holds its earlier file, or the new state.
@@ -183,7 +184,7 @@ class CheckpointFolder:
         self._write(path, snapshot)
         try:
             for name in [self.best, self.last] if is_best else [self.last]:
-                self._point(name, path)
+                self._link(name, path)
             for old in self.epochs()[: -self.keep]:
                 old.unlink()
         except OSError as error:
@@ -237,14 +238,16 @@ class CheckpointFolder:
             for other, problem in problems.items():
                 announce(f"skipped {other}: {problem}")
             return path, content
-        listed = "; ".join(f"{path.name} ({problem})" for path, problem in problems.items())
+        problem_list = "; ".join(f"{path.name} ({problem})" for path, problem in problems.items())
         raise CheckpointError(
-            f"none of the checkpoints in {self.path} can be read: {listed}; put a copy of one there as "
+            f"none of the checkpoints in {self.path} can be read: {problem_list}; put a copy of one there as "
             f"{self.last.name}, or begin anew with runtime.output=FOLDER"
         )
 
     def adopt(self, path: Path, progress: Progress) -> None:
-        """Point last, and best if it is, at the save that a run goes on from, as a crash may have prevented it.
+        """Make last.ckpt, and best.ckpt if it is the best, the save that a run goes on from.
+
+        A crash may have come between writing the save and naming it so.
 
         Raises:
             CheckpointError: the folder cannot be written.
@@ -253,7 +256,7 @@ class CheckpointFolder:
         try:
             for name in [self.best, self.last] if is_best else [self.last]:
                 if not (name.exists() and name.samefile(path)):
-                    self._point(name, path)
+                    self._link(name, path)
         except OSError as error:
             raise CheckpointError(f"checkpoints in {self.path}: cannot be written ({error.strerror})") from error
 
@@ -265,8 +268,8 @@ class CheckpointFolder:
             raise CheckpointError(f"{error}; earlier checkpoints are intact") from error
 
     @staticmethod
-    def _point(name: Path, path: Path) -> None:
-        """Make `name` the same file as `path`: a second hard link takes no space, and outlives the first."""
+    def _link(name: Path, path: Path) -> None:
+        """Make `name` the same file as `path`, by a second hard link, which takes no space and outlives the first."""
         temporary = name.with_name(f".{name.name}{LINKING}")
         temporary.unlink(missing_ok=True)
         try:

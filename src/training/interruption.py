@@ -24,7 +24,7 @@ class Interruption:
     def __init__(self):
         self.number: int | None = None
         self.time = 0.0
-        self.earlier = {}
+        self.earlier_handlers = {}
 
     @property
     def requested(self) -> bool:
@@ -38,16 +38,16 @@ class Interruption:
 
     def __enter__(self):
         self.number = None
-        self.earlier = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self.earlier_handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def __exit__(self, *_):
         self._restore()
 
     def _restore(self):
-        for number, handler in self.earlier.items():
+        for number, handler in self.earlier_handlers.items():
             signal.signal(number, handler)
-        self.earlier = {}
+        self.earlier_handlers = {}
 
     def _note(self, number, frame):
         now = time.monotonic()

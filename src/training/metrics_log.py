@@ -55,7 +55,7 @@ class MetricsLog:
         self.enabled = enabled
         self.lines = GrowingFile(path)
         self.events: GrowingFile | None = None
-        self.clock_start, self.began = time.perf_counter(), time.time()
+        self.clock_start, self.start_time = time.perf_counter(), time.time()
 
     def keep_until(self, epoch: int, update: int) -> None:
         """Drop the lines of work that a resumed run will do again: all after so many whole epochs and updates.
@@ -66,7 +66,7 @@ class MetricsLog:
         if not self.enabled or not self.path.exists():
             return
         lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        kept = [line for line in lines if _is_before(line, epoch, update)]
+        kept = [line for line in lines if _is_within(line, epoch, update)]
         if kept != lines:
             write_text(self.path, "".join(kept))
 
@@ -78,7 +78,7 @@ class MetricsLog:
         """
         if not self.enabled:
             return
-        self.clock_start, self.began = time.perf_counter() - seconds, time.time() - seconds
+        self.clock_start, self.start_time = time.perf_counter() - seconds, time.time() - seconds
         folder = self.path.parent
         try:
             for earlier in folder.glob(tensorboard_events.PREFIX + "*"):
@@ -88,7 +88,7 @@ class MetricsLog:
             raise UserError(f"output folder {folder}: cannot be written ({error.strerror})") from error
         self.events = GrowingFile(tensorboard_events.new_path(folder))
         lines = [json.loads(line) for line in text.splitlines()]
-        records = [tensorboard_events.record(line, self.began) for line in lines if "seconds" in line]
+        records = [tensorboard_events.record(line, self.start_time) for line in lines if "seconds" in line]
         self.events.add(tensorboard_events.start_record() + b"".join(records))
 
     def add(self, **values: int | float | str | None) -> None:
@@ -102,7 +102,7 @@ class MetricsLog:
         }
         self.lines.add(json.dumps(line).encode() + b"\n")
         if self.events is not None:
-            self.events.add(tensorboard_events.record(line, self.began))
+            self.events.add(tensorboard_events.record(line, self.start_time))
 
     def flush(self) -> bool:
         """Write what could not be written before; return whether the files are complete."""
@@ -122,8 +122,8 @@ def _append(path: Path, content: bytes) -> None:
             raise
 
 
-def _is_before(line: str, epoch: int, update: int) -> bool:
-    """Return whether a line was logged before so many epochs and updates were over.
+def _is_within(line: str, epoch: int, update: int) -> bool:
+    """Return whether a line is about work of the first `epoch` whole epochs or the first `update` updates.
 
     A line without an end does not count: it was being written when the run was killed.
     """

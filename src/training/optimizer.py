@@ -166,10 +166,11 @@ def _lamb_update(
     direction = (first / correction1) / (ops.sqrt(second / correction2) + eps)
     if decay > 0:
         direction = direction + parameter * decay
-        weight_norm, length = ops.sqrt(ops.square(parameter).sum()), ops.sqrt(ops.square(direction).sum())
-        known = ops.logical_and(weight_norm > 0, length > 0)
-        # The divisor of the branch that is not taken must not be 0 either.
-        ratio = ops.select(known, weight_norm / ops.select(known, length, ops.ones_like(length)), ops.ones_like(length))
+        weight_norm, direction_norm = ops.sqrt(ops.square(parameter).sum()), ops.sqrt(ops.square(direction).sum())
+        nonzero = ops.logical_and(weight_norm > 0, direction_norm > 0)
+        # Both branches are computed, so the divisor must not be 0 where the other branch is chosen either.
+        one = ops.ones_like(direction_norm)
+        ratio = ops.select(nonzero, weight_norm / ops.select(nonzero, direction_norm, one), one)
         direction = direction * ratio
     if scale != 1:
         learning_rate = learning_rate * scale

@@ -88,7 +88,7 @@ class Outcomes:
         self.loss_names = loss_names
         self.newest: Outcome | None = None
         self.stop_agreed = False
-        self.noted = progress.update  # the newest update that was counted and logged
+        self.newest_noted = progress.update  # the newest update that was counted and logged
         self.skipped = 0  # updates skipped since the epoch began, or since the run resumed in it
         self.skipped_in_a_row = 0
 
@@ -114,9 +114,9 @@ class Outcomes:
 
     def note(self, outcome: Outcome) -> None:
         """Count and log an outcome, unless that was done before."""
-        if outcome.update <= self.noted:
+        if outcome.update <= self.newest_noted:
             return
-        self.noted = outcome.update
+        self.newest_noted = outcome.update
         self.progress.skipped += not outcome.finite
         self.skipped += not outcome.finite
         if self.log.is_due(outcome.update):

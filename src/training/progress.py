@@ -21,7 +21,7 @@ class ProgressLog:
         self.enabled = enabled
         self.terminal = enabled and sys.stdout.isatty() and not output_is_forwarded()
         self.bar: tqdm | None = None
-        self.started = first_update
+        self.last_started = first_update
         self.timed_updates, self.timed_seconds = 0, 0.0  # leave out compilation, evaluation and checkpoints
         self.window_updates, self.window_start = 0, 0.0
 
@@ -47,7 +47,7 @@ class ProgressLog:
             update: its number from 1 over the whole run.
             wait: returns when the update is done.
         """
-        self.started = update
+        self.last_started = update
         if self.bar is not None:
             self.bar.update(1)
         if update > self.first_update + 1:
@@ -70,7 +70,7 @@ class ProgressLog:
             rate = self.window_updates * images / seconds
             self.timed_updates += self.window_updates
             self.timed_seconds += seconds
-            left = (self.total - self.started) * self.timed_seconds / self.timed_updates
+            left = (self.total - self.last_started) * self.timed_seconds / self.timed_updates
             speed = f"{rate:.0f} img/s", f"{duration(left)} left"
             self._start_window()
         if self.bar is not None:

@@ -30,7 +30,7 @@ class RunFolder:
         self.metrics = MetricsLog(path / "metrics.jsonl", is_main)
         self.sessions = GrowingFile(path / "sessions.jsonl")
         self.evaluation: tuple[dict, dict[str, np.ndarray]] | None = None  # the best epoch's, until it is written
-        self.named: set[str] = set()
+        self.announced: set[str] = set()
 
     def save_to_resume(self, resume: bool | str, announce: Callable[[str], None]) -> tuple[Path | None, dict | None]:
         """Return the checkpoint to resume from and its content; (None, None) to begin a run.
@@ -123,15 +123,15 @@ class RunFolder:
     def name_unreadable(self, announce: Callable[[str], None]) -> None:
         """Announce images that were found unreadable since the last call."""
         found = self.unreadable_images()
-        new = [image for image in found if image not in self.named]
+        new = [image for image in found if image not in self.announced]
         for image in new:
             announce(
                 f"unreadable image {image} ({found[image]}): another takes its place in training, evaluation does not "
                 "count it"
             )
-        self.named.update(new)
+        self.announced.update(new)
         if new:
-            announce(f"{len(self.named)} unreadable images so far")
+            announce(f"{len(self.announced)} unreadable images so far")
 
     def summary(self) -> dict | None:
         """Read the summary of a run that came to its end; None if there is none."""

@@ -61,7 +61,7 @@ class Saver:
         self._save(lambda: self.folder.save_within_epoch(snapshot), snapshot)
 
     def save_epoch(self, snapshot: Snapshot, is_best: bool) -> None:
-        """Write the epoch's file, and point last and (if it is) best at it."""
+        """Write the epoch's file, and make last.ckpt and, if it is the best, best.ckpt the same file."""
         self._save(lambda: self.folder.save(snapshot, is_best), snapshot)
 
     def wait(self) -> None:
@@ -90,7 +90,7 @@ class Saver:
             try:
                 write()
                 self.error = None
-                self.last_good = f"{self.folder.last} ({snapshot.progress.where})"
+                self.last_good = f"{self.folder.last} ({snapshot.progress.description})"
             except Exception as error:  # kept for the main thread
                 self.error = error
 

@@ -31,7 +31,7 @@ def session(dist: Dist, progress: Progress, updates_per_epoch: int) -> dict:
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {name: installed for name in PACKAGES if (installed := _version(name))},
         "git": _commit(),
     }
 
@@ -57,11 +57,11 @@ def _commit() -> dict | None:
     """Return the commit of this code and whether files differ from it; None outside of a git clone of its own."""
     git = ["git", "--no-optional-locks", "-C", str(ROOT)]
     try:
-        found, changes = (
+        location, changes = (
             subprocess.run([*git, *command], capture_output=True, text=True, check=True, timeout=GIT_SECONDS).stdout
             for command in (["rev-parse", "--show-toplevel", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    folder, commit = found.splitlines()
+    folder, commit = location.splitlines()
     return {"commit": commit, "modified": bool(changes.strip())} if Path(folder).resolve() == ROOT else None

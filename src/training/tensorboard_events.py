@@ -36,14 +36,14 @@ def scalars(line: dict) -> dict[str, float]:
     }
 
 
-def record(line: dict, began: float) -> bytes:
+def record(line: dict, start_time: float) -> bytes:
     """Encode a line as an event, at the step of its update.
 
     Args:
-        began: UNIX time from which the line's seconds count.
+        start_time: UNIX time from which the line's seconds count.
     """
     values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars(line).items()]
-    return _encode(Event(wall_time=began + line["seconds"], step=line["update"], summary=Summary(value=values)))
+    return _encode(Event(wall_time=start_time + line["seconds"], step=line["update"], summary=Summary(value=values)))
 
 
 def _encode(event: Event) -> bytes:

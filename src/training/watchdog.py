@@ -116,31 +116,34 @@ def stall_line(positions: list[Position | None], own: tuple[int, int, float], se
         own: update and stage of this rank, and when the stage began.
         seconds: for how long this rank has been there.
     """
-    here = Position(*own[:2])
+    own_position = Position(*own[:2])
     silent = [rank for rank, position in enumerate(positions) if position is None]
     known = {rank: position for rank, position in enumerate(positions) if position is not None}
-    least = min(((position.update, position.stage) for position in known.values()), default=(here.update, here.stage))
+    least = min(
+        ((position.update, position.stage) for position in known.values()),
+        default=(own_position.update, own_position.stage),
+    )
     behind = {rank: position for rank, position in known.items() if (position.update, position.stage) == least}
     line = f"nothing has moved for {seconds:.0f} s: "
     if silent:
         return line + (
-            f"{_ranks(silent)} give{'s' if len(silent) == 1 else ''} no sign (stopped, or on a machine that is gone or "
-            f"does not see this folder), {_ranks(known)} {_are(known)} {here}"
+            f"{_name_ranks(silent)} give{'s' if len(silent) == 1 else ''} no sign (stopped, or on a machine that is "
+            f"gone or does not see this folder), {_name_ranks(known)} {_is_or_are(known)} {own_position}"
         )
     if len(behind) == len(positions):
-        return line + f"{'every rank is' if len(positions) > 1 else 'this process is'} {here}"
+        return line + f"{'every rank is' if len(positions) > 1 else 'this process is'} {own_position}"
     waited_for = "; ".join(
         f"rank {rank}, {position} for {position.seconds:.0f} s ({position.process})"
         for rank, position in behind.items()
     )
     ahead = [rank for rank in known if rank not in behind]
-    return line + f"{_ranks(ahead)} {'wait' if len(ahead) > 1 else 'waits'} for {waited_for}"
+    return line + f"{_name_ranks(ahead)} {'wait' if len(ahead) > 1 else 'waits'} for {waited_for}"
 
 
-def _ranks(ranks) -> str:
+def _name_ranks(ranks) -> str:
     ranks = list(ranks)
     return ("ranks " if len(ranks) > 1 else "rank ") + ", ".join(map(str, ranks))
 
 
-def _are(ranks) -> str:
+def _is_or_are(ranks) -> str:
     return "are" if len(ranks) > 1 else "is"

@@ -52,10 +52,10 @@ def confusion_table(evaluation: dict) -> str:
     if len(drawn) < len(confusion):
         heads.append("other classes")
         columns.append(others)
-    without = counts - confusion[drawn].sum(axis=1)
-    if without.any():
+    unpredicted = counts - confusion[drawn].sum(axis=1)
+    if unpredicted.any():
         heads.append("no prediction")
-        columns.append(without)
+        columns.append(unpredicted)
     many = " many" if max(map(len, heads)) > 4 else ""
     head = "".join(f'<th scope="col"><span>{html.escape(name)}</span></th>' for name in heads)
     rows = []
@@ -100,16 +100,16 @@ def image_finder(
         UserError: `moved_to` does not hold the images.
     """
     if moved_to is not None:
-        return _finder_in(open_images(moved_to, data.get("val", "val"), classes))
+        return _content_finder(open_images(moved_to, data.get("val", "val"), classes))
     for root in roots:
         try:
-            return _finder_in(open_images(root / data["path"], data["val"], classes))
+            return _content_finder(open_images(root / data["path"], data["val"], classes))
         except (UserError, OSError, KeyError, TypeError):
             continue
     return lambda name: None
 
 
-def _finder_in(images: ImageSet) -> Callable[[str], bytes | None]:
+def _content_finder(images: ImageSet) -> Callable[[str], bytes | None]:
     index_of = {name: index for index, name in enumerate(images.names)}
 
     def find(name: str) -> bytes | None:

@@ -58,13 +58,13 @@ def most_confused(metrics: Metrics, scoring: Scoring, images: ImageSet) -> list[
     for label, predicted in zip(*np.unravel_index(order, errors.shape), strict=True):
         if not errors[label, predicted]:
             break
-        found = np.flatnonzero((labels == label) & (metrics.predicted == predicted))[:CONFUSED_IMAGES]
+        examples = np.flatnonzero((labels == label) & (metrics.predicted == predicted))[:CONFUSED_IMAGES]
         pairs.append(
             {
                 "label": space.names[label],
                 "predicted": space.names[predicted],
                 "count": int(errors[label, predicted]),
-                "images": [images.name(int(index)) for index in found],
+                "images": [images.name(int(index)) for index in examples],
             }
         )
     return pairs

@@ -100,11 +100,11 @@ class ClassificationEvaluator(Evaluator):
 
     def result(self):
         loss_sum = float(self.dist.sum(self.counts[3:])[0])
-        counted = [self.counts[:3].astype(np.int64), self.real, self.confusion.ravel(), self.columns]
-        whole = self.dist.sum_counts(np.concatenate(counted))
-        count, top1_correct, top5_correct, *real = whole[:5].tolist()
+        counts = [self.counts[:3].astype(np.int64), self.real, self.confusion.ravel(), self.columns]
+        totals = self.dist.sum_counts(np.concatenate(counts))
+        count, top1_correct, top5_correct, *real = totals[:5].tolist()
         real = real if self.scoring.valid is not None else (None, None)
-        confusion, columns = np.split(whole[5:], [self.confusion.size])
+        confusion, columns = np.split(totals[5:], [self.confusion.size])
         confusion = confusion.reshape(self.confusion.shape)
         metrics = Metrics(count, top1_correct, top5_correct, loss_sum, confusion, columns - 1, *real)
         self._start()

@@ -146,8 +146,8 @@ def _entry_output(folder: str, value, num_classes: int, class_names: Sequence[st
         )
     if class_names is not None and value in class_names:
         return class_names.index(value)
-    known = f"an index from 0 to {num_classes - 1}" + (" or a class of the checkpoint" if class_names else "")
-    raise DataError(f"{label}: folder {folder!r}: {value!r} is not {known}")
+    expected = f"an index from 0 to {num_classes - 1}" + (" or a class of the checkpoint" if class_names else "")
+    raise DataError(f"{label}: folder {folder!r}: {value!r} is not {expected}")
 
 
 def _is_output(value, num_classes: int) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 
 from src.data.dataset import DataError
 from src.data.image_set import ImageSet
-from src.data.mixup import draw_mixing, is_on, mix_images, mix_targets, soft_targets
+from src.data.mixup import draw_mixing, is_mixing_enabled, mix_images, mix_targets, soft_targets
 from src.data.pipeline import REFUSED, BatchKey, EvalSamples, TrainSamples, UnreadableImages, epoch_order
 from src.data.random_erasing import draw_rectangles, erase
 from src.data.transforms import Preprocessing, TrainTransform, UnreadableImage, decode, normalise
@@ -79,7 +79,7 @@ class LabelledTrainSamples(TrainSamples):
                 choices = generator(seed, Stream.ERASING, key.epoch, position)
                 rectangles = draw_rectangles(choices, height, width, augment.erasing, count)
                 erase(image, rectangles, augment.erasing_mode, choices)
-        if is_on(augment) and not (augment.mixup_off_epoch and key.epoch >= augment.mixup_off_epoch):
+        if is_mixing_enabled(augment) and not (augment.mixup_off_epoch and key.epoch >= augment.mixup_off_epoch):
             choices = generator(seed, Stream.MIXING, key.update, key.part, key.rank)
             mixing = draw_mixing(choices, augment, len(images), height, width)
             mix_images(images, mixing)
