@@ -281,7 +281,7 @@ def main(arguments: list[str]) -> None:
     options.add_argument(
         "--threads", type=int, default=len(PROCESSORS), metavar="N", help="of each process; default: all processors"
     )
-    options.add_argument("--pause", type=float, default=0.5, metavar="SECONDS", help="before every step (0.5)")
+    options.add_argument("--pause", type=float, default=0.0, metavar="SECONDS", help="before every step (0)")
     options.add_argument(
         "--wait-policy", choices=WAIT_POLICIES, help="OMP_WAIT_POLICY of all processes; default: not set"
     )

@@ -89,11 +89,19 @@ class Worker:
     Args:
         name: name of the process in messages.
         command: interpreter, script and arguments.
-        threads: number of threads for its libraries, on as many processors; None for all that this process may use.
+        threads: number of threads for its libraries, on as many processors; None for as many as this process may use.
         wait_policy: see thread_environment.
+        all_processors: let the process run on all processors in spite of `threads`, as worker processes need.
     """
 
-    def __init__(self, name: str, command: list, threads: int | None = None, wait_policy: str | None = None):
+    def __init__(
+        self,
+        name: str,
+        command: list,
+        threads: int | None = None,
+        wait_policy: str | None = None,
+        all_processors: bool = False,
+    ):
         self.name = name
         self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed below
         processors = sorted(PROCESSORS)[:threads]
@@ -109,6 +117,8 @@ class Worker:
         except OSError as error:
             self.errors.close()
             raise UserError(f"{name}: {command[0]} cannot be started ({error.strerror})") from error
+        if all_processors:
+            processors = sorted(PROCESSORS)
         os.sched_setaffinity(self.process.pid, processors)  # while the process has only its first thread
 
     def close(self) -> None:

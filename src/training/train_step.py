@@ -120,6 +120,8 @@ class ScaledLoss(nn.Cell):
     def construct(self, scale, total_weights, *inputs):
         """`total_weights`: [K] over the whole update where they have been counted, else None."""
         parts, weights = self.losses(*inputs)
+        if (weights is None) == self.weighted:
+            raise ValueError("a loss returns weights where it states weight_floors, and None elsewhere")
         if self.weighted:
             if total_weights is None:
                 total_weights = self.sum_over_ranks(weights)

@@ -9,7 +9,7 @@ from src.tasks.losses import Losses
 from src.training.optimizer import create_optimizer
 from src.training.train_step import LossScale, TrainStep
 
-RATE, ROWS, UPDATES = 0.05, 12, 4
+RATE, ROWS, UPDATES = 0.1, 12, 3
 FLOORS = (1.0, 2.0)
 
 

@@ -16,6 +16,7 @@ from src.training.ema import ExponentialMovingAverage
 from src.training.outcomes import Outcome, Outcomes
 from tests.training.counted_losses import (
     UPDATES,
+    CountedLosses,
     build,
     make_update,
     reference,
@@ -25,15 +26,15 @@ from tests.training.counted_losses import (
 )
 
 
-@pytest.fixture
-def pynative():
-    """Operator by operator, without compiling."""
+@pytest.fixture(autouse=True)
+def _operator_by_operator():
+    """Without compiling; the mode of before afterwards."""
+    mode = ms.get_context("mode")
     ms.set_context(mode=ms.PYNATIVE_MODE)
     yield
-    ms.set_context(mode=ms.GRAPH_MODE)
+    ms.set_context(mode=mode)
 
 
-@pytest.mark.usefixtures("pynative")
 @pytest.mark.parametrize("in_graph", [False, True], ids=["counts of the batch", "counts of the network"])
 @pytest.mark.parametrize("batches", [1, 2, 3])
 def test_accumulated_batches_are_one(batches, in_graph):
@@ -47,7 +48,6 @@ def test_accumulated_batches_are_one(batches, in_graph):
         assert np.abs(reference(in_graph, means_of=batches)[0] - weights).max() > 1e-2
 
 
-@pytest.mark.usefixtures("pynative")
 def test_a_part_that_nothing_counts_for_is_zero():
     """Its divisor is the floor that the loss states."""
     x, y, chosen = rows_of(0)
@@ -59,7 +59,13 @@ def test_a_part_that_nothing_counts_for_is_zero():
     assert make_update(step, [(x[:1], y[:1], 0 * chosen[:1])])[6] == pytest.approx(0.1 / 2)  # one row, floor 2
 
 
-@pytest.mark.usefixtures("pynative")
+def test_weights_and_floors_go_together(monkeypatch):
+    monkeypatch.setattr(CountedLosses, "weight_floors", None)
+    _, step = build()
+    with pytest.raises(ValueError, match="returns weights where it states weight_floors"):
+        make_update(step, [rows_of(0)])
+
+
 def test_an_overflow_in_any_batch_skips_the_update_and_its_counts():
     network, step = build(accumulation_steps=2)
     x, y, chosen = rows_of(0)
@@ -91,8 +97,10 @@ class Normed(nn.Cell):
         return self.dense(self.norm(x)).reshape(-1)
 
 
-def test_running_statistics_take_in_a_batch_once():
-    """The forward pass that counts first leaves them alone; which a graph settles when it is compiled."""
+@pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE], ids=["graph", "pynative"])
+def test_running_statistics_take_in_a_batch_once(mode):
+    """The forward pass that counts first leaves them alone; a graph settles that when it is compiled."""
+    ms.set_context(mode=mode)
     network, step = build(True, Normed(), accumulation_steps=2)
     first, second = split(rows_of(0), 2)
     make_update(step, [first, second])
@@ -109,7 +117,6 @@ def test_accumulation_with_batch_norm_is_said_not_to_be_the_large_batch():
     assert build(accumulation_steps=4)[1].accumulation_caveat() is None
 
 
-@pytest.mark.usefixtures("pynative")
 def test_the_averaged_model_has_the_newest_buffers():
     network, step = build(network=Normed())
     step.ema = ema = ExponentialMovingAverage(network.trainable_params(), 0.5)
