@@ -1,4 +1,4 @@
-"""This project's training pipeline, for benchmark_data.py, which runs this in a process of its own."""
+"""Run this project's training pipeline, for benchmark_data.py, which starts this as a process of its own."""
 
 import argparse
 import json
@@ -18,7 +18,10 @@ from src.tasks.classification.samples import LabelledTrainSamples
 
 
 def prepare(recipe: dict) -> dict:
-    """The pipeline as train.py uses it; "epoch" and "epochs" read it once and several times, and count images."""
+    """Build the pipeline that train.py uses; return functions that read it once ("epoch") or several times ("epochs").
+
+    They return the number of images.
+    """
     data = ClassificationData(workers=recipe["workers"])
     augment = ClassificationAugment(
         auto_augment=recipe["policy"],

@@ -1,8 +1,8 @@
 """Classify images: python scripts/predict.py --checkpoint runs/NAME/checkpoints/best.ckpt IMAGE|FOLDER|- ...
 
-The checkpoint says itself how its model is built and fed; weights without a configuration (.pth files of the original
-code) need --config NAME. Exported .mindir and .onnx files are described by the JSON file beside them. A folder stands
-for all images in it and below, - for file names on the standard input, one a line.
+A checkpoint contains the configuration of its model; weights without a configuration (.pth files of the original code)
+need --config NAME. The JSON file beside an exported .mindir or .onnx file describes it. A folder stands for all images
+in it and below, - for file names on the standard input, one a line.
 
 Files that cannot be read are listed on the standard error stream and left out. The exit code is 0 if any could be read.
 """
@@ -43,15 +43,15 @@ def main(arguments: list[str]) -> None:
     images = image_files(options.images)
     try:
         predict(options, images)
-    except BrokenPipeError:  # whoever reads has seen enough, as `head` does
+    except BrokenPipeError:  # the reader of the output has ended, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def predict(options, images: list[str]) -> None:
-    """Print what a model finds in image files.
+    """Print a model's predictions for image files.
 
     Raises:
-        UserError: no such model, names that are not its classes', or no readable image.
+        UserError: no such model, another number of class names than the model has, or no readable image.
     """
     from tqdm import tqdm
 
@@ -75,13 +75,13 @@ def predict(options, images: list[str]) -> None:
         predictor.writer(options.format, sys.stdout) as writer,
         tqdm(total=len(images), unit="img", disable=None) as progress,
     ):
-        for found in predictor.predict(images, options.batch_size, options.workers):
-            if found.problem is not None:
+        for prediction in predictor.predict(images, options.batch_size, options.workers):
+            if prediction.problem is not None:
                 unreadable += 1
-                progress.write(f"unreadable image {found.image} ({found.problem})", file=sys.stderr)
+                progress.write(f"unreadable image {prediction.image} ({prediction.problem})", file=sys.stderr)
             else:
                 with progress.external_write_mode(sys.stdout):
-                    writer.write(found)
+                    writer.write(prediction)
             progress.update()
     if unreadable:
         print(f"{unreadable} of {len(images)} images could not be read", file=sys.stderr, flush=True)
@@ -89,8 +89,8 @@ def predict(options, images: list[str]) -> None:
         raise UserError("none of the images could be read")
 
 
-def image_files(given: list[str]) -> list[str]:
-    """The files that arguments stand for, in order; those of a folder sorted.
+def image_files(names: list[str]) -> list[str]:
+    """List the files that arguments stand for, in order; the files of a folder are sorted.
 
     Raises:
         UserError: there are none.
@@ -98,7 +98,7 @@ def image_files(given: list[str]) -> list[str]:
     from src.data.image_set import is_image_name
 
     files = []
-    for name in given:
+    for name in names:
         if name == "-":
             files += [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
         elif os.path.isdir(name):
@@ -108,7 +108,7 @@ def image_files(given: list[str]) -> list[str]:
         else:
             files.append(name)
     if not files:
-        raise UserError(f"no images in {', '.join(given)}")
+        raise UserError(f"no images in {', '.join(names)}")
     return files
 
 

@@ -1,4 +1,4 @@
-"""The sections of a configuration that are classification's own, and the checks between sections that it needs."""
+"""Defines the sections of a configuration that only classification has, and checks that its sections fit together."""
 
 from typing import Annotated, Literal
 
@@ -9,7 +9,7 @@ from src.data.rand_augment import PolicyError, parse_policy
 
 
 class ClassificationData(Section):
-    """Where images come from and how they are read."""
+    """Says where images come from and how they are read."""
 
     path: str = "data/imagenet"  # folder that holds train and val: folders, zip or MindRecord files (docs/training.md)
     train: str = "train"
@@ -19,12 +19,12 @@ class ClassificationData(Section):
     )
     prefetch: Literal["auto"] | Positive = "auto"  # rows that each stage of the pipeline keeps ready
     numa: Literal["auto"] | bool = "auto"  # bind each process to a memory node; auto: where there are several
-    mean: list[float] = Field([0.485, 0.456, 0.406], min_length=1)  # of pixels scaled to [0, 1], per channel
+    mean: list[float] = Field([0.485, 0.456, 0.406], min_length=1)  # mean of pixels scaled to [0, 1], per channel
     std: list[Annotated[float, Field(gt=0)]] = Field([0.229, 0.224, 0.225], min_length=1)
 
 
 class ClassificationAugment(Section):
-    """What training does to images and targets."""
+    """Says how training augments images and targets."""
 
     scale: list[Annotated[float, Field(gt=0, le=1)]] = Field([0.08, 1.0], min_length=2, max_length=2)  # crop area
     ratio: list[Annotated[float, Field(gt=0)]] = Field([0.75, 4 / 3], min_length=2, max_length=2)  # crop width / height
@@ -38,7 +38,7 @@ class ClassificationAugment(Section):
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     auto_augment: str | None = None  # for example rand-m9-mstd0.5-inc1 (src/data/rand_augment.py)
-    color_jitter: Rate = 0.0  # of brightness, contrast and saturation; left out where auto_augment is on
+    color_jitter: Rate = 0.0  # strength for brightness, contrast and saturation; left out where auto_augment is on
     erasing: Fraction = 0.0  # probability of random erasing
     erasing_mode: Literal["const", "rand", "pixel"] = "pixel"
     erasing_count: Positive | list[Positive] = 1  # rectangles, or the least and the most of them
@@ -58,13 +58,15 @@ class ClassificationAugment(Section):
     @field_validator("scale", "ratio", "erasing_count", "cutmix_minmax")
     @classmethod
     def check_range(cls, values):
-        """Two values are the least and the greatest."""
+        """Check that two values are the least and the greatest."""
         if isinstance(values, list) and (len(values) != 2 or values[0] > values[1]):
             raise ValueError("must be two values in ascending order")
         return values
 
 
 class ClassificationEval(Section):
+    """Says how evaluation prepares and scores images."""
+
     batch_size: Positive = 64
     crop_ratio: Annotated[float, Field(gt=0, le=1)] = 0.875  # the short side becomes floor(img_size / crop_ratio)
     interval: Positive = 1  # epochs between evaluations while training
@@ -74,10 +76,10 @@ class ClassificationEval(Section):
 
 
 def check_classification(config) -> None:
-    """Refuse sections of a Config that do not fit each other.
+    """Check that the sections of a Config fit each other.
 
     Raises:
-        ConfigError: names the key.
+        ConfigError: they do not; the message names the key.
     """
     channels = config.model.resolved()["in_chans"]
     if channels not in (1, 3):

@@ -1,4 +1,4 @@
-"""Flat keys of the 2022 MindSpore ports, and where each went."""
+"""Maps the flat keys of the 2022 MindSpore ports to the keys that replace them."""
 
 RENAMED_KEYS = {
     "arch": "model.name",

@@ -1,4 +1,4 @@
-"""The sections of a configuration that each task has for itself."""
+"""Lists the sections of a configuration that each task has of its own."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from src.config.classification import (
 )
 from src.config.schema import COMMON_SECTIONS, Section
 
-DEFAULT_TASK = "classification"  # of files that name none
+DEFAULT_TASK = "classification"  # the task of files that name none
 
 
 @dataclass(frozen=True)
 class TaskSections:
-    """What a task adds to the common sections.
+    """Lists the sections that a task adds to the common ones.
 
     Attributes:
         data, augment, eval: the schemas of these sections.
-        check: refuses sections that do not fit each other; takes a Config.
+        check: takes a Config and refuses sections that do not fit each other.
         has_backbone: the model is built around a backbone, which has a section of its own.
     """
 
@@ -32,7 +32,7 @@ class TaskSections:
     has_backbone: bool = False
 
     def schemas(self) -> dict[str, type[Section]]:
-        """Return every section but the networks', in the order in which they are written."""
+        """Return the schemas of all sections but the networks', in the order in which they are written."""
         common = dict(COMMON_SECTIONS)
         runtime = common.pop("runtime")
         return {"data": self.data, "augment": self.augment, **common, "eval": self.eval, "runtime": runtime}

@@ -1,4 +1,4 @@
-"""What every data set gives the pipeline, whatever its samples are labelled with."""
+"""Defines what every data set gives the pipeline, whatever its samples are labelled with."""
 
 from abc import ABC, abstractmethod
 from functools import cached_property
@@ -10,17 +10,17 @@ from src.errors import UserError
 
 
 class DataError(UserError):
-    """A data set that cannot be used; the message names the folder and the remedy."""
+    """Says that a data set cannot be used; the message names the folder and the remedy."""
 
 
 class Dataset(ABC):
-    """Samples in a fixed order, each with the content of an image file.
+    """Holds samples in a fixed order, each with the content of an image file.
 
     Attributes:
-        path: what messages name.
+        path: the folder or file that messages name.
         classes: names of the classes by label.
         size: number of samples.
-        columns: names of what the reader gives for each sample.
+        columns: names of the values that the reader gives for each sample.
         fixed_order: the reader takes samplers of one fixed order only, so that every epoch needs a reader of its own.
     """
 
@@ -37,7 +37,7 @@ class Dataset(ABC):
     @cached_property
     @abstractmethod
     def names(self) -> list[str]:
-        """File names by sample, relative to the path."""
+        """The file names of all samples, relative to the path."""
 
     def name(self, index: int) -> str:
         """Return the file name of one sample, without making a list of all where that can be avoided."""
@@ -48,5 +48,5 @@ class Dataset(ABC):
         """Return the file content [n] uint8 of one sample.
 
         Raises:
-            OSError: it cannot be read.
+            OSError: the file cannot be read.
         """

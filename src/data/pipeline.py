@@ -1,11 +1,11 @@
-"""From files to batches.
+"""Makes batches of a data set's files for training and evaluation.
 
-Files are found and read by MindSpore's datasets in C++; a batch of them then goes to a Python worker process with the
-key (epoch, position) of each, where a task's `sample` decodes and augments them. (Image by image, the way to the
-workers and back takes a fifth of the whole time.) A task's `batch` comes last, on whole batches and in a thread, one
-batch ahead of training: it makes floats of bytes, which are a quarter of their size. Order and randomness belong to
-(seed, epoch, position) and (seed, update, rank), not to the state of any operator: they are the same with any number of
-workers and after a resume.
+MindSpore's datasets find and read the files in C++. A batch of them, with the key (epoch, position) of each, then goes
+to a Python worker process, where a task's `sample` decodes and augments them. (Sent image by image, the way to the
+workers and back would take a fifth of the whole time.) A task's `batch` comes last, on whole batches and in a thread,
+one batch ahead of training: it turns bytes into floats, which are four times as large. Order and randomness depend on
+(seed, epoch, position) and (seed, update, rank) alone, not on the state of any operator: they are the same with any
+number of workers and after a resume.
 """
 
 import ctypes
@@ -29,28 +29,28 @@ from src.random_streams import Stream, generator
 # Options of mallopt, from malloc.h.
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
-# Marks what a worker refuses in the long report that MindSpore makes of its exception.
+# Marks a worker's own message in the long report that MindSpore makes of its exception.
 REFUSED = "the data cannot be used: "
 
 
 @lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, size: int, repeats: int = 1) -> np.ndarray:
-    """The global order of an epoch: sample indices by position, the same on every rank.
+    """Return the global order of an epoch: sample indices by position, the same on every rank.
 
     With repeated augmentation (arXiv 1901.09335) each image comes `repeats` times in a row, at positions of their own
     and so differently augmented; an epoch stays as long and has as many fewer images.
     """
     order = generator(seed, Stream.ORDER, epoch).permutation(size)
     order = np.repeat(order, repeats)[:size]
-    order.setflags(write=False)  # the cached one is everybody's
+    order.setflags(write=False)  # all callers share the cached array
     return order
 
 
 def rank_positions(size: int, batch_size: int, batches_per_update: int, rank: int, ranks: int) -> np.ndarray:
-    """Positions of the global order that a rank takes in an epoch of whole updates.
+    """Return the positions of the global order that a rank takes in an epoch of whole updates.
 
-    Batch b of the epoch is the positions [b, b + 1) * batch_size * ranks, of which rank r takes every ranks-th from the
-    r-th on: copies of an image in a row (repeated augmentation) go to different ranks.
+    Batch b of the epoch is the positions [b, b + 1) * batch_size * ranks. Rank r takes every ranks-th of them from the
+    r-th on, so that copies of an image in a row (repeated augmentation) go to different ranks.
     """
     global_batch = batch_size * ranks
     batches = size // (global_batch * batches_per_update) * batches_per_update
@@ -58,7 +58,7 @@ def rank_positions(size: int, batch_size: int, batches_per_update: int, rank: in
 
 
 class EpochSampler(ds.Sampler):
-    """Sample indices of one rank, epoch after epoch; MindSpore iterates over a sampler once per epoch."""
+    """Yields the sample indices of one rank, epoch after epoch; MindSpore iterates over a sampler once per epoch."""
 
     def __init__(self, seed, size, positions, first_epoch, repeats):
         super().__init__()
@@ -71,13 +71,13 @@ class EpochSampler(ds.Sampler):
 
 
 class EpochKeys:
-    """(epoch, position) of the samples of an EpochSampler, in step with it."""
+    """Yields (epoch, position) of the samples of an EpochSampler, in step with it."""
 
     def __init__(self, positions, first_epoch):
         self.positions, self.epoch = positions, first_epoch
 
     def __iter__(self):
-        # A generator, for MindSpore also calls this to see whether it can, without reading anything.
+        # A generator, because MindSpore also calls this only to see whether the object can be iterated over.
         epoch = np.int64(self.epoch)
         self.epoch += 1
         for position in self.positions:
@@ -88,18 +88,21 @@ class EpochKeys:
 
 
 class UnreadableImages:
-    """Names of the unreadable images met, gathered from worker processes through a file."""
+    """Gathers the names of unreadable images from worker processes through a file."""
 
     def __init__(self, path: Path):
         self.path = path
 
     def add(self, image: Path | str, reason: str) -> None:
-        """Called in workers. One short append is atomic; on a full disk, a missing name is less than the run."""
+        """Add one image; workers call this.
+
+        One short append is atomic. On a full disk the name is left out, which is better than ending the run.
+        """
         with suppress(OSError), open(self.path, "a", encoding="utf-8") as file:
             file.write(f"{image}\t{' '.join(reason.split())[:200]}\n")
 
     def read(self) -> dict[str, str]:
-        """Reason by image, each image once."""
+        """Return the reason of each image, each image once."""
         if not self.path.exists():
             return {}
         return dict(line.split("\t", 1) for line in self.path.read_text(encoding="utf-8").splitlines() if "\t" in line)
@@ -107,11 +110,11 @@ class UnreadableImages:
 
 @dataclass(frozen=True)
 class BatchKey:
-    """Where a training batch stands in the run; its randomness is keyed by this.
+    """Says where a training batch stands in the run; its randomness is keyed by this.
 
     Attributes:
-        positions: [B] of its samples in the global order of the epoch.
-        update, part: the update that it belongs to, counted over the run, and which of the update's batches it is.
+        positions: [B] positions of its samples in the global order of the epoch.
+        update, part: the update that it belongs to, counted over the run, and its number among the update's batches.
     """
 
     epoch: int
@@ -122,9 +125,9 @@ class BatchKey:
 
 
 class TrainSamples(ABC):
-    """What a task makes of the samples of a data set for training."""
+    """Turns the samples of a data set into arrays for training; each task has its own."""
 
-    outputs: tuple[str, ...]  # names of what `sample` returns
+    outputs: tuple[str, ...]  # names of the arrays that `sample` returns
 
     @abstractmethod
     def sample(self, columns: tuple[np.ndarray, ...], epoch: int, position: int) -> tuple[np.ndarray, ...]:
@@ -136,7 +139,7 @@ class TrainSamples(ABC):
 
 
 class EvalSamples(ABC):
-    """What a task makes of the samples of a data set for evaluation."""
+    """Turns the samples of a data set into arrays for evaluation; each task has its own."""
 
     outputs: tuple[str, ...]
 
@@ -153,32 +156,32 @@ class SampleWorker:
     """Calls a task's `sample` for every sample of a batch, in a worker process.
 
     Args:
-        columns: names of what MindSpore hands over: the data set's columns, then the keys.
+        columns: names of the columns that MindSpore hands over: the data set's columns, then the keys.
         keys: how many of them are keys.
     """
 
     def __init__(self, samples: TrainSamples | EvalSamples, columns: list[str], keys: int):
         self.samples, self.keys = samples, keys
-        self.home = os.getpid()
-        # MindSpore holds the number of arguments against that of the columns, and adds information on the batch.
+        self.creator = os.getpid()
+        # MindSpore compares the number of arguments with that of the columns, and adds information on the batch.
         self.__signature__ = Signature([Parameter(name, Parameter.POSITIONAL_ONLY) for name in [*columns, "batch"]])
 
     def __call__(self, *lists):
         """Take lists over the batch, of columns and of the keys (integers) behind them; return lists of arrays."""
-        if os.getpid() != self.home:
+        if os.getpid() != self.creator:
             keep_freed_memory()
         *lists, _batch_info = lists
-        made = [
+        processed = [
             self.samples.sample(row[: -self.keys], *map(int, row[-self.keys :])) for row in zip(*lists, strict=True)
         ]
-        return tuple(list(output) for output in zip(*made, strict=True))
+        return tuple(list(output) for output in zip(*processed, strict=True))
 
 
 @cache
 def keep_freed_memory() -> None:
-    """Once in a process, have the C library keep what it frees, so that the next image's arrays need no new pages.
+    """Make the C library keep the memory that it frees, so that the next image's arrays need no new pages.
 
-    For worker processes alone, which use the same little memory over and over; 4% of their time.
+    Only worker processes call this, since they use the same little memory over and over; it saves 4% of their time.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):  # glibc
@@ -187,7 +190,7 @@ def keep_freed_memory() -> None:
 
 
 def resolve_workers(workers: int | Literal["auto"], local_ranks: int) -> int:
-    """Reader processes per device: "auto" divides the machine's cores among its devices.
+    """Return the number of reader processes per device; "auto" divides the machine's cores among its devices.
 
     MindSpore takes no more than there are cores, so a number from a larger machine's configuration is cut to that.
     """
@@ -196,13 +199,13 @@ def resolve_workers(workers: int | Literal["auto"], local_ranks: int) -> int:
 
 
 def configure_reading(data, memory_nodes: int | None = None) -> None:
-    """Take MindSpore's global settings from the data section of a configuration.
+    """Apply the data section of a configuration to MindSpore's global settings.
 
-    Automatic prefetching is of 4 rows per stage, for a row of the last stage is a whole batch. Automatic binding is on
-    where a machine has several memory nodes and libnuma, which MindSpore needs for it.
+    Automatic prefetching is of 4 rows per stage, because a row of the last stage is a whole batch. Automatic binding is
+    on where a machine has several memory nodes and libnuma, which MindSpore needs for it.
 
     Raises:
-        DataError: binding is asked for and libnuma is missing.
+        DataError: the configuration asks for binding and libnuma is missing.
     """
     ds.config.set_prefetch_size(4 if data.prefetch == "auto" else data.prefetch)
     nodes = len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) if memory_nodes is None else memory_nodes
@@ -214,7 +217,7 @@ def configure_reading(data, memory_nodes: int | None = None) -> None:
 
 
 def has_libnuma() -> bool:
-    """Whether the library by which MindSpore binds processes is there."""
+    """Return whether libnuma, by which MindSpore binds processes to memory nodes, is installed."""
     try:
         ctypes.CDLL("libnuma.so.1")
     except OSError:
@@ -226,47 +229,47 @@ def _read(iterator):
     """Yield the batches of an iterator of MindSpore's.
 
     Raises:
-        DataError: a file that cannot be opened, or what a worker refused.
+        DataError: a file cannot be opened, or a worker refused the data.
     """
     try:
         yield from iterator
     except RuntimeError as error:
-        # MindSpore wraps what went wrong into a report of many lines.
-        found = re.search(f"{re.escape(REFUSED)}(.*)", str(error)) or re.search(
+        # MindSpore wraps the message into a report of many lines.
+        match = re.search(f"{re.escape(REFUSED)}(.*)", str(error)) or re.search(
             r"\[ERROR\] (.*\b[Ff]ile\b.*)", str(error)
         )
-        if found is None:
+        if match is None:
             raise
-        raise DataError(found[1]) from error
+        raise DataError(match[1]) from error
 
 
-def prefetched(batches, finish):
-    """Yield finish(*batch) of each batch, each worked out in another thread while the one before is in use.
+def prefetch(batches, finish):
+    """Yield finish(*batch) of each batch; another thread computes it while the batch before is in use.
 
-    MindSpore's iterator stays in this thread: an error of its that another one receives ends the process.
+    MindSpore's iterator stays in this thread, because an error that it raises in another thread ends the process.
     """
     with ThreadPoolExecutor(1) as thread:
-        ahead = None
+        upcoming = None
         for batch in batches:
-            done, ahead = ahead, thread.submit(finish, *batch)
-            if done is not None:
-                yield done.result()
-        if ahead is not None:
-            yield ahead.result()
+            current, upcoming = upcoming, thread.submit(finish, *batch)
+            if current is not None:
+                yield current.result()
+        if upcoming is not None:
+            yield upcoming.result()
 
 
 class TrainBatches:
-    """Training batches of a task, different in every epoch.
+    """Yields the training batches of a task, different in every epoch.
 
-    Each pass over the object is the next epoch; one that continues a run cut within an epoch begins with what is left
-    of it.
+    Each pass over the object is the next epoch. In a run that continues one cut within an epoch, the first pass is the
+    rest of that epoch.
 
     Args:
         batches_per_update: an epoch is whole updates.
-        epochs: of the whole run.
+        epochs: number of epochs of the whole run.
         repeats: see epoch_order.
         first_epoch: the epoch of the first pass.
-        first_batch: batches of this epoch that were trained on already.
+        first_batch: number of batches of this epoch that were trained on already.
 
     Raises:
         DataError: too few images for one update.
@@ -299,7 +302,7 @@ class TrainBatches:
         self.batch_size, self.batches_per_update, self.repeats = batch_size, batches_per_update, repeats
         self.epoch, self.first_batch, self.epochs = first_epoch, first_batch, max(epochs, first_epoch + 1)
         self.rank, self.workers = rank, workers
-        self.iterator = None  # of MindSpore, over as many epochs as one of its pipelines can read
+        self.iterator = None  # MindSpore's, over as many epochs as one of its pipelines can read
 
     @property
     def batches_per_epoch(self) -> int:
@@ -310,19 +313,19 @@ class TrainBatches:
         if self.iterator is None:
             self.iterator = self._open(epoch, first)
         numbered = ((batch, self._key(epoch, number)) for number, batch in enumerate(_read(self.iterator), first))
-        yield from prefetched(numbered, self.samples.batch)
+        yield from prefetch(numbered, self.samples.batch)
         self.epoch, self.first_batch = epoch + 1, 0
         if first or self.data.fixed_order:
             self.iterator = None
 
     def _key(self, epoch: int, number: int) -> BatchKey:
-        """The key of a batch by its number in the epoch."""
+        """Return the key of a batch by its number in the epoch."""
         first = number * self.batch_size
         update, part = divmod(epoch * self.batches_per_epoch + number, self.batches_per_update)
         return BatchKey(epoch, self.positions[first : first + self.batch_size], update, part, self.rank)
 
     def _open(self, epoch: int, first_batch: int):
-        """An iterator over the rest of an epoch from a batch on, or from its start over all epochs that follow."""
+        """Open an iterator over the rest of an epoch from a batch on, or from its start over all epochs that follow."""
         positions = self.positions[first_batch * self.batch_size :]
         size, seed = self.data.size, self.seed
         if self.data.fixed_order:
@@ -347,7 +350,7 @@ class TrainBatches:
 
 
 class EvalKeys:
-    """Indices of the samples of an evaluation, beside them in the pipeline."""
+    """Yields the indices of an evaluation's samples, which go through the pipeline beside them."""
 
     def __init__(self, indices):
         self.indices = indices
@@ -360,13 +363,13 @@ class EvalKeys:
 
 
 class EvalBatches:
-    """Evaluation batches of a task over every sample once: rank r has r, r + ranks, ...
+    """Yields the evaluation batches of a task, every sample once; rank r has the samples r, r + ranks, ...
 
-    The last batch is as small as it comes out. Each pass over the object is one over the samples. Nothing is read
-    before the first.
+    The last batch is as small as it comes out. Each pass over the object is one over the samples. It reads nothing
+    before the first pass.
 
     Args:
-        passes: how many there will be.
+        passes: number of passes that there will be.
     """
 
     def __init__(
@@ -391,7 +394,7 @@ class EvalBatches:
         if self.iterator is None:
             self.iterator = self._open()
         batches = ((batch,) for batch in _read(self.iterator))
-        yield from prefetched(batches, self.samples.batch)
+        yield from prefetch(batches, self.samples.batch)
 
     def _open(self):
         keys = ds.GeneratorDataset(EvalKeys(self.indices), ["index"], shuffle=False, python_multiprocessing=False)

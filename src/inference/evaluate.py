@@ -20,10 +20,11 @@ def evaluate_checkpoint(
     """Evaluate a checkpoint on the configuration's validation data, print the result and write its report.
 
     Args:
-        json_path: of the report; None for `evaluation_path`, where a folder that cannot be written is a warning.
+        json_path: path of the report; None for `evaluation_path`, where failing to write is only a warning.
 
     Raises:
-        UserError: no checkpoint, weights of another model, data of other classes, or a `json_path` not to be written.
+        UserError: no checkpoint, weights of another model, data of other classes, or a `json_path` that cannot be
+            written.
     """
     path = run_checkpoint(config, checkpoint)
     trained = load_for_inference(config, path, weights, dist.device_target)

@@ -1,4 +1,4 @@
-"""Models as files that run without this code."""
+"""Exports models to files that run without this code."""
 
 import json
 import tempfile
@@ -14,15 +14,15 @@ from src.errors import UserError
 from src.files.atomic import replace_synced, write_text
 from src.files.file_digest import sha256
 from src.files.weights import load_weights, official_names
-from src.inference.exported import SUFFIXES, description_path, runner
+from src.inference.exported import SUFFIXES, description_path, load_runner
 from src.inference.onnx_files import INSTALL, check_onnx, make_expressible, missing_packages, write_onnx
 from src.inference.trained import load_for_inference, run_checkpoint
 from src.models.layers import GatheredAttention
 from src.tasks.find_task import create_task
 from src.tasks.task import Signature, TensorSpec
 
-ONNX_ARGUMENTS = {"conv_implementation": "conv2d", "gelu": "polynomial"}  # what MindSpore can write in that format
-OPEN_BATCHES = (1, 3)  # that a file for any batch is verified with
+ONNX_ARGUMENTS = {"conv_implementation": "conv2d", "gelu": "polynomial"}  # forms that MindSpore can write as ONNX
+OPEN_BATCHES = (1, 3)  # batch sizes with which a file for any batch is verified
 
 
 def export_checkpoint(
@@ -34,10 +34,11 @@ def export_checkpoint(
     output: str | None = None,
     batch_size: int | None = 1,
 ) -> Path:
-    """Export a checkpoint's model, float32, with its description beside it, and verify the file.
+    """Export a checkpoint's model in float32, with its description beside it, and verify the file.
 
-    What was written is loaded back and its outputs compared with the checkpoint's, on validation images where there are
-    any; a file that fails takes nobody's place. Position biases of the attentions are folded into constants.
+    The written file is loaded back and its outputs are compared with the checkpoint's, on validation images where there
+    are any; a file that fails does not replace an earlier one. Position biases of the attentions are folded into
+    constants.
 
     Args:
         batch_size: images per call of the exported model; None for any number.
@@ -62,7 +63,7 @@ def export_checkpoint(
         target = target.with_name(target.name + SUFFIXES[file_format])
 
     signature = task.signature(model, batch_size)
-    (given,), (answered,) = signature.inputs, signature.outputs
+    (input_spec,), (output_spec,) = signature.inputs, signature.outputs
     batches = OPEN_BATCHES if batch_size is None else (batch_size,)
     samples, source = task.sample_inputs(model, max(batches))
     exported = exportable(config, model, dist.device_target, file_format)
@@ -74,36 +75,36 @@ def export_checkpoint(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            written = Path(scratch) / target.name
+            temporary = Path(scratch) / target.name
             if file_format == "ONNX":
-                write_onnx(exported, written, batch_size, (given.name, answered.name))
+                write_onnx(exported, temporary, batch_size, (input_spec.name, output_spec.name))
             else:
-                write_graph(exported, written, signature, file_format)
-            difference = None if unverified else verify(written, model, samples, batches)
-            described = {
+                write_graph(exported, temporary, signature, file_format)
+            difference = None if unverified else verify(temporary, model, samples, batches)
+            description = {
                 "format": file_format,
                 "file": target.name,
-                "sha256": sha256(written),
-                "input": described_tensor(given),
-                "output": described_tensor(answered),
+                "sha256": sha256(temporary),
+                "input": describe_tensor(input_spec),
+                "output": describe_tensor(output_spec),
                 "preprocessing": task.preprocessing(model),
                 "classes": trained.classes,
                 "checkpoint": {"file": str(path), "weights": trained.weights, "sha256": sha256(path)},
                 "verified": None if unverified else {"images": source, "relative_difference": difference},
                 "configuration": config.to_dict(),
             }
-            replace_synced(written, target)
+            replace_synced(temporary, target)
     except OSError as error:
         raise UserError(f"export {target}: cannot be written ({error})") from error
-    write_text(description_path(target), json.dumps(described, indent=2, ensure_ascii=False) + "\n")
+    write_text(description_path(target), json.dumps(description, indent=2, ensure_ascii=False) + "\n")
 
-    shown = ", ".join("any" if side is None else str(side) for side in given.shape)
+    shape = ", ".join("any" if side is None else str(side) for side in input_spec.shape)
     size = target.stat().st_size / 1e6
     print(
         f"{path} ({trained.weights} weights) to {target} ({size:.1f} MB) and {description_path(target).name}",
         flush=True,
     )
-    print(f"input {given.name} [{shown}] float32, output {answered.name}", flush=True)
+    print(f"input {input_spec.name} [{shape}] float32, output {output_spec.name}", flush=True)
     if unverified:
         print(f"written but not verified: {unverified}", flush=True)
     else:
@@ -115,13 +116,13 @@ def export_checkpoint(
     return target
 
 
-def described_tensor(spec: TensorSpec) -> dict:
-    """Return name, shape (None: any) and type of an input or output."""
+def describe_tensor(spec: TensorSpec) -> dict:
+    """Return the name, shape (None: any) and type of an input or output."""
     return {"name": spec.name, "shape": list(spec.shape), "dtype": "float32"}
 
 
 def exportable(config: Config, model: nn.Cell, device_target: str, file_format: str) -> nn.Cell:
-    """A fresh copy of a model, with its weights, in the form that a format asks for."""
+    """Build a fresh copy of a model, with its weights, in the form that a format asks for."""
     is_onnx = file_format == "ONNX"
     copy = config.build_model(device_target, **(ONNX_ARGUMENTS if is_onnx else {}))
     load_weights(copy, dict(official_names(model)), adapt=())
@@ -134,8 +135,8 @@ def exportable(config: Config, model: nn.Cell, device_target: str, file_format: 
     return copy
 
 
-def example(spec: TensorSpec) -> Tensor:
-    """Return a tensor of zeros, or where the batch is open, one without values."""
+def example_tensor(spec: TensorSpec) -> Tensor:
+    """Return a tensor of zeros or, where the batch size is open, one without values."""
     sides = [side for side in spec.shape if side is not None]
     if len(sides) < len(spec.shape):
         return Tensor(shape=list(spec.shape), dtype=ms.float32)
@@ -143,8 +144,8 @@ def example(spec: TensorSpec) -> Tensor:
 
 
 def write_graph(model: nn.Cell, path: Path, signature: Signature, file_format: str) -> None:
-    """Write MindSpore's own formats, MINDIR and AIR, for batches of one size or (MINDIR) of any."""
-    inputs = [example(spec) for spec in signature.inputs]
+    """Write a model in MindSpore's own formats, MINDIR and AIR, for batches of one size or (MINDIR) of any."""
+    inputs = [example_tensor(spec) for spec in signature.inputs]
     ms.export(model, *inputs, file_name=str(path), file_format=file_format)
 
 
@@ -152,15 +153,16 @@ def verify(path: Path, model: nn.Cell, samples: np.ndarray, batches: tuple[int, 
     """Return the largest difference between an exported file's outputs and its model's, relative to the largest value.
 
     Args:
-        batches: sizes of the batches to run the file with, of which `samples` has as many as the largest.
+        samples: inputs [n, ...], as many as the largest batch.
+        batches: sizes of the batches to run the file with.
 
     Raises:
-        UserError: beyond `tolerance`, or no valid file.
+        UserError: the difference is beyond `tolerance`, or the file is not valid.
     """
     if path.suffix == SUFFIXES["ONNX"]:
         check_onnx(path)
     expected = model(Tensor(samples)).asnumpy()
-    answer = runner(path)
+    answer = load_runner(path)
     differences = [np.abs(answer(samples[:size]) - expected[:size]).max() for size in batches]
     difference = float(max(differences) / np.abs(expected).max())
     if not difference <= tolerance:

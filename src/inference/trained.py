@@ -1,4 +1,4 @@
-"""Trained networks to be used outside of training: from a checkpoint, or from an exported file."""
+"""Loads trained networks for use outside of training, from a checkpoint or an exported file."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ from src.tasks.task import Task
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A checkpoint's model in evaluation mode, float32, with what is known of it.
+    """Holds a checkpoint's model in evaluation mode, float32, with its configuration and classes.
 
     Attributes:
         weights: "raw" or "ema".
-        classes: names by label, or None.
+        classes: names of the classes by label, or None.
     """
 
     config: Config
@@ -32,15 +32,15 @@ class TrainedModel:
 
     @property
     def preprocessing(self) -> dict:
-        """How an image becomes the network's input."""
+        """The description of how an image becomes the network's input."""
         return create_task(self.config).preprocessing(self.network)
 
 
 def run_checkpoint(config: Config, checkpoint: str | None) -> Path:
-    """Return the checkpoint to use: the one given, or the best of the configuration's run.
+    """Return the path of the checkpoint to use: the one given, or the best of the configuration's run.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such file.
     """
     path = Path(checkpoint) if checkpoint else config.output / "checkpoints" / "best.ckpt"
     if not path.is_file():
@@ -52,11 +52,11 @@ def run_checkpoint(config: Config, checkpoint: str | None) -> Path:
 def load_for_inference(
     config: Config, checkpoint: Path, weights: str, device_target: str, content: dict | None = None
 ) -> TrainedModel:
-    """Return a model in evaluation mode with a checkpoint's weights.
+    """Build a model in evaluation mode with a checkpoint's weights.
 
     Args:
         weights: "raw", "ema", or "auto": the averaged weights where the file has them.
-        content: of the checkpoint, where it was read already.
+        content: the checkpoint's content, where it was read already.
 
     Raises:
         UserError: an unreadable file, weights of another model, or averaged weights that are not there.
@@ -65,7 +65,7 @@ def load_for_inference(
     label = f"checkpoint {checkpoint}"
     selected, used = select_weights(content, weights, label)
     model = config.build_model(device_target)
-    # Position parameters may come from another image size; a head that was not trained has nothing to measure.
+    # Position parameters of another image size are adapted. A head of another size is not: it would be untrained.
     load_weights(model, selected, adapt=("size",), announce=print, label=label)
     model.set_train(False)
     return TrainedModel(config, model, used, class_names(content))
@@ -78,10 +78,10 @@ def open_checkpoint(
     weights: str = "auto",
     device_target: str | None = None,
 ) -> TrainedModel:
-    """Return a model from a checkpoint, on this machine's device.
+    """Open a checkpoint's model on this machine's device.
 
     Args:
-        config_name: of the configuration; None for the one that training wrote into the checkpoint.
+        config_name: name of the configuration; None for the one that training wrote into the checkpoint.
         overrides: "section.key=value".
 
     Raises:
@@ -89,7 +89,7 @@ def open_checkpoint(
     """
     path = Path(checkpoint)
     content = read_checkpoint(path)
-    # Where the run was trained is no matter here.
+    # The device of the training run does not matter here.
     flags = {"runtime.device_target": device_target or "auto", "runtime.device_id": None}
     if config_name is not None:
         config = load_config(config_name, overrides, flags)
@@ -103,14 +103,14 @@ def open_checkpoint(
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A model that answers, whatever kind of file it came from.
+    """Holds a model that is ready to run, whatever kind of file it came from.
 
     Attributes:
-        task: what its answers mean.
-        answer: inputs [B, ...] to outputs [B, ...], NumPy arrays.
-        preprocessing: how an image becomes an input, as Task.preprocessing describes it.
-        batch_size: that `answer` takes, or None for any.
-        classes: names by label, or None.
+        task: the task that the model was trained for.
+        answer: computes outputs [B, ...] of inputs [B, ...], as NumPy arrays.
+        preprocessing: describes how an image becomes an input, see Task.preprocessing.
+        batch_size: number of inputs that `answer` takes, or None for any.
+        classes: names of the classes by label, or None.
     """
 
     task: type[Task]
@@ -121,10 +121,10 @@ class OpenedModel:
 
 
 def open_model(path: str, **options) -> OpenedModel:
-    """Open a checkpoint, or an exported file with its description beside it, by the suffix.
+    """Open a checkpoint, or an exported file with its description beside it; the suffix tells which it is.
 
     Args:
-        options: of open_checkpoint; exported files have no choice.
+        options: options of open_checkpoint; exported files have none.
 
     Raises:
         UserError: see open_checkpoint and ExportedModel.

@@ -1,4 +1,4 @@
-"""The charts that a report and a comparison both draw, still without their curves."""
+"""Defines the charts that reports and comparisons both draw, still without their curves."""
 
 from src.pages.charts import Chart
 from src.tasks.task import Figure
@@ -6,8 +6,8 @@ from src.tasks.task import Figure
 EPOCHS = "epochs"
 LOSS = Chart("Loss", EPOCHS, "loss")
 LOSS_PARTS = Chart("Parts of the training loss", EPOCHS, "loss")
-# Of updates, by the key of their lines in metrics.jsonl.
-OF_UPDATES = {
+# Charts of the updates, by their key in the lines of metrics.jsonl.
+UPDATE_CHARTS = {
     "lr": Chart("Learning rate", EPOCHS, "learning rate", from_zero=True),
     "grad_norm": Chart("Gradient norm", EPOCHS, "global norm, unclipped", from_zero=True),
     "loss_scale": Chart("Loss scale", EPOCHS, "loss scale", powers=2),
@@ -17,14 +17,14 @@ OF_UPDATES = {
 
 def metric_chart(metric: Figure) -> Chart:
     """Return the chart of the figure that chooses the best epoch."""
-    return Chart(capitalised(metric.title), EPOCHS, with_unit(metric))
+    return Chart(capitalise(metric.title), EPOCHS, with_unit(metric))
 
 
 def with_unit(figure: Figure) -> str:
-    """Return a figure's title and unit, as axes and columns have them: "top-1, %"."""
+    """Return a figure's title and unit as the heading of an axis or column: "top-1, %"."""
     return f"{figure.title}, {figure.unit}" if figure.unit else figure.title
 
 
-def capitalised(text: str) -> str:
-    """Return a text that begins with a capital letter, and is otherwise as it was."""
+def capitalise(text: str) -> str:
+    """Return a text with its first letter as a capital, the rest as it was."""
     return text[:1].upper() + text[1:]

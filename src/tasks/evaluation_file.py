@@ -1,4 +1,4 @@
-"""evaluation.json: the content of an evaluation, and the arrays that belong to it."""
+"""Writes and reads evaluation.json: the content of an evaluation, and the arrays that belong to it."""
 
 import io
 import json
@@ -9,7 +9,7 @@ import numpy as np
 from src.errors import UserError
 from src.files.atomic import write_bytes, write_text
 
-LISTED_ROWS = 100  # an array of more rows is a NumPy file beside the report: as JSON it would be of megabytes
+LISTED_ROWS = 100  # an array of more rows is a NumPy file beside the report: as JSON it would take megabytes
 
 
 def write_evaluation(path: Path, content: dict, arrays: dict[str, np.ndarray]) -> None:
@@ -23,12 +23,12 @@ def write_evaluation(path: Path, content: dict, arrays: dict[str, np.ndarray]) -
         if len(array) <= LISTED_ROWS:
             content[key] = array.tolist()
         else:
-            beside = path.with_name(f"{path.stem}_{key}.npy")
+            array_path = path.with_name(f"{path.stem}_{key}.npy")
             buffer = io.BytesIO()
             np.save(buffer, array)
-            write_bytes(beside, buffer.getvalue())
-            content[key] = beside.name
-    write_text(path, _as_json(content))
+            write_bytes(array_path, buffer.getvalue())
+            content[key] = array_path.name
+    write_text(path, _format_json(content))
 
 
 def read_array(path: Path, value: list | str) -> np.ndarray:
@@ -39,15 +39,15 @@ def read_array(path: Path, value: list | str) -> np.ndarray:
     """
     if not isinstance(value, str):
         return np.array(value, object)
-    beside = path.with_name(value)
+    array_path = path.with_name(value)
     try:
-        return np.load(beside)
+        return np.load(array_path)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{beside}: cannot be read ({' '.join(str(error).split())})") from error
+        raise UserError(f"{array_path}: cannot be read ({' '.join(str(error).split())})") from error
 
 
 def evaluation_path(checkpoint: Path, weights: str, data: Path) -> Path:
-    """Return where the evaluation of a checkpoint goes unless told: into its run's folder or, alone, beside it.
+    """Return the default path of a checkpoint's evaluation: in its run's folder or, without a run, beside it.
 
     The name tells the checkpoint, its weights and the data apart: runs/NAME/eval_best_ema_val.json.
     """
@@ -56,18 +56,21 @@ def evaluation_path(checkpoint: Path, weights: str, data: Path) -> Path:
 
 
 def check_keys(content: object, needed: set[str], what: str) -> None:
-    """Refuse what is no object with the keys needed.
+    """Check that content is a JSON object with the needed keys.
+
+    Args:
+        what: name of the content in messages.
 
     Raises:
-        UserError: names what is missing.
+        UserError: keys are missing; the message names them.
     """
     if not isinstance(content, dict) or not needed <= content.keys():
         missing = ", ".join(sorted(needed - content.keys())) if isinstance(content, dict) else "an object"
         raise UserError(f"{what} lacks {missing}; was it written by this version?")
 
 
-def _as_json(content: dict) -> str:
-    """JSON with a line for every key and every row of a table."""
+def _format_json(content: dict) -> str:
+    """Format an object as JSON with a line for every key and every row of a table."""
 
     def value(item):
         is_table = isinstance(item, list) and item and isinstance(item[0], dict | list)

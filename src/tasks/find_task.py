@@ -1,4 +1,4 @@
-"""The tasks by name."""
+"""Finds tasks by their names."""
 
 from src.config.load import Config
 from src.errors import UserError

@@ -1,4 +1,4 @@
-"""What a task is: everything that training, evaluation, export and reports know of a kind of target.
+"""Defines a task: everything that training, evaluation, export and reports know of a kind of target.
 
 A task answers a few questions; one loop asks them. Nothing here or above names a class, a logit, a label or a box.
 
@@ -25,12 +25,12 @@ from src.tasks.losses import Losses
 
 @dataclass(frozen=True)
 class Figure:
-    """A number that an evaluation gives.
+    """Describes a number that an evaluation gives.
 
     Attributes:
         key: its name in files.
-        title, unit: for people.
-        format: how it is printed.
+        title, unit: its name and unit for people.
+        format: format in which it is printed.
     """
 
     key: str
@@ -38,14 +38,14 @@ class Figure:
     unit: str = ""
     format: str = ".4f"
 
-    def shown(self, value: float) -> str:
+    def format_value(self, value: float) -> str:
         """Return a value with its unit: 98.61%."""
         return f"{value:{self.format}}{self.unit}"
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name and shape of an input or output of an exported model; None is the batch."""
+    """Names an input or output of an exported model and gives its shape, in which None stands for the batch."""
 
     name: str
     shape: tuple[int | None, ...]
@@ -53,14 +53,14 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Signature:
-    """Inputs and outputs of an exported model, in order."""
+    """Lists the inputs and outputs of an exported model, in order."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
 
 class Result(ABC):
-    """What an evaluation came to. Its text is one line for the log."""
+    """Holds the outcome of an evaluation. Its text is one line for the log."""
 
     @property
     @abstractmethod
@@ -69,7 +69,7 @@ class Result(ABC):
 
     @abstractmethod
     def content(self) -> dict:
-        """Return what evaluation.json says of it, but for large arrays."""
+        """Return the content of evaluation.json, but for large arrays."""
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays that belong into evaluation.json or, where they are large, beside it."""
@@ -81,7 +81,7 @@ class Result(ABC):
 
 
 class Evaluator(ABC):
-    """Takes in evaluation batches and says what they come to over all ranks.
+    """Runs a network on evaluation batches and sums up its answers over all ranks.
 
     Attributes:
         notice: a line to print before an evaluation that is not simply of the model's classes.
@@ -91,15 +91,15 @@ class Evaluator(ABC):
 
     @abstractmethod
     def add(self, network: nn.Cell, batch: tuple[np.ndarray, ...]) -> None:
-        """Run the network on a batch and count what it answers."""
+        """Run the network on a batch and count its answers."""
 
     @abstractmethod
     def result(self) -> Result:
-        """Return what all ranks' batches came to, and start anew. All ranks call this together."""
+        """Return the outcome over all ranks' batches, and start anew. All ranks call this together."""
 
 
 class Predictor(ABC):
-    """Answers for image files, and writes the answers.
+    """Predicts for image files, and writes the predictions.
 
     Attributes:
         formats: names of the forms of output.
@@ -109,24 +109,24 @@ class Predictor(ABC):
 
     @abstractmethod
     def predict(self, images: list[str], batch_size: int, workers: int) -> Iterator:
-        """Yield what is found in each image file, in order: objects with `image`, and `problem` where it has one.
+        """Yield a prediction for each image file, in order: objects with `image`, and `problem` where it has one.
 
         Args:
             batch_size: images per call of a model that takes any number.
-            workers: threads that read and decode.
+            workers: number of threads that read and decode.
         """
 
     @abstractmethod
     def writer(self, form: str, stream):
-        """Return a context manager whose `write` takes what `predict` yields and prints it to a stream."""
+        """Return a context manager whose `write` takes a prediction and prints it to a stream."""
 
 
 class Task(ABC):
-    """A kind of target, as a configuration asks for it.
+    """Answers all questions about one kind of target, for one configuration.
 
     Attributes:
-        name: what `task:` in a configuration says.
-        figures: of an evaluation; the first chooses the best checkpoint, higher is better.
+        name: the task's name, the value of `task:` in a configuration.
+        figures: the figures of an evaluation; the first chooses the best checkpoint, higher is better.
     """
 
     name: ClassVar[str]
@@ -137,10 +137,10 @@ class Task(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Refuse what a configuration asks of training and cannot have.
+        """Check that training can do all that the configuration asks for.
 
         Raises:
-            UserError: names the key.
+            UserError: it cannot; the message names the key.
         """
 
     @abstractmethod
@@ -151,12 +151,12 @@ class Task(ABC):
             classes: names of the classes, for formats that do not say them.
 
         Raises:
-            DataError: there is none, or it cannot be used.
+            DataError: there is no such data set, or it cannot be used.
         """
 
     @abstractmethod
     def check_data(self, train: Dataset, val: Dataset) -> None:
-        """Hold the data sets of a run against each other and against the model.
+        """Check that the data sets of a run fit each other and the model.
 
         Raises:
             DataError: they do not fit.
@@ -164,23 +164,23 @@ class Task(ABC):
 
     @abstractmethod
     def losses(self, network: nn.Cell) -> Losses:
-        """Return the cell that makes the parts of the loss of a training batch and the step's noise."""
+        """Return the cell that computes the parts of the loss from a training batch and the step's noise."""
 
     @abstractmethod
     def noise(self, model: nn.Cell, generator: np.random.Generator, batch: tuple[np.ndarray, ...]) -> tuple:
-        """Draw what a training step needs beside its batch; returns the last arguments of the loss cell."""
+        """Draw the random numbers of a training step; return them as the last arguments of the loss cell."""
 
     @abstractmethod
     def train_samples(self, model: nn.Cell, data: Dataset, unreadable: UnreadableImages, epochs: int) -> TrainSamples:
-        """Return what turns the samples of a data set into training batches of a model, in a run of some epochs."""
+        """Return the object that turns samples of a data set into training batches, for a run of some epochs."""
 
     @abstractmethod
     def eval_samples(self, model: nn.Cell, data: Dataset, unreadable: UnreadableImages) -> EvalSamples:
-        """Return what turns the samples of a data set into evaluation batches of a model."""
+        """Return the object that turns samples of a data set into evaluation batches of a model."""
 
     @property
     def repeats(self) -> int:
-        """How many times in a row a sample comes in an epoch (repeated augmentation)."""
+        """The number of times in a row that a sample comes in an epoch (repeated augmentation)."""
         return 1
 
     @abstractmethod
@@ -192,11 +192,11 @@ class Task(ABC):
         classes: tuple[str, ...] | None = None,
         label: str = "the model",
     ) -> Evaluator:
-        """Return what evaluates networks on a data set.
+        """Return an evaluator of networks on a data set.
 
         Args:
             classes: names of the model's classes, where they are known.
-            label: what messages call the model.
+            label: name of the model in messages.
 
         Raises:
             DataError: the data set's classes do not fit the model's.
@@ -204,15 +204,15 @@ class Task(ABC):
 
     @abstractmethod
     def signature(self, model: nn.Cell, batch_size: int | None) -> Signature:
-        """Return the inputs and outputs of the exported model; a batch size of None is any."""
+        """Return the inputs and outputs of the exported model; a batch size of None stands for any."""
 
     @abstractmethod
     def sample_inputs(self, model: nn.Cell, count: int) -> tuple[np.ndarray, str]:
-        """Return inputs [count, ...] to verify an exported model with, and a few words on what they are."""
+        """Return inputs [count, ...] to verify an exported model with, and a few words that describe them."""
 
     @abstractmethod
     def preprocessing(self, model: nn.Cell) -> dict:
-        """Return how an image becomes the input of the exported model, in words and numbers."""
+        """Describe in words and numbers how an image becomes the input of the exported model."""
 
     @classmethod
     @abstractmethod
@@ -224,7 +224,7 @@ class Task(ABC):
         classes: tuple[str, ...] | None,
         options,
     ) -> Predictor:
-        """Return what answers for image files.
+        """Return a predictor for image files.
 
         Args:
             answer, preprocessing, batch_size, classes: see inference/trained.py, OpenedModel.
@@ -234,7 +234,7 @@ class Task(ABC):
             UserError: the options do not fit the model.
         """
 
-    # --- reports: made of files, whose configuration may be of an earlier version ------------------------------------
+    # --- reports: they are made of files, whose configuration may be of an earlier version ---------------------------
 
     @classmethod
     @abstractmethod
@@ -252,14 +252,14 @@ class Task(ABC):
 
         Args:
             evaluation: see `read_evaluation`; None where there is none yet.
-            config: of the run, by section.
-            data: folder that holds the evaluation images, if not where the configuration says.
+            config: the run's configuration by section.
+            data: folder that holds the evaluation images, if they are not where the configuration says.
             roots: folders that a relative path in the configuration may begin from.
         """
 
 
 def evaluate(network: nn.Cell, batches: Iterable[tuple[np.ndarray, ...]], evaluator: Evaluator) -> Result:
-    """Evaluate a network over one pass of evaluation batches; it is put into evaluation mode and back."""
+    """Evaluate a network over one pass of evaluation batches. It is in evaluation mode meanwhile."""
     was_training = network.training
     network.set_train(False)
     for batch in batches:
@@ -269,7 +269,10 @@ def evaluate(network: nn.Cell, batches: Iterable[tuple[np.ndarray, ...]], evalua
 
 
 def outputs_of_short_batch(network: nn.Cell, images: np.ndarray, batch_size: int) -> np.ndarray:
-    """Return a network's outputs [n, ...] for n <= batch_size images, computed at one size for its graph to keep."""
+    """Return a network's outputs [n, ...] for n <= batch_size images.
+
+    The batch is filled up to batch_size, so that the network keeps its one graph.
+    """
     short = batch_size - len(images)
     if short:
         images = np.concatenate([images, np.zeros((short, *images.shape[1:]), images.dtype)])

@@ -1,4 +1,4 @@
-"""Puts a training run together. Everything is checked here, and nothing on disk is changed."""
+"""Puts a training run together. It checks everything, and changes nothing on disk."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,12 +25,13 @@ from src.training.train_step import LossScale, TrainStep
 
 @dataclass
 class Assembly:
-    """The parts of a run that fit together.
+    """Holds the parts of a run, which fit together.
 
     Attributes:
         model, network: the network with its weights, and the same in the run's precision.
-        resume_from: the checkpoint that the state is from, with its configuration and its progress; None at a start.
-        global_batch: samples of an update on all devices.
+        resume_from: the checkpoint that the state is from; None at a start. `saved_config` is its configuration.
+        saved_progress: the progress when the checkpoint was written.
+        global_batch: number of samples of an update on all devices.
     """
 
     task: Task
@@ -51,10 +52,10 @@ class Assembly:
 
 
 def assemble(config: Config, dist: Dist) -> Assembly:
-    """Build a run from its configuration, and take its state from the save to go on with, if there is one.
+    """Build a run from its configuration, and restore its state from the checkpoint to resume from, if there is one.
 
     Raises:
-        UserError: data, checkpoints or options that do not fit.
+        UserError: data, checkpoints or options do not fit.
     """
 
     def announce(line: str) -> None:
@@ -80,7 +81,7 @@ def assemble(config: Config, dist: Dist) -> Assembly:
     model.freeze(config.train.frozen_stages)
     state = new_state(config, model, train_data.classes)
     saved_config = state.restore(saved, resume_from) if saved is not None and resume_from is not None else None
-    del saved  # gigabytes
+    del saved  # frees gigabytes
     saved_progress = replace(state.progress)
     check_same_start(config, dist, state)
 
@@ -112,7 +113,7 @@ def assemble(config: Config, dist: Dist) -> Assembly:
 
 
 def new_state(config: Config, model: nn.Cell, classes: tuple[str, ...]) -> TrainState:
-    """Return the state of a run that has not begun."""
+    """Build the state of a run that has not begun."""
     return TrainState(
         model=model,
         optimizer=create_optimizer(model, config.optimizer),
@@ -130,7 +131,7 @@ def new_state(config: Config, model: nn.Cell, classes: tuple[str, ...]) -> Train
 
 
 def check_same_start(config: Config, dist: Dist, state: TrainState) -> None:
-    """See that all ranks start from the same place and the same weights.
+    """Check that all ranks start from the same progress and the same weights.
 
     Raises:
         UserError: they do not.
@@ -148,7 +149,7 @@ def check_same_start(config: Config, dist: Dist, state: TrainState) -> None:
 def count_in_updates(progress: Progress, updates_per_epoch: int, global_batch: int, devices: int) -> None:
     """Express a progress in updates of this run.
 
-    Epochs and images are what a checkpoint counts: under another global batch they are another number of updates.
+    A checkpoint counts epochs and images: under another global batch they are another number of updates.
     """
     updates_done = min(progress.images // global_batch, max(updates_per_epoch - 1, 0)) if global_batch else 0
     progress.update = progress.epoch * updates_per_epoch + updates_done
@@ -167,10 +168,10 @@ def open_batches(
     train_data: Dataset,
     val_data: Dataset,
 ) -> tuple[TrainBatches, EvalBatches]:
-    """Return the batches of the rest of the run; each rank names what its own workers cannot read.
+    """Open the batches of the rest of the run; each rank names the images that its own workers cannot read.
 
     Args:
-        epochs: of the whole run.
+        epochs: number of epochs of the whole run.
 
     Raises:
         DataError: too few images for one update.
@@ -207,7 +208,7 @@ def open_batches(
 
 
 def build_step(config: Config, dist: Dist, task: Task, network: nn.Cell, state: TrainState) -> TrainStep:
-    """Return the cell that makes one update."""
+    """Build the cell that makes one update."""
     parameters = state.model.trainable_params()
     step = TrainStep(
         task.losses(network),

@@ -49,7 +49,7 @@ class Trainer:
         self.log = ProgressLog(self.epochs, self.updates_per_epoch, progress.update, train.log_interval, dist.is_main)
         self.saver = None
         if dist.is_main:
-            where = f"{parts.resume_from} ({parts.saved_progress.where})" if parts.resume_from else None
+            where = f"{parts.resume_from} ({parts.saved_progress.description})" if parts.resume_from else None
             self.saver = Saver(
                 self.checkpoints, train.save_interval, train.save_minutes, train.async_save, last_good=where
             )
@@ -72,7 +72,7 @@ class Trainer:
         self._prepare_folder()
         self._announce()
         if progress.epoch >= last_epoch or progress.update >= (config.train.stop_after_update or math.inf):
-            self.log.line(f"already trained to {progress.where}: {self.newest_or_best}")
+            self.log.line(f"already trained to {progress.description}: {self.newest_or_best}")
             summary = self.folder.summary()
             if summary is None or summary["updates"] != self.parts.saved_progress.update:  # none, or of an earlier end
                 summary = self._finish()
@@ -94,8 +94,8 @@ class Trainer:
             self.dist.barrier()
             last_good = self.saver.last_good if self.saver is not None else None
             raise UserError(f"{error}; last good save: {last_good or 'none'}; {Diverged.REMEDY}") from error
-        trained = f"to {progress.where}" if progress.images else f"{progress.epoch} epochs"
-        best = f"best {self.best_weights} {self.metric.title} {self.metric.shown(progress.best)}"
+        trained = f"to {progress.description}" if progress.images else f"{progress.epoch} epochs"
+        best = f"best {self.best_weights} {self.metric.title} {self.metric.format_value(progress.best)}"
         best = f"{best} (epoch {progress.best_epoch})" if progress.best_epoch else "saved"
         self.log.line(f"trained {trained} in {duration(progress.seconds)}; {best}: {self.newest_or_best}")
         return self._finish()

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from src.config.classification import ClassificationAugment
-from src.data.mixup import Mixing, draw_box, draw_minmax_box, draw_mixing, is_on, mix_images, mix_targets, soft_targets
+from src.data.mixup import (
+    Mixing,
+    draw_box,
+    draw_minmax_box,
+    draw_mixing,
+    is_mixing_enabled,
+    mix_images,
+    mix_targets,
+    soft_targets,
+)
 
 DRAWS = 20000
 
@@ -93,9 +102,9 @@ def test_probabilities():
 
 
 def test_nothing_on_mixes_nothing():
-    assert not is_on(ClassificationAugment())
-    assert not is_on(ClassificationAugment(mixup=0.8, mixup_prob=0.0))
-    assert is_on(ClassificationAugment(cutmix=1.0))
+    assert not is_mixing_enabled(ClassificationAugment())
+    assert not is_mixing_enabled(ClassificationAugment(mixup=0.8, mixup_prob=0.0))
+    assert is_mixing_enabled(ClassificationAugment(cutmix=1.0))
     (mixing,) = draw(1)
     images = np.random.default_rng(0).standard_normal((2, 3, 4, 4)).astype(np.float32)
     expected = images.copy()

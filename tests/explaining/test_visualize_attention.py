@@ -181,7 +181,7 @@ def test_points_of_an_image_lie_where_the_transform_puts_them(size):
         rows, columns = np.mgrid[:32, :32] + 0.5
         centre = (result * columns).sum() / result.sum(), (result * rows).sum() / result.sum()
         assert transform.position((x, y), size) == pytest.approx(centre, abs=0.3)
-    left, top, right, bottom = transform.seen(size)
+    left, top, right, bottom = transform.visible_box(size)
     assert transform.position((left + 0.1, top + 0.1), size) is not None
     assert transform.position((left - 0.1, top + 0.1), size) is None
     assert transform.position((right - 0.1, bottom - 0.1), size) is not None

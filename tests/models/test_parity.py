@@ -10,7 +10,7 @@ from mindspore import Tensor, nn, ops
 
 from src.files.weights import load_weights, official_names
 from src.models import create_model, list_models
-from src.training.optimizer import decays
+from src.training.optimizer import has_weight_decay
 from tests.conftest import one_of_each_kind_or_exhaustive
 from tests.reference import figures, formula_weights, images
 
@@ -76,7 +76,7 @@ def test_logits_and_stages(name):
 
     parameters = model.trainable_params()
     assert sum(parameter.size for parameter in parameters) == reference["params"]
-    decayed = sum(decays(parameter.name, parameter, model.no_weight_decay) for parameter in parameters)
+    decayed = sum(has_weight_decay(parameter.name, parameter, model.no_weight_decay) for parameter in parameters)
     assert decayed == reference["weight_decay_params"]
     assert len(parameters) - decayed == reference["no_decay_params"]
 

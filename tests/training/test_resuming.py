@@ -51,7 +51,7 @@ def test_saves_without_numbers_of_devices_say_what_is_known(tmp_path):
     ckpt.write(tmp_path / "old.ckpt", {}, texts)
     then = Progress.of_texts(ckpt.read(tmp_path / "old.ckpt"))
     assert (then.epoch, then.update, then.skipped, then.devices, then.global_batch) == (2, 38, 1, 0, 0)
-    assert (then.where, THEN.where) == ("epoch 3, after 960 images", "epoch 3, update 10")
+    assert (then.description, THEN.description) == ("epoch 3, after 960 images", "epoch 3, update 10")
     now = Progress(epoch=2, images=768, update=8, devices=4, global_batch=384)
     assert lines(now, 3, then=then) == [
         "of the epoch begun, 960 images were trained on: it goes on after 768, 192 are trained on again"

@@ -13,7 +13,7 @@ from src.data.mixup import soft_targets
 from src.models import create_model
 from src.tasks.classification.loss import SoftTargetCrossEntropy
 from src.training.ema import ExponentialMovingAverage
-from src.training.optimizer import create_optimizer, decays
+from src.training.optimizer import create_optimizer, has_weight_decay
 from src.training.train_step import LossScale, TrainStep
 from tests.training.test_optimizer import NumpyAdamW
 
@@ -85,9 +85,9 @@ def numpy_gradients(weight, bias, x, targets):
 def test_decay_is_for_matrices_only():
     p = ms.Parameter(Tensor(np.zeros((2, 2)), ms.float32), name="x")
     v = ms.Parameter(Tensor(np.zeros(2), ms.float32), name="y")
-    assert decays("blocks.0.mlp.fc1.weight", p)
-    assert not decays("norm.gamma", v)
-    assert not decays("pool.bias", p)
+    assert has_weight_decay("blocks.0.mlp.fc1.weight", p)
+    assert not has_weight_decay("norm.gamma", v)
+    assert not has_weight_decay("pool.bias", p)
     arguments = {
         "img_size": 32,
         "embed_dim": 16,

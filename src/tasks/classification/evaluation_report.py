@@ -1,4 +1,4 @@
-"""What is reported of an evaluation of a classifier."""
+"""Reports an evaluation of a classifier: the content of its file, and a line about the worst classes."""
 
 import math
 
@@ -8,16 +8,16 @@ from src.config.load import Config
 from src.data.image_set import ImageSet
 from src.tasks.classification.metrics import Metrics, Scoring
 
-WORST_CLASSES = 5  # named in the output
-CONFUSED_PAIRS = 12  # of classes, with
-CONFUSED_IMAGES = 8  # of each, the first in the order of files
+WORST_CLASSES = 5  # number of classes that the output names
+CONFUSED_PAIRS = 12  # number of pairs of classes in the file
+CONFUSED_IMAGES = 8  # number of images of each pair: the first in the order of files
 
 
 def report(metrics: Metrics, scoring: Scoring, config: Config, images: ImageSet, img_size: tuple[int, int]) -> dict:
-    """What a report file says of an evaluation, but for the confusion matrix."""
+    """Return the content of an evaluation's file, but for the confusion matrix."""
     space = scoring.space
     classes = [
-        {"index": output, "name": name, "count": count, "correct": correct, "accuracy": _per_cent(correct, count)}
+        {"index": output, "name": name, "count": count, "correct": correct, "accuracy": _percentage(correct, count)}
         for output, name, count, correct in zip(
             space.outputs.tolist(), space.names, *(counts.tolist() for counts in metrics.per_class), strict=True
         )
@@ -41,14 +41,14 @@ def report(metrics: Metrics, scoring: Scoring, config: Config, images: ImageSet,
         "without_prediction": int(metrics.confusion[:, -1].sum()),
         "real": None
         if metrics.real is None
-        else real | {"accuracy": _per_cent(metrics.real_correct, metrics.real_count)},
+        else real | {"accuracy": _percentage(metrics.real_correct, metrics.real_count)},
         "most_confused": most_confused(metrics, scoring, images),
         "classes": classes,
     }
 
 
 def most_confused(metrics: Metrics, scoring: Scoring, images: ImageSet) -> list[dict]:
-    """The pairs of classes with the most images of the one taken for the other, and the names of some of these."""
+    """List the pairs of classes with the most images of the one taken for the other, with the names of some images."""
     space = scoring.space
     errors = metrics.confusion[:, :-1].copy()
     np.fill_diagonal(errors, 0)
@@ -58,24 +58,24 @@ def most_confused(metrics: Metrics, scoring: Scoring, images: ImageSet) -> list[
     for label, predicted in zip(*np.unravel_index(order, errors.shape), strict=True):
         if not errors[label, predicted]:
             break
-        found = np.flatnonzero((labels == label) & (metrics.predicted == predicted))[:CONFUSED_IMAGES]
+        examples = np.flatnonzero((labels == label) & (metrics.predicted == predicted))[:CONFUSED_IMAGES]
         pairs.append(
             {
                 "label": space.names[label],
                 "predicted": space.names[predicted],
                 "count": int(errors[label, predicted]),
-                "images": [images.name(int(index)) for index in found],
+                "images": [images.name(int(index)) for index in examples],
             }
         )
     return pairs
 
 
-def _per_cent(correct: int | None, count: int | None) -> float | None:
+def _percentage(correct: int | None, count: int | None) -> float | None:
     return 100 * correct / count if count and correct is not None else None
 
 
 def worst_classes(metrics: Metrics, names: tuple[str, ...]) -> str | None:
-    """A line about the classes with the lowest accuracy; None where there are two or fewer, or nothing is wrong."""
+    """Return a line about the classes with the lowest accuracy; None with two classes or fewer, or without mistakes."""
     counts, correct = metrics.per_class
     accuracy = 100 * correct / np.maximum(counts, 1)
     worst = [index for index in np.argsort(accuracy, kind="stable") if correct[index] < counts[index]][:WORST_CLASSES]

@@ -1,4 +1,4 @@
-"""Counts what a classifier answers, over every image once."""
+"""Evaluates a classifier: counts its answers over every image once."""
 
 from functools import cached_property
 
@@ -16,7 +16,7 @@ from src.tasks.task import Evaluator, Result, outputs_of_short_batch
 
 
 class ClassificationResult(Result):
-    """Metrics of a data set, with what is needed to report them."""
+    """Holds the metrics of a data set and reports them."""
 
     def __init__(self, metrics: Metrics, scoring: Scoring, images: ImageSet, config: Config, img_size: tuple[int, int]):
         self.metrics, self.scoring, self.images = metrics, scoring, images
@@ -33,7 +33,7 @@ class ClassificationResult(Result):
         return report(self.metrics, self.scoring, self.config, self.images, self.img_size)
 
     def arrays(self):
-        """Images without a prediction are in no cell of the confusion matrix [labels, predictions]."""
+        """Return the confusion matrix [labels, predictions]; images without a prediction are in no cell of it."""
         return {"confusion": self.metrics.confusion[:, :-1]}
 
     def remarks(self):
@@ -42,10 +42,10 @@ class ClassificationResult(Result):
 
 
 class ClassificationEvaluator(Evaluator):
-    """Sums counts, not averages, over batches and ranks.
+    """Runs a classifier on evaluation batches and sums counts, not averages, over batches and ranks.
 
     Args:
-        batch_size: that the network's graph takes; short batches are filled up.
+        batch_size: number of images that the network's graph takes; short batches are filled up.
         notice: see Evaluator.
     """
 
@@ -68,18 +68,18 @@ class ClassificationEvaluator(Evaluator):
         classes = len(self.scoring.space.names)
         self.counts, self.real = np.zeros(4), np.zeros(2, np.int64)
         self.confusion = np.zeros((classes, classes + 1), np.int64)
-        # Of images in the confusion, plus one; another rank's are 0 here.
+        # The column of each image in the confusion matrix, plus one; images of other ranks have 0 here.
         self.columns = np.zeros(self.scoring.images, np.int64)
 
     @cached_property
     def outputs(self) -> np.ndarray:
-        """Outputs of the network by prediction; the last where there is none."""
+        """The network's output of each prediction; the last entry, -1, stands for no prediction."""
         return np.append(self.scoring.space.outputs, -1)
 
     def add(self, network, batch):
         images, labels, weights, indices = batch
         space, valid_labels = self.scoring.space, self.scoring.valid
-        logits = space.among(self._logits(network, images))
+        logits = space.select(self._logits(network, images))
         labels, kept, predicted = space.labels[labels], weights > 0, predictions(logits)
         self.counts += batch_counts(logits, labels, weights)
         np.add.at(self.confusion, (labels[kept], predicted[kept]), 1)
@@ -91,7 +91,7 @@ class ClassificationEvaluator(Evaluator):
             self.real[1] += sum(output in classes for output, classes in zip(outputs, valid, strict=True))
 
     def _logits(self, network: nn.Cell, images: np.ndarray) -> np.ndarray:
-        """Logits [n, outputs] of n <= batch_size images."""
+        """Return the logits [n, outputs] of n <= batch_size images."""
         logits = outputs_of_short_batch(network, images, self.batch_size).astype(np.float32)
         if self.scoring.flip:
             mirrored = np.ascontiguousarray(images[..., ::-1])
@@ -100,11 +100,11 @@ class ClassificationEvaluator(Evaluator):
 
     def result(self):
         loss_sum = float(self.dist.sum(self.counts[3:])[0])
-        counted = [self.counts[:3].astype(np.int64), self.real, self.confusion.ravel(), self.columns]
-        whole = self.dist.sum_counts(np.concatenate(counted))
-        count, top1_correct, top5_correct, *real = whole[:5].tolist()
+        counts = [self.counts[:3].astype(np.int64), self.real, self.confusion.ravel(), self.columns]
+        totals = self.dist.sum_counts(np.concatenate(counts))
+        count, top1_correct, top5_correct, *real = totals[:5].tolist()
         real = real if self.scoring.valid is not None else (None, None)
-        confusion, columns = np.split(whole[5:], [self.confusion.size])
+        confusion, columns = np.split(totals[5:], [self.confusion.size])
         confusion = confusion.reshape(self.confusion.shape)
         metrics = Metrics(count, top1_correct, top5_correct, loss_sum, confusion, columns - 1, *real)
         self._start()
@@ -120,7 +120,7 @@ def label_space(
         names: the model's class names, where the checkpoint (`label`) knows them.
 
     Raises:
-        DataError: a class map that does not fit, or, without one, other classes than the model's.
+        DataError: a class map does not fit, or, without one, the classes are not the model's.
     """
     if config.eval.class_map:
         space = read_class_map(config.eval.class_map, images.classes, num_classes, names)

@@ -1,4 +1,4 @@
-"""The training loss."""
+"""Computes the training loss of a classifier."""
 
 import mindspore as ms
 from mindspore import ops
@@ -10,7 +10,7 @@ class SoftTargetCrossEntropy(Losses):
     """Computes the mean over the batch of -sum(target * log_softmax(logits)), in float32 whatever the logits are.
 
     Args:
-        network: images, drop-path scales and dropout seed to logits.
+        network: computes logits from images, drop-path scales and a dropout seed.
     """
 
     names = ("loss",)
@@ -20,7 +20,7 @@ class SoftTargetCrossEntropy(Losses):
         self.network = network
 
     def construct(self, images, targets, drop_path=None, dropout_seed=None):
-        """Images [B, C, H, W], soft targets [B, classes] and the step's noise to ([1], None)."""
+        """Return ([1], None): the loss of images [B, C, H, W] with soft targets [B, classes] and the step's noise."""
         logits = self.network(images, drop_path, dropout_seed)
         log_probabilities = ops.log_softmax(logits.astype(ms.float32), -1)
         return -(targets * log_probabilities).sum(-1).mean().reshape(1), None

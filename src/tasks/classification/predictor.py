@@ -1,4 +1,4 @@
-"""Classes of image files, and the forms in which they are printed."""
+"""Predicts the classes of image files, and prints them in several forms."""
 
 import csv
 import json
@@ -16,12 +16,12 @@ from src.tasks.task import Predictor
 
 @dataclass(frozen=True)
 class Classifier:
-    """Images to logits, whatever kind of file the model came from.
+    """Turns images into logits, whatever kind of file the model came from.
 
     Attributes:
-        logits: of images [B, C, H, W] float32, [B, classes].
-        batch_size: that `logits` takes, or None for any.
-        classes: names by output, or None.
+        logits: computes logits [B, classes] of images [B, C, H, W] float32.
+        batch_size: number of images that `logits` takes, or None for any.
+        classes: names of the classes by output, or None.
     """
 
     logits: Callable[[np.ndarray], np.ndarray]
@@ -32,11 +32,11 @@ class Classifier:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier says of one image.
+    """Holds a classifier's answer for one image.
 
     Attributes:
         probabilities: [classes] float64, or None for an unreadable image.
-        problem: why it is unreadable.
+        problem: the reason why the image is unreadable.
     """
 
     image: str
@@ -44,7 +44,7 @@ class Prediction:
     problem: str | None = None
 
     def top(self, count: int) -> list[tuple[int, float]]:
-        """Return (output, probability) of the most probable classes, the first of equals first.
+        """Return (output, probability) of the most probable classes, most probable first; equals keep their order.
 
         Raises:
             ValueError: the image was unreadable.
@@ -56,11 +56,11 @@ class Prediction:
 
 
 class ClassPredictor(Predictor):
-    """Prints the most probable classes of images.
+    """Predicts and prints the most probable classes of images.
 
     Args:
-        top: how many of them.
-        names_file: that the names of the classes are from, for messages; None where the model has them.
+        top: number of classes to print.
+        names_file: file of the class names, for messages; None where the model has them.
     """
 
     formats = ("text", "csv", "json")
@@ -88,7 +88,7 @@ def read_names(path: str) -> list[str]:
     """Return the lines of a file of class names.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     try:
         return Path(path).read_text(encoding="utf-8").splitlines()
@@ -100,23 +100,25 @@ def predict(classifier: Classifier, images: list[str], batch_size: int, workers:
     """Yield a prediction for every image file, in order. The next batch is read while one is classified.
 
     Args:
-        batch_size: of models that take any; a short batch is filled up, for a graph to keep its shape.
-        workers: threads that read and decode.
+        batch_size: images per call of a model that takes any number; a short batch is filled up, so that the graph's
+            shape stays the same.
+        workers: number of threads that read and decode.
     """
     size = classifier.batch_size or min(batch_size, len(images))
     with ThreadPoolExecutor(workers) as threads:
 
         def read_ahead(first: int) -> list:
-            return [threads.submit(_read, classifier.preprocessing, name) for name in images[first : first + size]]
+            names = images[first : first + size]
+            return [threads.submit(_read_pixels, classifier.preprocessing, name) for name in names]
 
-        ahead = read_ahead(0)
+        upcoming = read_ahead(0)
         for first in range(0, len(images), size):
-            read, ahead = [future.result() for future in ahead], read_ahead(first + size)
-            yield from _classified(classifier, images[first : first + size], read, size)
+            loaded, upcoming = [future.result() for future in upcoming], read_ahead(first + size)
+            yield from _classify_batch(classifier, images[first : first + size], loaded, size)
 
 
-def _read(preprocessing: Preprocessing, name: str) -> np.ndarray | str:
-    """Pixels [H, W, C] of a file, or why there are none."""
+def _read_pixels(preprocessing: Preprocessing, name: str) -> np.ndarray | str:
+    """Return the pixels [H, W, C] of a file, or the reason why it cannot be read."""
     try:
         return preprocessing.pixels(np.fromfile(name, np.uint8))
     except UnreadableImage as error:
@@ -125,18 +127,18 @@ def _read(preprocessing: Preprocessing, name: str) -> np.ndarray | str:
         return error.strerror or str(error)
 
 
-def _classified(
-    classifier: Classifier, names: list[str], read: list[np.ndarray | str], size: int
+def _classify_batch(
+    classifier: Classifier, names: list[str], loaded: list[np.ndarray | str], size: int
 ) -> Iterator[Prediction]:
-    """Predictions of a batch, in one call of the model."""
+    """Yield the predictions of a batch, in one call of the model."""
     blank = classifier.preprocessing.blank()
-    pixels = [entry if isinstance(entry, np.ndarray) else blank for entry in read]
-    if all(isinstance(entry, str) for entry in read):
+    pixels = [entry if isinstance(entry, np.ndarray) else blank for entry in loaded]
+    if all(isinstance(entry, str) for entry in loaded):
         logits = [None] * len(names)
     else:
         pixels += [blank] * (size - len(pixels))
         logits = classifier.logits(classifier.preprocessing.normalise(np.stack(pixels)))
-    for name, entry, row in zip(names, read, logits, strict=False):
+    for name, entry, row in zip(names, loaded, logits, strict=False):
         if isinstance(entry, str):
             yield Prediction(name, None, entry)
         else:
@@ -144,7 +146,7 @@ def _classified(
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return probabilities [classes] float64 of one image's logits."""
+    """Return the probabilities [classes] float64 of one image's logits."""
     powers = np.exp(logits.astype(np.float64) - logits.max())
     return powers / powers.sum()
 
@@ -153,8 +155,8 @@ class TextWriter:
     """Writes a line per image: its name, then classes and their probabilities.
 
     Args:
-        top: how many classes are written.
-        names: of the classes by output, or None.
+        top: number of classes to write.
+        names: names of the classes by output, or None.
     """
 
     def __init__(self, stream, top: int, names: tuple[str, ...] | None):
@@ -192,17 +194,17 @@ class JsonWriter(TextWriter):
     """Writes a list with an object per image, each on a line of its own."""
 
     def __enter__(self):
-        self.between = "[\n"
+        self.separator = "[\n"
         return self
 
     def write(self, prediction):
         classes = [{"index": i, "class": name, "probability": p} for i, name, p in self.best(prediction)]
         line = json.dumps({"image": prediction.image, "predictions": classes}, ensure_ascii=False)
-        self.stream.write(self.between + line)
-        self.between = ",\n"
+        self.stream.write(self.separator + line)
+        self.separator = ",\n"
 
     def __exit__(self, *_):
-        self.stream.write("[]\n" if self.between[0] == "[" else "\n]\n")
+        self.stream.write("[]\n" if self.separator[0] == "[" else "\n]\n")
         super().__exit__()
 
 

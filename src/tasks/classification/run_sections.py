@@ -1,4 +1,4 @@
-"""What report.html says of a classifier's mistakes."""
+"""Makes the section of report.html about a classifier's mistakes."""
 
 import html
 from pathlib import Path
@@ -10,20 +10,21 @@ from src.pages.page import Column, Section, details, table
 from src.tasks.classification.confusion import confused_pairs, confusion_table, image_finder
 from src.tasks.evaluation_file import check_keys, read_array
 
-NEEDED = {"weights", "epoch", "count", "top1", "top1_correct", "classes", "confusion", "most_confused"}
-OF_CLASS = {"name", "count", "correct", "accuracy"}
-OF_PAIR = {"label", "predicted", "count", "images"}
+# Keys that the section needs of evaluation.json, of each of its classes, and of each confused pair.
+NEEDED_KEYS = {"weights", "epoch", "count", "top1", "top1_correct", "classes", "confusion", "most_confused"}
+CLASS_KEYS = {"name", "count", "correct", "accuracy"}
+PAIR_KEYS = {"label", "predicted", "count", "images"}
 WEIGHTS_NAMES = {"raw": "raw weights", "ema": "averaged weights (EMA)"}
 
 
 def read_evaluation(path: Path, content: dict) -> dict:
-    """Check evaluation.json; its "confusion" becomes an array [labels, predictions].
+    """Check the content of evaluation.json and read its "confusion" as an array [labels, predictions].
 
     Raises:
         UserError: something is missing or damaged.
     """
-    check_keys(content, NEEDED, str(path))
-    for key, needed in (("classes", OF_CLASS), ("most_confused", OF_PAIR)):
+    check_keys(content, NEEDED_KEYS, str(path))
+    for key, needed in (("classes", CLASS_KEYS), ("most_confused", PAIR_KEYS)):
         for number, entry in enumerate(content[key], 1):
             check_keys(entry, needed, f"{path}: entry {number} of {key}")
     matrix, classes = read_array(path, content["confusion"]), len(content["classes"])
@@ -33,12 +34,12 @@ def read_evaluation(path: Path, content: dict) -> dict:
 
 
 def sections(evaluation: dict | None, config: dict, data: Path | None, roots) -> list[Section]:
-    """Return the one section that is a classifier's own: see Task.sections."""
+    """Return the section of a classifier's mistakes; see Task.sections."""
     return [Section("Mistakes", mistakes(evaluation, config, data, list(roots)))]
 
 
 def mistakes(evaluation: dict | None, config: dict, data: Path | None, roots: list[Path]) -> str:
-    """Return what the best epoch's model takes for what, as HTML."""
+    """Show as HTML which classes the best epoch's model takes for which."""
     if evaluation is None:
         return "<p>No whole epoch was evaluated yet.</p>"
     wrong = evaluation["count"] - evaluation["top1_correct"]

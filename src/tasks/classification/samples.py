@@ -1,4 +1,4 @@
-"""From labelled image files to batches of a classifier."""
+"""Turns labelled image files into batches for a classifier."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from src.data.dataset import DataError
 from src.data.image_set import ImageSet
-from src.data.mixup import draw_mixing, is_on, mix_images, mix_targets, soft_targets
+from src.data.mixup import draw_mixing, is_mixing_enabled, mix_images, mix_targets, soft_targets
 from src.data.pipeline import REFUSED, BatchKey, EvalSamples, TrainSamples, UnreadableImages, epoch_order
 from src.data.random_erasing import draw_rectangles, erase
 from src.data.transforms import Preprocessing, TrainTransform, UnreadableImage, decode, normalise
@@ -14,13 +14,13 @@ from src.random_streams import Stream, generator
 
 
 class LabelledTrainSamples(TrainSamples):
-    """Images [B, C, H, W] float32 and targets [B, classes] float32, augmented and mixed.
+    """Makes training batches: images [B, C, H, W] float32 and targets [B, classes] float32, augmented and mixed.
 
-    Unreadable images are replaced: by the next readable image of the same class, so that the label stays true and the
-    choice is the same in every epoch and on every rank.
+    The next readable image of the same class replaces an unreadable one, so that the label stays true and the choice
+    is the same in every epoch and on every rank.
 
     Args:
-        mean, std: of each channel, of pixels scaled to [0, 1].
+        mean, std: mean and deviation of each channel, of pixels scaled to [0, 1].
     """
 
     outputs = ("pixels", "target")
@@ -47,10 +47,10 @@ class LabelledTrainSamples(TrainSamples):
         return self.transform(array, epoch, position), label
 
     def replacement(self, index: int, reason: str) -> np.ndarray:
-        """Return pixels of the next readable image of the class.
+        """Return the pixels of the next readable image of an unreadable image's class.
 
         Raises:
-            DataError: there is none.
+            DataError: no image of the class is readable.
         """
         images = self.images
         self.unreadable.add(images.path / images.name(index), reason)
@@ -79,7 +79,7 @@ class LabelledTrainSamples(TrainSamples):
                 choices = generator(seed, Stream.ERASING, key.epoch, position)
                 rectangles = draw_rectangles(choices, height, width, augment.erasing, count)
                 erase(image, rectangles, augment.erasing_mode, choices)
-        if is_on(augment) and not (augment.mixup_off_epoch and key.epoch >= augment.mixup_off_epoch):
+        if is_mixing_enabled(augment) and not (augment.mixup_off_epoch and key.epoch >= augment.mixup_off_epoch):
             choices = generator(seed, Stream.MIXING, key.update, key.part, key.rank)
             mixing = draw_mixing(choices, augment, len(images), height, width)
             mix_images(images, mixing)
@@ -88,9 +88,9 @@ class LabelledTrainSamples(TrainSamples):
 
 
 class LabelledEvalSamples(EvalSamples):
-    """Images [B, C, H, W] float32, labels [B], weights [B] float32 and indices [B].
+    """Makes evaluation batches: images [B, C, H, W] float32, labels [B], weights [B] float32 and indices [B].
 
-    An unreadable image keeps its place with weight 0: counting another one twice would be no measure of anything.
+    An unreadable image keeps its place with weight 0: counting another image twice would falsify the metrics.
     """
 
     outputs = ("pixels", "target", "weight", "sample_index")

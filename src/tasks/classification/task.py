@@ -1,4 +1,4 @@
-"""Images with one label each."""
+"""Defines the task of classifying images that have one label each."""
 
 import math
 from itertools import chain, islice, zip_longest
@@ -22,7 +22,7 @@ from src.tasks.task import Figure, Signature, Task, TensorSpec
 
 
 class Classification(Task):
-    """Image classification by top-1 accuracy, with soft targets."""
+    """Classifies images; it trains with soft targets, and top-1 accuracy chooses the best checkpoint."""
 
     name = "classification"
     figures = (Figure("top1", "top-1", "%", ".2f"), Figure("top5", "top-5", "%", ".2f"), Figure("loss", "loss"))
@@ -78,13 +78,13 @@ class Classification(Task):
         )
 
     def sample_inputs(self, model, count):
-        """The first readable images of the validation set, one of each class in turn; else noise."""
+        """Return the first readable images of the validation set, one of each class in turn; without any, noise."""
         preprocessing = self._preprocessing(model)
         try:
-            found = self.open("val")
+            images = self.open("val")
         except DataError:
-            found = None
-        pixels = list(islice(_readable(found, preprocessing), count)) if found is not None else []
+            images = None
+        pixels = list(islice(_readable_pixels(images, preprocessing), count)) if images is not None else []
         if not pixels:
             shape = (count, model.in_chans, *model.img_size)
             noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
@@ -113,12 +113,12 @@ class Classification(Task):
         return run_sections.sections(evaluation, config, data, roots)
 
 
-def _readable(found: ImageSet, preprocessing: Preprocessing):
-    """Pixels of the images that can be read: the first of every class, then the second of every class, and so on."""
-    by_class = [np.flatnonzero(found.labels == label) for label in range(len(found.classes))]
+def _readable_pixels(images: ImageSet, preprocessing: Preprocessing):
+    """Yield the pixels of readable images: the first of every class, then the second of every class, and so on."""
+    by_class = [np.flatnonzero(images.labels == label) for label in range(len(images.classes))]
     for index in chain.from_iterable(zip_longest(*by_class)):
         try:
             if index is not None:
-                yield preprocessing.pixels(found.content(index))
+                yield preprocessing.pixels(images.content(index))
         except (UnreadableImage, OSError):
             continue
