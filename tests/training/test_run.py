@@ -76,9 +76,9 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(trainer):
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("level", ["O1", "O2", "O3"])
-def test_mixed_precision_trains_and_keeps_float32_weights(trainer, level):
-    run = trainer("run", f"amp.level={level}", "train.epochs=1")
+@pytest.mark.parametrize(("level", "mode"), [("O1", "graph"), ("O2", "pynative"), ("O3", "pynative")])
+def test_mixed_precision_trains_and_keeps_float32_weights(trainer, level, mode):
+    run = trainer("run", f"amp.level={level}", "train.epochs=1", f"runtime.mode={mode}")
     before = run.model.head.weight.asnumpy().copy()
     run.run()
     assert not np.array_equal(before, run.model.head.weight.asnumpy())
@@ -161,14 +161,11 @@ def test_unreadable_images_are_named_and_counted(trainer, digits, tmp_path, caps
 
 
 def test_pynative_and_accumulation_equal_graph_mode_and_the_large_batch(trainer):
-    graph = trainer("graph", "train.epochs=1", "model.drop_path_rate=0.0")
+    graph = trainer("graph", "train.epochs=1", "model.drop_path_rate=0.0", "runtime.mode=graph")
     graph.run()
-    try:
-        parts = ["train.batch_size=48", "train.accumulation_steps=2", "runtime.mode=pynative"]
-        run = trainer("run", *parts, "train.epochs=1", "model.drop_path_rate=0.0")
-        run.run()
-    finally:
-        ms.set_context(mode=ms.GRAPH_MODE)
+    parts = ["train.batch_size=48", "train.accumulation_steps=2", "runtime.mode=pynative"]
+    run = trainer("run", *parts, "train.epochs=1", "model.drop_path_rate=0.0")
+    run.run()
     assert run.state.progress.update == 14
     a, b = tensors(graph.checkpoints.last), tensors(run.checkpoints.last)
     for name in a:

@@ -259,11 +259,11 @@ class Scales(nn.Cell):
 
 
 class ManyWeights(Linear):
-    """700 weights, as many as the deepest published model has, in 35 blocks."""
+    """400 weights, as many as focal_small has, in 20 blocks."""
 
     def __init__(self):
         super().__init__()
-        self.blocks = nn.CellList([Scales(20) for _ in range(35)])
+        self.blocks = nn.CellList([Scales(20) for _ in range(20)])
 
     def construct(self, x, drop_path=None, dropout_seed=None):
         x = self.head(x)
@@ -274,12 +274,11 @@ class ManyWeights(Linear):
 
 def test_a_step_of_many_weights_compiles():
     """Loops over the weights in the graph would exceed the compiler's call depth."""
-    model, step, _, _ = build(clip_norm=1.0, ema_decay=0.9, accumulation_steps=2, model=ManyWeights())
-    assert len(model.trainable_params()) == 702
+    model, step, _, _ = build(clip_norm=1.0, ema_decay=0.9, model=ManyWeights())
+    assert len(model.trainable_params()) == 402
     before = values(model)[-1]
     x, targets = batch(0)
-    for part in range(2):
-        _, _, finite, *_ = step(Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32), None, None, part == 1)
+    _, _, finite, *_ = step(Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32))
     assert bool(finite.asnumpy())
     assert not np.array_equal(values(model)[-1], before)
 
