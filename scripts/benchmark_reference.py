@@ -21,8 +21,8 @@ from src.measuring.turns import serve
 # torchvision as the package index has it does not load beside a PyTorch without CUDA, for these operators are missing.
 # timm imports it; no model here uses it.
 UNUSED_OPERATORS = ("nms", "qnms")
-NOT_FOCALS = ("conv_implementation", "norm_gradient", "gelu")
-NOT_TIMMS = (*NOT_FOCALS, "use_checkpoint")  # arguments of our models alone
+NOT_FOCALS = ("pretrain_size",)
+NOT_TIMMS = (*NOT_FOCALS, "use_checkpoint", "mask_padding")  # arguments of our models alone
 
 
 def import_timm():

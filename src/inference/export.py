@@ -24,7 +24,7 @@ from src.inference.onnx_files import INSTALL, check_onnx, make_expressible, miss
 from src.models.layers import GatheredAttention
 
 NAMES = ("images", "logits")  # of input and output
-ONNX_ARGUMENTS = {"conv_implementation": "conv2d", "gelu": "polynomial"}  # what MindSpore can write in that format
+ONNX_OPTIONS = {"conv_implementation": "conv2d", "gelu": "polynomial"}  # what MindSpore can write in that format
 OPEN_BATCHES = (1, 3)  # that a file for any batch is verified with
 
 
@@ -122,7 +122,7 @@ def described_tensor(name: str, shape: tuple[int | None, ...]) -> dict:
 def exportable(config: Config, model: nn.Cell, device_target: str, file_format: str) -> nn.Cell:
     """A fresh copy of a model, with its weights, in the form that a format asks for."""
     is_onnx = file_format == "ONNX"
-    copy = config.build_model(device_target, **(ONNX_ARGUMENTS if is_onnx else {}))
+    copy = config.build_model(device_target, **(ONNX_OPTIONS if is_onnx else {}))
     load_weights(copy, dict(official_names(model)), adapt=())
     copy.set_train(False)
     for _, cell in copy.cells_and_names():
