@@ -4,6 +4,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 class ArgumentError(ValueError):
@@ -19,7 +20,7 @@ class ArgumentError(ValueError):
 class Family:
     """A class whose constructor's signature is the list of its arguments; its `check` refuses what cannot work."""
 
-    build: type
+    build: type[Any]
 
     @property
     def check(self) -> Callable[[dict], None]:

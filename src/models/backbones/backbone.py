@@ -84,7 +84,7 @@ class Backbone(nn.Cell):
         """Images [B, in_chans, *img_size] to a tuple of token maps [B, H * W, C], one for each of `feature_maps`."""
         outputs = self.stage_outputs(images, drop_path, dropout_seed)
         maps = ()
-        for stage in self.out_indices:
+        for stage in self.out_indices:  # type: ignore[union-attr]  # None has no features
             maps = maps + (self.output_norm(stage, outputs[stage]),)
         return maps
 
