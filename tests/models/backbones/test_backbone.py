@@ -74,7 +74,9 @@ def assert_equal(model, maps, expected, arrays, name, sample):
         assert abs(np.abs(value.astype(np.float64)).sum() / figure["abs_sum"] - 1) < 1e-5
 
 
-@pytest.mark.parametrize("case", FOCAL_CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case == "tiny_conv" else ()) for case in FOCAL_CASES]
+)
 def test_focal_maps_equal_the_originals(case, pynative):
     name, arguments, size = FOCAL_CASES[case]
     expected = figures("dense/focal_backbone")["cases"][case]
