@@ -36,8 +36,9 @@ def multiply_accumulates(name: str, arguments: dict) -> int:
 
     from src.measuring import graph
     from src.models import create_model
+    from src.models.device_options import set_device_options
 
-    model = create_model(name, **arguments | {"conv_implementation": "conv2d"}).set_train(False)
+    model = set_device_options(create_model(name, **arguments), conv_implementation="conv2d").set_train(False)
     image = ms.Tensor(np.zeros((1, model.in_chans, *model.img_size), np.float32))
     return graph.multiply_accumulates(graph.compiled_operators(model, image))
 

@@ -22,8 +22,8 @@ from src.measuring.turns import serve
 # imports torchvision; no model here uses it.
 UNUSED_OPERATORS = ("nms", "qnms")
 # Arguments of our models that the official Focal Transformer and timm's Twins do not have.
-UNKNOWN_TO_FOCAL = ("conv_implementation", "norm_gradient", "gelu")
-UNKNOWN_TO_TIMM = (*UNKNOWN_TO_FOCAL, "use_checkpoint")
+UNKNOWN_TO_FOCAL = ("pretrain_size",)
+UNKNOWN_TO_TIMM = (*UNKNOWN_TO_FOCAL, "use_checkpoint", "mask_padding")
 
 
 def import_timm():

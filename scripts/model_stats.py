@@ -47,9 +47,11 @@ def measure(name: str, size: tuple[int, int]) -> dict:
 
     from src.measuring.graph import activation_bytes, compiled_operators, multiply_accumulates, peak_bytes
     from src.models import create_model
+    from src.models.device_options import set_device_options
 
     # Unfolded convolutions cost the same, but also hold the patches, which belongs to the CPU and not to the model.
-    model = create_model(name, img_size=list(size), conv_implementation="conv2d").set_train(False)
+    model = create_model(name, img_size=list(size)).set_train(False)
+    set_device_options(model, conv_implementation="conv2d")
     image = ms.Tensor(np.zeros((1, model.in_chans, *size), np.float32))
     operators = compiled_operators(model, image)
     return {

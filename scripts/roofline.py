@@ -62,12 +62,12 @@ def costs(name: str, batch_size: int, amp: str, flops: float, bandwidth: float) 
     import mindspore as ms
     import numpy as np
 
-    from src.config.load import DEVICE_DEFAULTS
     from src.measuring.graph import compiled_operators, moved_bytes, multiply_accumulates
     from src.models import create_model
+    from src.models.device_options import DEVICE_DEFAULTS, set_device_options
     from src.models.precision import apply_precision
 
-    model = create_model(name, **DEVICE_DEFAULTS["Ascend"]).set_train(False)
+    model = set_device_options(create_model(name), **DEVICE_DEFAULTS["Ascend"]).set_train(False)
     images = ms.Tensor(np.zeros((batch_size, model.in_chans, *model.img_size), np.float32))
     result: dict[str, Cost] = defaultdict(Cost)
     operators = compiled_operators(apply_precision(model, amp).set_train(False), images)

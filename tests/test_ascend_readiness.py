@@ -26,13 +26,14 @@ from mindspore import Tensor, nn, ops
 from mindspore.communication._comm_helper import DEVICE_TO_BACKEND
 from mindspore.ops.auto_generate import gen_ops_prim
 
-from src.config.load import DEVICE_DEFAULTS, load_config
+from src.config.load import load_config
 from src.config.schema import OptimizerConfig, RuntimeConfig
 from src.distributed import ranks as distributed
 from src.distributed.launch import Launch
 from src.errors import UserError
 from src.measuring.graph import PRODUCT_RULES, compiled_operators
 from src.models import create_model
+from src.models.device_options import DEVICE_DEFAULTS, set_device_options
 from src.models.precision import apply_precision
 from src.tasks.classification.loss import SoftTargetCrossEntropy
 from src.training.ema import ExponentialMovingAverage
@@ -61,7 +62,7 @@ DROPPING = {"drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_path_rate": 0.1}
 
 def build(name):
     family, arguments = MODELS[name]
-    return create_model(family, **arguments | DROPPING, **DEVICE_DEFAULTS["Ascend"])
+    return set_device_options(create_model(family, **arguments | DROPPING), **DEVICE_DEFAULTS["Ascend"])
 
 
 def train_operators(model, images, classes, *, optimizer="adamw", level="O0", update=True):

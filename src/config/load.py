@@ -32,6 +32,7 @@ from src.config.schema import (
 from src.config.task_sections import DEFAULT_TASK, TASK_SECTIONS
 from src.errors import UserError
 from src.models import ArgumentError, create_model, find_model, resolve_arguments
+from src.models.device_options import DEVICE_DEFAULTS, DEVICE_OPTIONS, set_device_options
 
 CONFIG_ROOT = Path(__file__).resolve().parent.parent.parent / "configs"
 COMMAND_LINE = "command line"
@@ -43,15 +44,6 @@ class ConfigError(UserError):
     """A configuration that cannot work; the message names the file and the key."""
 
 
-# Constructor arguments that are a matter of the device and live in the runtime section.
-RUNTIME_ARGUMENTS = ("conv_implementation", "norm_gradient", "gelu")
-# What each of them is by default.
-DEVICE_DEFAULTS = {
-    "CPU": {"conv_implementation": "unfold", "norm_gradient": "products", "gelu": "polynomial"},
-    "Ascend": {"conv_implementation": "conv2d", "norm_gradient": "operator", "gelu": "erf"},
-}
-
-
 @dataclass(frozen=True)
 class ModelConfig:
     """A model name and the constructor arguments given for it; the others have the model's defaults."""
@@ -61,8 +53,7 @@ class ModelConfig:
 
     def resolved(self) -> dict[str, Any]:
         """Every constructor argument that the model section may hold."""
-        arguments = resolve_arguments(self.name, self.arguments)[1]
-        return {key: value for key, value in arguments.items() if key not in RUNTIME_ARGUMENTS}
+        return resolve_arguments(self.name, self.arguments)[1]
 
 
 @dataclass(frozen=True)
@@ -89,19 +80,19 @@ class Config:
         """Folder of the run."""
         return Path("runs") / self.name if self.runtime.output == "auto" else Path(self.runtime.output)
 
-    def build_model(self, device_target: str, **runtime_arguments: str):
+    def build_model(self, device_target: str, **device_options: str):
         """The configured model, with randomly initialised weights, for "CPU" or "Ascend".
 
-        Of RUNTIME_ARGUMENTS, those given take the place of the configured ones.
+        Args:
+            device_options: of set_device_options; those given take the place of the configured ones.
         """
-        chosen = {name: getattr(self.runtime, name) for name in RUNTIME_ARGUMENTS} | runtime_arguments
+        arguments = dict(self.model.arguments)
+        if self.train.recompute:  # one of two names of the same thing: the original's is among the model's arguments
+            arguments["use_checkpoint"] = True
+        chosen = {name: getattr(self.runtime, name) for name in DEVICE_OPTIONS} | device_options
         defaults = DEVICE_DEFAULTS[device_target]
         chosen = {name: defaults[name] if value == "auto" else value for name, value in chosen.items()}
-        if self.train.recompute:  # one of two names of the same thing: the original's is among the model's arguments
-            chosen["use_checkpoint"] = True
-        known = find_model(self.model.name)[0].parameters()
-        chosen = {k: v for k, v in chosen.items() if k in known}
-        return create_model(self.model.name, **self.model.arguments | chosen)
+        return set_device_options(create_model(self.model.name, **arguments), **chosen)
 
     def with_data_path(self, path: Path) -> "Config":
         """The same configuration with its data elsewhere."""
@@ -390,9 +381,7 @@ def _validate_model(section: str, given: dict, sources: dict, shown: str) -> Mod
         raise ConfigError(f"{sources[key]}: {key}: {error}") from error
     # Without defaults in the schema, only what was given is checked and kept.
     fields: dict[str, Any] = {
-        argument: (parameter.annotation, None)
-        for argument, parameter in family.parameters().items()
-        if argument not in RUNTIME_ARGUMENTS
+        argument: (parameter.annotation, None) for argument, parameter in family.parameters().items()
     }
     schema = create_schema("ModelArguments", __config__=Section.model_config, **fields)
     _validate_section(section, schema, given, sources, shown)

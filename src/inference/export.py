@@ -21,7 +21,7 @@ from src.models.layers import GatheredAttention
 from src.tasks.find_task import create_task
 from src.tasks.task import Signature, TensorSpec
 
-ONNX_ARGUMENTS = {"conv_implementation": "conv2d", "gelu": "polynomial"}  # forms that MindSpore can write as ONNX
+ONNX_OPTIONS = {"conv_implementation": "conv2d", "gelu": "polynomial"}  # forms that MindSpore can write as ONNX
 OPEN_BATCHES = (1, 3)  # batch sizes with which a file for any batch is verified
 
 
@@ -124,7 +124,7 @@ def describe_tensor(spec: TensorSpec) -> dict:
 def exportable(config: Config, model: nn.Cell, device_target: str, file_format: str) -> nn.Cell:
     """Build a fresh copy of a model, with its weights, in the form that a format asks for."""
     is_onnx = file_format == "ONNX"
-    copy = config.build_model(device_target, **(ONNX_ARGUMENTS if is_onnx else {}))
+    copy = config.build_model(device_target, **(ONNX_OPTIONS if is_onnx else {}))
     load_weights(copy, dict(official_names(model)), adapt=())
     copy.set_train(False)
     for _, cell in copy.cells_and_names():

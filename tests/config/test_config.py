@@ -226,6 +226,7 @@ def test_images_are_grey_or_rgb():
 )
 def test_what_devices_and_options_make_of_the_model(device, overrides, expected, monkeypatch):
     monkeypatch.setattr("src.config.load.create_model", lambda name, **arguments: arguments)
+    monkeypatch.setattr("src.config.load.set_device_options", lambda arguments, **chosen: arguments | chosen)
     arguments = load_config("focalv2_digits", overrides).build_model(device)
     names = ("conv_implementation", "norm_gradient", "gelu", "use_checkpoint")
     chosen = tuple(arguments.get(name, False) for name in names)

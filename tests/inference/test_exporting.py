@@ -21,6 +21,7 @@ from src.inference.export import export_checkpoint, exportable, verify
 from src.inference.exported import ExportedModel, description_path
 from src.inference.onnx_files import make_expressible, write_onnx
 from src.models import create_model
+from src.models.device_options import set_device_options
 from src.tasks.find_task import create_task
 from tests.models.test_training_options import FAMILIES
 from tests.reference import images
@@ -180,7 +181,7 @@ OPTIONS = {
 def test_onnx_says_every_option(family, options, tmp_path):
     arguments = FAMILIES[family] | options
     network = with_formula_weights(create_model(family, **arguments))
-    fresh = with_formula_weights(create_model(family, **arguments, conv_implementation="conv2d"))
+    fresh = set_device_options(with_formula_weights(create_model(family, **arguments)), conv_implementation="conv2d")
     make_expressible(fresh)
     path = tmp_path / "x.onnx"
     write_onnx(fresh, path, None, NAMES)

@@ -37,9 +37,9 @@ class WithStages(nn.Cell):
         x = self.model.patch_embed(images)
         outputs = ()
         for layer in self.model.layers:
-            x = layer(x)
-            outputs = outputs + (x,)
-        return self.model.head(self.model.norm(x).mean(1)), outputs
+            tokens, x = layer(x)
+            outputs = outputs + (tokens if x is None else x,)  # the original's stages end with the downsampling
+        return self.model.head(self.model.norm(outputs[-1]).mean(1)), outputs
 
 
 def filled(name):
