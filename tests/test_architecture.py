@@ -11,7 +11,8 @@ from tests.conftest import ROOT
 # know each other.
 LAYERS = (
     ("errors", "random_streams", "pages"),
-    ("files", "models"),
+    ("models",),
+    ("files",),
     ("data",),
     ("config",),
     ("distributed",),
