@@ -16,7 +16,9 @@ os.environ.setdefault("GLOG_v", "4")  # before MindSpore is imported
 import mindspore as ms
 
 ms.set_device("CPU")  # can be set only before the first operator runs
-ms.set_context(mode=ms.PYNATIVE_MODE)
+# An operator at a time, the calling thread waiting for each: threads that hand operators on wait in busy loops, which
+# takes twenty times the processor time of a small network.
+ms.set_context(mode=ms.PYNATIVE_MODE, pynative_synchronize=True)
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS_CONFIG = ROOT / "configs" / "quickstart" / "focalv2_digits.yaml"

@@ -12,20 +12,16 @@ from tests.training.states import EVERYTHING
 
 
 def build_trainer(digits, output, *overrides):
-    """A run of three epochs, of 14 updates each, on a small network.
-
-    Operator by operator, for compiling takes longer than all its updates. Of graphs: runs in processes of their own
-    (test_kills.py, test_processes.py), and those in test_run.py.
-    """
+    """A run of three epochs, of 14 updates each, on a network that compiles fast."""
     common = [f"data.path={digits}", f"runtime.output={output}", "train.epochs=3", "train.batch_size=96",
-              "schedule.warmup_epochs=1", "data.workers=1", "runtime.mode=pynative"]  # fmt: skip
+              "schedule.warmup_epochs=1", "data.workers=1"]  # fmt: skip
     config = load_config(DIGITS_CONFIG, [*TOY_MODEL, *common, *overrides])
     return Trainer(config, start(config))
 
 
 @pytest.fixture
 def trainer(digits, tmp_path):
-    """trainer("name", overrides...) builds a run of three epochs on a small network."""
+    """trainer("name", overrides...) builds a run of three epochs on a network that compiles fast."""
     return lambda name, *overrides: build_trainer(digits, tmp_path / name, *overrides)
 
 

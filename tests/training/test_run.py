@@ -76,9 +76,9 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(trainer):
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize(("level", "mode"), [("O1", "graph"), ("O2", "pynative"), ("O3", "pynative")])
-def test_mixed_precision_trains_and_keeps_float32_weights(trainer, level, mode):
-    run = trainer("run", f"amp.level={level}", "train.epochs=1", f"runtime.mode={mode}")
+@pytest.mark.parametrize("level", ["O1", "O2", "O3"])
+def test_mixed_precision_trains_and_keeps_float32_weights(trainer, level):
+    run = trainer("run", f"amp.level={level}", "train.epochs=1")
     before = run.model.head.weight.asnumpy().copy()
     run.run()
     assert not np.array_equal(before, run.model.head.weight.asnumpy())
@@ -86,7 +86,7 @@ def test_mixed_precision_trains_and_keeps_float32_weights(trainer, level, mode):
     # Something is computed in float16: the logits differ from float32's, a little.
     plain = run.config.build_model("CPU").set_train(False)
     load_weights(plain, select_weights(read_checkpoint(run.checkpoints.last), "raw")[0])
-    x = ms.Tensor(images((4, 1, 32, 32)))
+    x = ms.Tensor(images((4, 1, 16, 16)))
     logits, expected = run.network.set_train(False)(x).asnumpy(), plain(x).asnumpy()
     assert 1e-6 < np.abs(logits - expected).max() / np.abs(expected).max() < 1e-2
 
@@ -161,7 +161,7 @@ def test_unreadable_images_are_named_and_counted(trainer, digits, tmp_path, caps
 
 
 def test_pynative_and_accumulation_equal_graph_mode_and_the_large_batch(trainer):
-    graph = trainer("graph", "train.epochs=1", "model.drop_path_rate=0.0", "runtime.mode=graph")
+    graph = trainer("graph", "train.epochs=1", "model.drop_path_rate=0.0")
     graph.run()
     parts = ["train.batch_size=48", "train.accumulation_steps=2", "runtime.mode=pynative"]
     run = trainer("run", *parts, "train.epochs=1", "model.drop_path_rate=0.0")
