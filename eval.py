@@ -3,7 +3,7 @@
 import sys
 
 from src.cli import configuration, inference_parser, parse, run, with_local_data
-from src.launch import check_device_num
+from src.distributed.launch import check_device_num
 
 
 def main(arguments: list[str]) -> None:
@@ -13,8 +13,8 @@ def main(arguments: list[str]) -> None:
     )
     options = parse(options, arguments)
 
-    from src.distributed import start
-    from src.evaluation import evaluate_checkpoint
+    from src.distributed.ranks import start
+    from src.inference.evaluate import evaluate_checkpoint
 
     check_device_num(options.device_num, "eval.py", arguments)
     config = configuration(options)

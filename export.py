@@ -3,7 +3,7 @@
 import sys
 
 from src.cli import configuration, inference_parser, parse, run, with_local_data
-from src.launch import check_device_num
+from src.distributed.launch import check_device_num
 
 
 def main(arguments: list[str]) -> None:
@@ -17,8 +17,8 @@ def main(arguments: list[str]) -> None:
     batch.add_argument("--dynamic-batch", action="store_true", help="any number of images per call (MINDIR, ONNX)")
     options = parse(options, arguments)
 
-    from src.distributed import start
-    from src.exporting import export_checkpoint
+    from src.distributed.ranks import start
+    from src.inference.export import export_checkpoint
 
     check_device_num(options.device_num, "export.py", arguments)
     config = configuration(options)

@@ -3,7 +3,7 @@
 import sys
 
 from src.cli import configuration, parse, parser, run, with_local_data
-from src.launch import check_device_num
+from src.distributed.launch import check_device_num
 
 
 def main(arguments: list[str]) -> int:
@@ -11,9 +11,9 @@ def main(arguments: list[str]) -> int:
     options.add_argument("--pretrained", metavar="FILE", help="weights to start from (train.pretrained)")
     options = parse(options, arguments)
 
-    from src.distributed import start
+    from src.data.staging import stage_out
+    from src.distributed.ranks import start
     from src.reporting.run_report import report_or_warn
-    from src.staging import stage_out
     from src.training.interruption import STOPPED, Stopped
     from src.training.trainer import Trainer
 

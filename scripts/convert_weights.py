@@ -1,10 +1,11 @@
-"""Weights from one file format to another, checked against a model: PyTorch's .pth to MindSpore's .ckpt and back.
+"""Convert weights from one file format to another and check them against a model: .pth to .ckpt and back.
 
 python scripts/convert_weights.py --input focal-tiny-is224-ws7.pth --model focal_tiny_patch4_window7_224 --output x.ckpt
 python scripts/convert_weights.py --to-pth --input best.ckpt --model focal_tiny_patch4_window7_224 --output x.pth
 
-The suffix of --output is the format: .ckpt, .safetensors or .pth. Arguments of the model follow as key=value, such as
-img_size=448 (position tables are interpolated) or num_classes=10 (the head is initialised).
+The suffix of --output is the format: .ckpt (MindSpore's), .safetensors or .pth (PyTorch's). Arguments of the model
+follow as key=value, such as img_size=448 (position tables are interpolated) or num_classes=10 (the head is
+initialised).
 """
 
 import sys
@@ -31,9 +32,9 @@ def main(arguments: list[str]) -> None:
 
     import mindspore as ms
 
-    from src.config import load_model_config
+    from src.config.load import load_model_config
+    from src.files.weights import PTH_SUFFIXES, load_weights, read_checkpoint, save_weights, select_weights
     from src.models import create_model
-    from src.weights import PTH_SUFFIXES, load_weights, read_checkpoint, save_weights, select_weights
 
     if options.to_pth and options.output.suffix not in PTH_SUFFIXES:
         raise UserError(f"--to-pth: --output {options.output} must end in .pth")

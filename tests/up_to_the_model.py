@@ -15,10 +15,10 @@ ENTRY_POINTS = ("train.py", "eval.py", "export.py")
 
 def build_only() -> None:
     """Have every entry point end where it would begin to compute."""
-    import src.distributed
+    import src.distributed.ranks
 
     def start(config):
-        from src.weights import load_weights
+        from src.files.weights import load_weights
 
         model = config.build_model("CPU")
         if config.train.pretrained and sys.argv[0] == "train.py":
@@ -27,7 +27,7 @@ def build_only() -> None:
             built.write(f"{config.model.name}\n")
         sys.exit(0)
 
-    src.distributed.start = start
+    src.distributed.ranks.start = start
 
 
 def python(arguments: list[str]) -> None:

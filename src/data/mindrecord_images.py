@@ -1,36 +1,27 @@
-"""Images in MindRecord files, MindSpore's format for large sets: a few big files instead of a million small ones.
+"""Reads labelled images from MindRecord files, MindSpore's format for large sets: a few big files, not a million.
 
-NAME.mindrecord.json, which `scripts/make_mindrecord.py` writes last, says what belongs to the set: the classes, and for
-every part its file, number of images and checksum. The images of all parts together are in the order of ImageFolder: if
-all of them were readable, a run on them repeats one on the folder bit for bit.
+The index NAME.mindrecord.json, which pack_mindrecord.py writes last, lists the classes and, for every part, its file,
+number of images and checksum. The images of all parts together are in the order of ImageFolder: if all of them were
+readable, a run on them repeats one on the folder bit for bit.
 """
 
-import hashlib
 import json
 import os
-from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property
-from multiprocessing import get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import mindspore.dataset as ds
 import numpy as np
-from mindspore.mindrecord import FileWriter
 
-from src.atomic import replace_synced, write_text
-from src.data.image_set import DataError, ImageSet, open_images, reader_threads
-from src.data.transforms import UnreadableImage, decode
-from src.file_digest import sha256
+from src.data.dataset import DataError
+from src.data.image_set import ImageSet, reader_threads
 
 INDEX_SUFFIX = ".mindrecord.json"
-ROWS_PER_WRITE = 256
 DAMAGED = "damaged after it was made"
-SCHEMA = {"image": {"type": "bytes"}, "label": {"type": "int32"}, "name": {"type": "string"}}
 
 
 class MindRecordImages(ImageSet):
-    """MindRecord files and their index. MindDataset takes no samplers of ours, hence a fixed order."""
+    """Serves the images of MindRecord files with an index. MindDataset takes no custom samplers: the order is fixed."""
 
     fixed_order = True
 
@@ -39,11 +30,11 @@ class MindRecordImages(ImageSet):
         self.classes = classes
         self.parts = parts
         self.size = size
-        self.home = os.getpid()
+        self.creator = os.getpid()
 
     @classmethod
     def open(cls, path: Path) -> "MindRecordImages":
-        """Read the index and see that all parts are there, by their sizes in bytes.
+        """Read the index and check by their sizes in bytes that all parts are there.
 
         Raises:
             DataError: a part is missing or was cut short.
@@ -71,7 +62,7 @@ class MindRecordImages(ImageSet):
             sampler=sampler,
         )
 
-    def _column(self, name: str) -> list:
+    def _read_column(self, name: str) -> list:
         parts = [str(part) for part in self.parts]
         try:
             dataset = ds.MindDataset(parts, columns_list=[name], sampler=ds.SequentialSampler())
@@ -81,14 +72,14 @@ class MindRecordImages(ImageSet):
 
     @cached_property
     def names(self):
-        return [str(name) for name in self._column("name")]
+        return [str(name) for name in self._read_column("name")]
 
     @cached_property
     def labels(self):  # type: ignore[override]  # read when first asked for
-        return np.array(self._column("label"), dtype=np.int32)
+        return np.array(self._read_column("label"), dtype=np.int32)
 
     def content(self, index):
-        if os.getpid() != self.home:  # MindSpore's reader needs threads that a forked worker does not have
+        if os.getpid() != self.creator:  # MindSpore's reader needs threads that a forked worker does not have
             raise OSError(f"{self.path}: {DAMAGED}")
         reader = self.reader(ds.SubsetSampler([int(index)]))
         try:
@@ -96,128 +87,3 @@ class MindRecordImages(ImageSet):
         except RuntimeError as error:
             raise OSError(f"{self.path}: {DAMAGED}") from error
         return np.frombuffer(content.tobytes(), np.uint8)
-
-
-def make_mindrecord(
-    root: Path,
-    name: str,
-    output: Path,
-    images_per_file: int,
-    workers: int | None = None,
-    classes: tuple[str, ...] | None = None,
-) -> Path:
-    """Pack the images called `name` (train, val) under a folder; returns the index.
-
-    Goes on where an earlier call was cut.
-
-    Args:
-        classes: names of the classes, for formats that do not say them.
-
-    Raises:
-        DataError: no images, none that is readable, an output where they would be overlooked, or no room.
-    """
-    images = open_images(root, name, classes)
-    if output.resolve() == root.resolve():
-        raise DataError(f"--output {output}: holds the images themselves, which are read first; name another folder")
-    if isinstance(images, MindRecordImages):
-        raise DataError(f"data file {images.path}: is what would be made; name the folder of the images themselves")
-    if images_per_file < 1:
-        raise DataError(f"--images-per-file {images_per_file}: must be 1 or more")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        starts = range(0, images.size, images_per_file)
-        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-            parts = []
-            for number, start in enumerate(starts):
-                chosen = range(start, min(start + images_per_file, images.size))
-                parts.append(_make_part(images, chosen, output / f"{name}.mindrecord{number:05d}", pool))
-                print(f"{name}: {chosen.stop} of {images.size} images", flush=True)
-        left_out = [image for part in parts for image in part["unreadable"]]
-        index = output / f"{name}{INDEX_SUFFIX}"
-        parts = [part for part in parts if part["images"]]
-        if not parts:
-            raise DataError(f"data folder {images.path}: none of its images is readable")
-        write_text(index, json.dumps({"classes": images.classes, "parts": parts}))
-    except OSError as error:
-        raise DataError(f"data folder {output}: cannot be written ({error})") from error
-    for image in left_out:
-        print(f"unreadable image {images.path / image}: left out")
-    if left_out:
-        print(f"{len(left_out)} unreadable images left out")
-    return index
-
-
-def _make_part(images: ImageSet, chosen: range, path: Path, pool) -> dict:
-    """One MindRecord file, of the chosen samples; what the index says of it. A whole one that is there is kept."""
-    names = [images.names[i] for i in chosen]
-    source = hashlib.sha256("\n".join([str(images.path.resolve()), *names]).encode()).hexdigest()
-    record = path.with_name(f"{path.name}.json")
-    files = [path, path.with_name(f"{path.name}.db")]
-    if record.is_file():
-        part = json.loads(record.read_text(encoding="utf-8"))  # written last and at once, so whole
-        unchanged = part["source"] == source and not part["unreadable"]  # which may have been mended
-        if unchanged and all(f.is_file() and sha256(f) == part["sha256"][f.name] for f in files):
-            return part
-    for leftover in (record, *files):
-        leftover.unlink(missing_ok=True)
-    written = hashlib.sha256()
-    unreadable, count = [], 0
-    with TemporaryDirectory(dir=path.parent, prefix=".making-") as scratch:
-        # MindRecord keeps the name of its file within: it is written under the final one, elsewhere.
-        writer = FileWriter(str(Path(scratch) / path.name), shard_num=1)
-        writer.add_schema(SCHEMA)
-        for begin in range(0, len(chosen), ROWS_PER_WRITE):
-            rows = chosen[begin : begin + ROWS_PER_WRITE]
-            contents = [_content(images, i) for i in rows]
-            readable = list(pool.map(is_readable, contents, chunksize=16))
-            kept = [(c, i) for c, i, good in zip(contents, rows, readable, strict=True) if good]
-            unreadable += [images.names[i] for i, good in zip(rows, readable, strict=True) if not good]
-            for content, _ in kept:
-                written.update(content)
-            if kept:
-                writer.write_raw_data(
-                    [{"image": c, "label": int(images.labels[i]), "name": images.names[i]} for c, i in kept]
-                )
-            count += len(kept)
-        if count:
-            writer.commit()
-            if _contents_hash(Path(scratch) / path.name) != written.hexdigest():
-                raise OSError(f"{path.name} does not read back as it was written")
-            for file in files:
-                replace_synced(Path(scratch) / file.name, file)
-    part = {
-        "file": path.name,
-        "images": count,
-        "unreadable": unreadable,
-        "source": source,
-        "bytes": {file.name: file.stat().st_size for file in files} if count else {},
-        "sha256": {file.name: sha256(file) for file in files} if count else {},
-    }
-    if count:
-        write_text(record, json.dumps(part))
-    return part
-
-
-def _content(images: ImageSet, index: int) -> bytes:
-    try:
-        return images.content(index).tobytes()
-    except OSError:
-        return b""
-
-
-def is_readable(content: bytes) -> bool:
-    """Whether Pillow can decode a file's content; called in worker processes."""
-    try:
-        decode(np.frombuffer(content, np.uint8), 3)
-    except UnreadableImage:
-        return False
-    return True
-
-
-def _contents_hash(path: Path) -> str:
-    """SHA-256 of the images of a MindRecord file, one after the other."""
-    result = hashlib.sha256()
-    dataset = ds.MindDataset(str(path), columns_list=["image"], sampler=ds.SequentialSampler())
-    for (image,) in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True):
-        result.update(image.tobytes())
-    return result.hexdigest()

@@ -1,6 +1,6 @@
 """Model zoo: `create_model(name, **overrides)` and `list_models()`."""
 
-from src.models import focal_transformer, twins  # noqa: F401  (they register their models)
+from src.models.backbones import focal_transformer, twins  # noqa: F401  (they register their models)
 from src.models.registry import ArgumentError, create_model, find_model, list_models, resolve_arguments
 
 __all__ = ["ArgumentError", "create_model", "find_model", "list_models", "resolve_arguments"]

@@ -7,9 +7,12 @@ import mindspore.dataset as ds
 import numpy as np
 import pytest
 
+from src.data.dataset import DataError
 from src.data.image_folder import ImageFolder
-from src.data.image_set import DataError, check_classes, open_images
-from src.data.mindrecord_images import MindRecordImages, make_mindrecord
+from src.data.image_set import check_classes
+from src.data.mindrecord_images import MindRecordImages
+from src.data.open_images import open_images
+from src.data.pack_mindrecord import make_mindrecord
 from src.data.zip_images import ZipImages
 from tests.image_files import make_folder, zip_folder
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from src.weights import read_checkpoint
+from src.files.weights import read_checkpoint
 
 # What a run can have on, beside the average and the dynamic loss scale.
 RECIPE = [
@@ -16,6 +16,9 @@ RECIPE = [
     "model.drop_path_rate=0.2",
     "model.drop_rate=0.1",
 ]
+
+# And a line of metrics for each update, and a loss scale that grows within the run.
+EVERYTHING = [*RECIPE, "train.log_interval=1", "amp.growth_interval=8"]
 
 
 def tensors(path):

@@ -6,10 +6,10 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from src import ckpt
+from src.files import ckpt
+from src.files.weights import save_weights
 from src.training.checkpoint import CheckpointError, CheckpointFolder, Progress, Snapshot
 from src.training.run_folder import RunFolder
-from src.weights import save_weights
 from tests.training.test_train_step import Linear
 
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.graph import compiled_operators
+from src.config.schema import OptimizerConfig
+from src.measuring.graph import compiled_operators
 from src.models import create_model
-from src.schema import OptimizerConfig
 from src.training.optimizer import LAMB, SGD, AdamW, create_optimizer, layer_rate_scales
 from tests.models.test_training_options import FAMILIES
 

@@ -12,9 +12,9 @@ import numpy as np
 import psutil
 import pytest
 
+from src.files.weights import STATE_PREFIX, read_checkpoint, select_weights, write_checkpoint
 from src.training.checkpoint import Progress
-from src.weights import STATE_PREFIX, read_checkpoint, select_weights, write_checkpoint
-from tests.conftest import DIGITS_CONFIG, ROOT, SMALL_MODEL
+from tests.conftest import DIGITS_CONFIG, ROOT, TOY_MODEL
 from tests.processes import end, mpirun, msrun, rank_process, remaining, run, start, train_command
 from tests.training.states import assert_same_state, metrics, tensors
 
@@ -79,9 +79,9 @@ def test_ten_updates_of_several_processes_are_those_of_one(launcher, ranks, digi
 STATE_OF_EACH_RANK = """
 import sys
 import zlib
-from src.config import load_config
-from src.distributed import start
-from src.launch import leave
+from src.config.load import load_config
+from src.distributed.ranks import start
+from src.distributed.launch import leave
 from src.training.trainer import Trainer
 
 config = load_config(sys.argv[1], sys.argv[2:])
@@ -124,7 +124,7 @@ def test_evaluation_of_101_images_on_three_ranks_counts_each_once(digits, alone,
     reports = []
     for ranks in (1, 3):
         report = tmp_path / f"report_{ranks}.json"
-        command = ["eval.py", "--config", DIGITS_CONFIG, *SMALL_MODEL, f"data.path={data}", "eval.batch_size=16",
+        command = ["eval.py", "--config", DIGITS_CONFIG, *TOY_MODEL, f"data.path={data}", "eval.batch_size=16",
                    "--checkpoint", alone / "checkpoints" / "last.ckpt", "--json", report]  # fmt: skip
         done = run(mpirun(ranks, *command))
         assert done.returncode == 0, done.stderr
@@ -281,7 +281,9 @@ def test_the_rank_that_others_wait_for_is_named(digits, tmp_path, started):
     assert sum("rank 1 gives no sign" in line for line in errors) == 1, errors
     assert any("training moves again" in line for line in errors)
     # mpirun forwards it to all that its processes started; without the scheduler, they could not go on for long.
-    scheduler = next(child for child in rank_process(job, 0).children() if "src.scheduler" in child.cmdline())
+    scheduler = next(
+        child for child in rank_process(job, 0).children() if "src.distributed.scheduler" in child.cmdline()
+    )
     other.suspend()
     job.send_signal(signal.SIGUSR1)
     time.sleep(1)

@@ -3,7 +3,7 @@
 import threading
 import time
 
-from src.distributed import Dist
+from src.distributed.ranks import Dist
 from src.training.watchdog import Position, Watchdog, stall_line
 
 READING, TRAINING, EVALUATING = 0, 1, 2

@@ -1,0 +1,1 @@
+"""Loads configurations from YAML files, with inheritance, overrides and validation."""

@@ -1,0 +1,1 @@
+"""Evaluates, exports and runs trained networks."""

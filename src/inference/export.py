@@ -1,0 +1,172 @@
+"""Exports models to files that run without this code."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+
+from src.config.load import Config
+from src.distributed.ranks import Dist
+from src.errors import UserError
+from src.files.atomic import replace_synced, write_text
+from src.files.file_digest import sha256
+from src.files.weights import load_weights, official_names
+from src.inference.exported import SUFFIXES, description_path, load_runner
+from src.inference.onnx_files import INSTALL, check_onnx, make_expressible, missing_packages, write_onnx
+from src.inference.trained import load_for_inference, run_checkpoint
+from src.models.layers import GatheredAttention
+from src.tasks.find_task import create_task
+from src.tasks.task import Signature, TensorSpec
+
+ONNX_OPTIONS = {"conv_implementation": "conv2d", "gelu": "polynomial"}  # forms that MindSpore can write as ONNX
+OPEN_BATCHES = (1, 3)  # batch sizes with which a file for any batch is verified
+
+
+def export_checkpoint(
+    config: Config,
+    dist: Dist,
+    checkpoint: str | None,
+    weights: str = "auto",
+    file_format: str = "MINDIR",
+    output: str | None = None,
+    batch_size: int | None = 1,
+) -> Path:
+    """Export a checkpoint's model in float32, with its description beside it, and verify the file.
+
+    The written file is loaded back and its outputs are compared with the checkpoint's, on validation images where there
+    are any; a file that fails does not replace an earlier one. Position biases of the attentions are folded into
+    constants.
+
+    Args:
+        batch_size: images per call of the exported model; None for any number.
+
+    Raises:
+        UserError: no checkpoint, a format that this machine cannot write, a file that cannot be written, or an exported
+            model that disagrees with the checkpoint.
+    """
+    if file_format == "AIR" and dist.device_target != "Ascend":
+        raise UserError("--format AIR: MindSpore writes AIR on Ascend only; run there, or use --format MINDIR or ONNX")
+    if file_format == "AIR" and batch_size is None:
+        raise UserError(
+            "--dynamic-batch: AIR files have fixed shapes; give --batch_size, or use --format MINDIR or ONNX"
+        )
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"--batch_size: must be at least 1, got {batch_size}")
+    path = run_checkpoint(config, checkpoint)
+    trained = load_for_inference(config, path, weights, dist.device_target)
+    model, task = trained.network, create_task(config)
+    target = Path(output) if output else config.output / f"{config.name}{SUFFIXES[file_format]}"
+    if target.suffix != SUFFIXES[file_format]:
+        target = target.with_name(target.name + SUFFIXES[file_format])
+
+    signature = task.signature(model, batch_size)
+    (input_spec,), (output_spec,) = signature.inputs, signature.outputs
+    batches = OPEN_BATCHES if batch_size is None else (batch_size,)
+    samples, source = task.sample_inputs(model, max(batches))
+    exported = exportable(config, model, dist.device_target, file_format)
+    unverified = None
+    if file_format == "AIR":
+        unverified = "AIR files are run by CANN's own tools"
+    elif file_format == "ONNX" and (missing := missing_packages()):
+        unverified = f"{' and '.join(missing)} not installed: {INSTALL}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            temporary = Path(scratch) / target.name
+            if file_format == "ONNX":
+                write_onnx(exported, temporary, batch_size, (input_spec.name, output_spec.name))
+            else:
+                write_graph(exported, temporary, signature, file_format)
+            difference = None if unverified else verify(temporary, model, samples, batches)
+            description = {
+                "format": file_format,
+                "file": target.name,
+                "sha256": sha256(temporary),
+                "input": describe_tensor(input_spec),
+                "output": describe_tensor(output_spec),
+                "preprocessing": task.preprocessing(model),
+                "classes": trained.classes,
+                "checkpoint": {"file": str(path), "weights": trained.weights, "sha256": sha256(path)},
+                "verified": None if unverified else {"images": source, "relative_difference": difference},
+                "configuration": config.to_dict(),
+            }
+            replace_synced(temporary, target)
+    except OSError as error:
+        raise UserError(f"export {target}: cannot be written ({error})") from error
+    write_text(description_path(target), json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+
+    shape = ", ".join("any" if side is None else str(side) for side in input_spec.shape)
+    size = target.stat().st_size / 1e6
+    print(
+        f"{path} ({trained.weights} weights) to {target} ({size:.1f} MB) and {description_path(target).name}",
+        flush=True,
+    )
+    print(f"input {input_spec.name} [{shape}] float32, output {output_spec.name}", flush=True)
+    if unverified:
+        print(f"written but not verified: {unverified}", flush=True)
+    else:
+        counts = " and ".join(map(str, batches))
+        print(
+            f"verified on {source}, {counts} at a time: largest difference {difference:.1e} of the largest value",
+            flush=True,
+        )
+    return target
+
+
+def describe_tensor(spec: TensorSpec) -> dict:
+    """Return the name, shape (None: any) and type of an input or output."""
+    return {"name": spec.name, "shape": list(spec.shape), "dtype": "float32"}
+
+
+def exportable(config: Config, model: nn.Cell, device_target: str, file_format: str) -> nn.Cell:
+    """Build a fresh copy of a model, with its weights, in the form that a format asks for."""
+    is_onnx = file_format == "ONNX"
+    copy = config.build_model(device_target, **(ONNX_OPTIONS if is_onnx else {}))
+    load_weights(copy, dict(official_names(model)), adapt=())
+    copy.set_train(False)
+    for _, cell in copy.cells_and_names():
+        if isinstance(cell, GatheredAttention):
+            cell.fold_position_bias()
+    if is_onnx:
+        make_expressible(copy)
+    return copy
+
+
+def example_tensor(spec: TensorSpec) -> Tensor:
+    """Return a tensor of zeros or, where the batch size is open, one without values."""
+    sides = [side for side in spec.shape if side is not None]
+    if len(sides) < len(spec.shape):
+        return Tensor(shape=list(spec.shape), dtype=ms.float32)
+    return Tensor(np.zeros(sides, np.float32))
+
+
+def write_graph(model: nn.Cell, path: Path, signature: Signature, file_format: str) -> None:
+    """Write a model in MindSpore's own formats, MINDIR and AIR, for batches of one size or (MINDIR) of any."""
+    inputs = [example_tensor(spec) for spec in signature.inputs]
+    ms.export(model, *inputs, file_name=str(path), file_format=file_format)
+
+
+def verify(path: Path, model: nn.Cell, samples: np.ndarray, batches: tuple[int, ...], tolerance: float = 1e-4) -> float:
+    """Return the largest difference between an exported file's outputs and its model's, relative to the largest value.
+
+    Args:
+        samples: inputs [n, ...], as many as the largest batch.
+        batches: sizes of the batches to run the file with.
+
+    Raises:
+        UserError: the difference is beyond `tolerance`, or the file is not valid.
+    """
+    if path.suffix == SUFFIXES["ONNX"]:
+        check_onnx(path)
+    expected = model(Tensor(samples)).asnumpy()
+    answer = load_runner(path)
+    differences = [np.abs(answer(samples[:size]) - expected[:size]).max() for size in batches]
+    difference = float(max(differences) / np.abs(expected).max())
+    if not difference <= tolerance:
+        raise UserError(
+            f"export {path}: its outputs differ from the checkpoint's by {difference:.1e} of the largest value"
+        )
+    return difference

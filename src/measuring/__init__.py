@@ -1,0 +1,1 @@
+"""Measures the speed, memory and cost of models."""

@@ -1,0 +1,43 @@
+"""Lists the figures that the authors published of their models: size, cost and ImageNet-1K accuracy.
+
+They stand beside the figures that are measured here.
+"""
+
+from dataclasses import dataclass
+
+IMAGE_SIZE = (224, 224)  # size of images in all figures below
+
+_FOCAL = "https://github.com/microsoft/Focal-Transformer (README.md, commit 57bb303)"
+_TWINS = "https://github.com/Meituan-AutoML/Twins (README.md, commit c1ff671)"
+
+
+@dataclass(frozen=True)
+class Published:
+    """Holds the published figures of a model.
+
+    Parameters are in millions, multiply-accumulates in 10^9 an image (the authors write FLOPs), top-1 in percent.
+    """
+
+    parameters: float
+    multiply_accumulates: float
+    top1: float
+    source: str
+
+
+PUBLISHED: dict[str, Published] = {
+    "focal_tiny_patch4_window7_224": Published(28.9, 4.9, 82.2, _FOCAL),
+    "focal_small_patch4_window7_224": Published(51.1, 9.4, 83.6, _FOCAL),
+    "focal_base_patch4_window7_224": Published(89.8, 16.4, 84.0, _FOCAL),
+    "focal_tiny_useconv_patch4_window7_224": Published(30.8, 5.2, 82.7, _FOCAL),
+    "focal_small_useconv_patch4_window7_224": Published(53.1, 9.7, 83.8, _FOCAL),
+    "focal_base_useconv_patch4_window7_224": Published(93.3, 16.8, 84.2, _FOCAL),
+    "focalv2_tiny_useconv_patch4_window7_224": Published(30.2, 5.0, 82.4, _FOCAL),
+    "focalv2_small_useconv_patch4_window7_224": Published(51.5, 9.4, 83.6, _FOCAL),
+    "focalv2_base_useconv_patch4_window7_224": Published(91.2, 16.4, 84.0, _FOCAL),
+    "twins_pcpvt_small": Published(24.1, 3.7, 81.2, _TWINS),
+    "twins_pcpvt_base": Published(43.8, 6.4, 82.7, _TWINS),
+    "twins_pcpvt_large": Published(60.9, 9.5, 83.1, _TWINS),
+    "twins_svt_small": Published(24.0, 2.8, 81.7, _TWINS),
+    "twins_svt_base": Published(56.0, 8.3, 83.2, _TWINS),
+    "twins_svt_large": Published(99.2, 14.8, 83.7, _TWINS),
+}

@@ -1,0 +1,1 @@
+"""Classifies images that have one label each."""
