@@ -1,10 +1,10 @@
-"""Speed and memory of a model here: python scripts/benchmark.py --model focal_tiny_patch4_window7_224 --mode train
+"""Measure a model's speed and memory: python scripts/benchmark.py --model focal_tiny_patch4_window7_224 --mode train
 
-Random images, float32 unless --amp says otherwise. A training step is the one that train.py runs: forward, backward,
-clipping, AdamW, stochastic depth at the model's own rate. Every measurement is a process of its own, so that its peak
-memory is its own. With --reference the original code takes turns with it, step by step, with as many threads on the
-same processors, and only where nothing else takes more than a few percent of them. After every step two large matrices
-are multiplied: the share of that rate which the model reaches does not depend on how fast the machine is.
+It uses random images, in float32 unless --amp says otherwise. A training step is the one that train.py runs: forward,
+backward, clipping, AdamW, stochastic depth at the model's own rate. Every measurement is a process of its own, so that
+its peak memory is its own. With --reference the original code takes turns with it, step by step, with as many threads
+on the same processors, and only where nothing else takes more than a few percent of them. After every step two large
+matrices are multiplied: the share of that rate which the model reaches does not depend on how fast the machine is.
 """
 
 import json
@@ -22,28 +22,32 @@ from src.measuring.machine import QUIET, OthersLoad, idle_load
 from src.measuring.turns import PROCESSORS, WAIT_POLICIES, Worker, check_same_threads
 
 SCRIPTS = Path(__file__).resolve().parent
-# Of the backward pass: two products for every one of the forward pass.
-TRAINING_PRODUCTS = 3
+TRAINING_PRODUCTS = 3  # for every product of the forward pass, two of the backward pass
 SHOWN_TENSORS = 12
 
 
 def multiply_accumulates(name: str, arguments: dict) -> int:
-    """Of the forward pass of one image, on the compiled graph with real convolutions (src/measuring/graph.py)."""
+    """Count the multiply-accumulates of one image's forward pass.
+
+    They are those of the compiled graph with real convolutions (src/measuring/graph.py).
+    """
     import mindspore as ms
     import numpy as np
 
     from src.measuring import graph
     from src.models import create_model
+    from src.models.device_options import set_device_options
 
-    model = create_model(name, **arguments | {"conv_implementation": "conv2d"}).set_train(False)
+    model = set_device_options(create_model(name, **arguments), conv_implementation="conv2d").set_train(False)
     image = ms.Tensor(np.zeros((1, model.in_chans, *model.img_size), np.float32))
     return graph.multiply_accumulates(graph.compiled_operators(model, image))
 
 
 def alive_at_peak(name: str, arguments: dict, batch_size: int, mode: str, amp: str) -> list[dict]:
-    """The tensors that a step's graph holds when they are most: operator, shape, how many and bytes, most bytes first.
+    """List the tensors that a step's graph holds when they take most memory, most bytes first.
 
-    By the order of the compiled graph; parameters, and what the program and its kernels hold, come on top.
+    Each entry has operator, shape, number and bytes of tensors. The order of the compiled graph decides; parameters and
+    the memory of the program and its kernels come on top.
     """
     import mindspore as ms
     import numpy as np
@@ -73,7 +77,7 @@ def alive_at_peak(name: str, arguments: dict, batch_size: int, mode: str, amp: s
 
 
 def figures(steps: list[dict], batch_size: int) -> dict:
-    """What a process' steps amount to, the first of them apart."""
+    """Compute the figures of a process's measured steps."""
     seconds = [step["seconds"] for step in steps]
     median = statistics.median(seconds)
     return {
@@ -87,19 +91,23 @@ def figures(steps: list[dict], batch_size: int) -> dict:
 
 
 def commands(name: str, arguments: dict, shape: list[int], options) -> dict[str, list]:
-    """The processes that take turns, by what they run: "own", and the originals that are asked for."""
-    given = ["--mode", options.mode, "--images", *shape, "--arguments", json.dumps(arguments)]
-    found = {"own": [sys.executable, SCRIPTS / "benchmark_own.py", "--model", name, "--amp", options.amp, *given]}
+    """Return the commands of the processes that take turns, by the code they run: "own" and the originals asked for."""
+    shared = ["--mode", options.mode, "--images", *shape, "--arguments", json.dumps(arguments)]
+    result = {"own": [sys.executable, SCRIPTS / "benchmark_own.py", "--model", name, "--amp", options.amp, *shared]}
     if options.reference:
         script = [options.reference_python, SCRIPTS / "benchmark_reference.py", "--family", name.split("_")[0]]
-        found["reference"] = [*script, "--repository", options.reference, *given]
+        result["reference"] = [*script, "--repository", options.reference, *shared]
     if options.reference_compile:
-        found["compiled_reference"] = [*found["reference"], "--compile"]
-    return found
+        result["compiled_reference"] = [*result["reference"], "--compile"]
+    return result
 
 
 def measure(name: str, arguments: dict, batch_size: int, options) -> dict:
-    """One model at one batch size, in turns with the original where there is one. `arguments` are all that it has."""
+    """Measure one model at one batch size, in turns with the original where it is asked for.
+
+    Args:
+        arguments: all arguments of the model, defaults included.
+    """
     size = arguments["img_size"]
     shape = [batch_size, arguments["in_chans"], *([size, size] if isinstance(size, int) else size)]
     workers: dict[str, Worker] = {}
@@ -150,41 +158,41 @@ def measure(name: str, arguments: dict, batch_size: int, options) -> dict:
         result["alive_at_peak"] = alive_at_peak(name, arguments, batch_size, options.mode, options.amp)
     for code in workers:
         if code != "own":
-            result[code] = used[code] | compared(steps["own"], steps[code], batch_size)
+            result[code] = used[code] | compare_steps(steps["own"], steps[code], batch_size)
     return result
 
 
-def compared(own: list[dict], others: list[dict], batch_size: int) -> dict:
-    """Figures of an original's steps, and the medians over the pairs of steps of how many times ours they take."""
-    theirs = figures(others, batch_size)
+def compare_steps(own: list[dict], others: list[dict], batch_size: int) -> dict:
+    """Return the figures of an original's steps, and their ratios to ours: medians over the pairs of steps."""
+    result = figures(others, batch_size)
     pairs = list(zip(own, others, strict=True))
-    return theirs | {
+    return result | {
         "speed_ratio": statistics.median(other["seconds"] / step["seconds"] for step, other in pairs),
         "cpu_ratio": statistics.median(other["cpu_seconds"] / step["cpu_seconds"] for step, other in pairs),
-        "memory_ratio": own[-1]["peak"] / theirs["peak_memory_bytes"],
+        "memory_ratio": own[-1]["peak"] / result["peak_memory_bytes"],
     }
 
 
-TOLD = {"reference": "the original", "compiled_reference": "the original by torch.compile"}
+REFERENCE_NAMES = {"reference": "the original", "compiled_reference": "the original by torch.compile"}
 
 
-def described(result: dict) -> str:
-    """One line of figures, one on the threads and the machine, and one for each original."""
+def describe(result: dict) -> str:
+    """Describe a result in lines: one of figures, one on the threads and the machine, and one for each original."""
     shape = "x".join(map(str, result["images"]))
-    line = f"{result['model']} {result['mode']} {shape} {result['amp']}: {speed(result)}"
+    line = f"{result['model']} {result['mode']} {shape} {result['amp']}: {describe_speed(result)}"
     line += f", first call {result['first_call_seconds']:.1f} s"
     if "multiply_accumulates_per_second" in result:
         rate, ceiling = (
             result[key] / 1e9 for key in ("multiply_accumulates_per_second", "ceiling_multiply_accumulates_per_second")
         )
         line += f", {rate:.1f} of {ceiling:.1f} GMAC/s"
-    line += f"\n  {threads(result)} each; others took {result['load_of_others']:.1%} of the cores"
+    line += f"\n  {describe_threads(result)} each; others took {result['load_of_others']:.1%} of the cores"
     if result["load_of_others"] > QUIET:
         line += ": NOT A QUIET MACHINE"
-    for code, name in TOLD.items():
+    for code, name in REFERENCE_NAMES.items():
         if code in result:
             other = result[code]
-            line += f"\n  {name}: {speed(other)}; ratio of speed {other['speed_ratio']:.2f}, of CPU time "
+            line += f"\n  {name}: {describe_speed(other)}; ratio of speed {other['speed_ratio']:.2f}, of CPU time "
             line += f"{other['cpu_ratio']:.2f}, of memory {other['memory_ratio']:.2f}"
     for operator in result["operators"]:
         line += f"\n  {operator['seconds'] * 1e3:8.1f} ms {operator['calls']:5d} {operator['operator']}"
@@ -193,13 +201,13 @@ def described(result: dict) -> str:
     return line
 
 
-def threads(used: dict) -> str:
-    """How many threads a process has read back, and where they run."""
+def describe_threads(used: dict) -> str:
+    """Describe the number of threads that a process really has, and the processors they run on."""
     return f"{used['threads']} threads on processors {', '.join(map(str, used['processors']))}"
 
 
-def speed(result: dict) -> str:
-    """Images per second, spread, CPU time and memory."""
+def describe_speed(result: dict) -> str:
+    """Describe images per second, spread, CPU time and memory."""
     return (
         f"{result['images_per_second']:.2f} img/s, median {result['median_seconds'] * 1e3:.0f} ms "
         f"({result['fastest_seconds'] * 1e3:.0f} to {result['slowest_seconds'] * 1e3:.0f}), "
@@ -209,15 +217,15 @@ def speed(result: dict) -> str:
 
 
 def exponent(amounts: list[float], values: list[float]) -> float:
-    """p of the best fit values = c * amounts^p, by least squares of the logarithms."""
+    """Return p of the best fit values = c * amounts^p, by least squares of the logarithms."""
     x, y = [math.log(amount) for amount in amounts], [math.log(value) for value in values]
     return statistics.linear_regression(x, y).slope
 
 
 def growth(results: list[dict]) -> str:
-    """How time and memory grow over several measurements of one series, which differ in one amount.
+    """Describe how time and memory grow over several measurements of one series, which differ in one amount.
 
-    Memory that does not grow (the program, the weights) is in the figures, so its exponent is the lower one.
+    Memory that does not grow (the program, the weights) is in the figures, which lowers its exponent.
     """
     amounts = [math.prod(r["images"]) * sum(r["arguments"]["depths"]) for r in results]
     time, memory = (
@@ -227,16 +235,16 @@ def growth(results: list[dict]) -> str:
 
 
 def series(options) -> list[tuple[list[str], int]]:
-    """What to measure: arguments of the model, and batch sizes. One of them at most is a list.
+    """Return the cases to measure: (arguments of the model, batch size). At most one option may list several values.
 
     Raises:
-        UserError: more than one is.
+        UserError: more than one option does, or a value comes twice.
     """
     size = [] if options.img_size is None else [f"img_size={options.img_size}"]
-    given = [flag for flag in ("sizes", "batch_sizes", "depths") if getattr(options, flag)]
-    if len(given) > 1 or (options.sizes and size):
+    series_flags = [flag for flag in ("sizes", "batch_sizes", "depths") if getattr(options, flag)]
+    if len(series_flags) > 1 or (options.sizes and size):
         raise UserError("give one of --sizes, --batch-sizes and --depths, and --sizes without --img-size")
-    for flag in given:
+    for flag in series_flags:
         values = getattr(options, flag)
         if len(set(values)) < len(values):
             raise UserError(f"--{flag.replace('_', '-')}: {' '.join(map(str, values))} has a value twice")
@@ -274,7 +282,7 @@ def main(arguments: list[str]) -> None:
     options.add_argument(
         "--threads", type=int, default=len(PROCESSORS), metavar="N", help="of each process; default: all processors"
     )
-    options.add_argument("--pause", type=float, default=0.5, metavar="SECONDS", help="before every step (0.5)")
+    options.add_argument("--pause", type=float, default=0.0, metavar="SECONDS", help="before every step (0)")
     options.add_argument(
         "--wait-policy", choices=WAIT_POLICIES, help="OMP_WAIT_POLICY of all processes; default: not set"
     )
@@ -328,7 +336,7 @@ def main(arguments: list[str]) -> None:
     for config, batch_size in cases:
         arguments = resolve_arguments(config.name, config.arguments)[1]
         results.append(measure(config.name, arguments, batch_size, options))
-        print(described(results[-1]), flush=True)
+        print(describe(results[-1]), flush=True)
         if options.json:
             write_text(options.json, json.dumps(results, indent=2))
     if len(results) > 1:

@@ -1,9 +1,10 @@
-"""Images per second of the training pipeline and of each of its stages: python scripts/benchmark_data.py
+"""Measure images per second of the training pipeline and of each of its stages: python scripts/benchmark_data.py
 
 Photographs of 500x375 pixels, made from scikit-learn's two sample images, go through the ImageNet recipe to batches.
---timm PYTHON measures timm's pipeline of the same recipe next to it, by an interpreter that has timm and PyTorch (and a
-Pillow below 12, which refuses what timm's policy asks of posterize): the two take turns, each in a process of its own
-with as many threads and worker processes on the same processors, and the ratio is that of their medians.
+--timm PYTHON measures timm's pipeline of the same recipe next to it, by an interpreter that has timm, PyTorch and a
+Pillow below 12 (Pillow 12 refuses the arguments that timm's policy gives posterize). The two take turns, each in a
+process of its own with as many threads and worker processes on the same processors, and the ratio is that of their
+medians.
 """
 
 import io
@@ -30,7 +31,7 @@ CLASSES = 4
 
 
 def make_photographs(folder: Path, count: int) -> None:
-    """Random crops of the two photographs as JPEG files of 500x375, in class folders."""
+    """Write random crops of the two photographs as JPEG files of 500x375, in class folders."""
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_sample_images
@@ -50,15 +51,17 @@ def make_photographs(folder: Path, count: int) -> None:
 
 
 def train_transform():
-    from src.config.schema import AugmentConfig
+    from src.config.classification import ClassificationAugment
     from src.data.transforms import TrainTransform
 
-    augment = AugmentConfig(auto_augment=POLICY, erasing=ERASING, mixup=MIXUP, cutmix=CUTMIX, label_smoothing=SMOOTHING)
+    augment = ClassificationAugment(
+        auto_augment=POLICY, erasing=ERASING, mixup=MIXUP, cutmix=CUTMIX, label_smoothing=SMOOTHING
+    )
     return TrainTransform((SIZE, SIZE), augment, 0)
 
 
 def time_stages(folder: Path, options) -> dict[str, float]:
-    """Microseconds per image of each stage, one after the other on one core."""
+    """Measure the microseconds per image of each stage, one after the other on one core."""
     import numpy as np
     from mindspore.dataset import vision
     from PIL import Image
@@ -113,8 +116,8 @@ def time_stages(folder: Path, options) -> dict[str, float]:
 PIPELINES = {"own": "benchmark_own_data.py", "timm": "benchmark_reference_data.py"}
 
 
-def measured(pipeline: str, interpreter: str, folder: Path, options) -> dict:
-    """A pipeline's rate over some epochs after one that does not count, in a process of its own."""
+def measure(pipeline: str, interpreter: str, folder: Path, options) -> dict:
+    """Measure a pipeline's rate over some epochs after one that does not count, in a process of its own."""
     recipe = {
         "folder": str(folder),
         "size": SIZE,
@@ -129,21 +132,22 @@ def measured(pipeline: str, interpreter: str, folder: Path, options) -> dict:
         "epochs": options.epochs,
     }
     command = [interpreter, SCRIPTS / PIPELINES[pipeline], "--recipe", json.dumps(recipe)]
-    worker = Worker(f"the {pipeline} pipeline", command)
+    # The work is the worker processes'. More threads in the process that collects it slow timm's loader by a fifth.
+    worker = Worker(f"the {pipeline} pipeline", command, threads=1, all_processors=True)
     try:
         worker.call("epoch")
         load = OthersLoad()
-        passed = worker.call("epochs")
+        answer = worker.call("epochs")
         others = load.share()
     finally:
         worker.close()
-    busy = passed["busy_children"]
-    if busy != (options.workers if options.workers > 1 else 0):  # one is a thread
+    busy = answer["busy_children"]
+    if busy != (options.workers if options.workers > 1 else 0):  # a single worker is a thread
         raise UserError(f"the {pipeline} pipeline worked with {busy} processes in place of {options.workers}")
     return {
-        "images_per_second": passed["result"] / passed["seconds"],
-        "cpu_us_per_image": passed["cpu_seconds"] / passed["result"] * 1e6,
-        "processors": passed["processors"],
+        "images_per_second": answer["result"] / answer["seconds"],
+        "cpu_us_per_image": answer["cpu_seconds"] / answer["result"] * 1e6,
+        "processors": answer["processors"],
         "load_of_others": others,
     }
 
@@ -183,15 +187,15 @@ def main(arguments: list[str]) -> None:
         runs: dict[str, list[dict]] = {name: [] for name in pipelines}
         for _ in range(options.repeats):
             for name, interpreter in pipelines.items():
-                runs[name].append(measured(name, interpreter, folder, options))
-    rates = {name: [run["images_per_second"] for run in found] for name, found in runs.items()}
-    costs = {name: statistics.median(run["cpu_us_per_image"] for run in found) for name, found in runs.items()}
+                runs[name].append(measure(name, interpreter, folder, options))
+    rates = {name: [result["images_per_second"] for result in results] for name, results in runs.items()}
+    costs = {name: statistics.median(r["cpu_us_per_image"] for r in results) for name, results in runs.items()}
     for name, values in rates.items():
         print(
             f"{name + ' pipeline':22s} {statistics.median(values):7.0f} img/s with {options.workers} workers "
             f"({min(values):.0f} to {max(values):.0f} in {options.repeats} runs), {costs[name]:.0f} us of CPU time each"
         )
-    others = max(run["load_of_others"] for found in runs.values() for run in found)
+    others = max(result["load_of_others"] for results in runs.values() for result in results)
     print(
         f"{'others took':22s} {others:7.1%} of the cores at most" + (": NOT A QUIET MACHINE" if others > QUIET else "")
     )

@@ -1,4 +1,4 @@
-"""One step of a model here, for benchmark.py, which runs this in a process of its own."""
+"""Run one step of a model here, for benchmark.py, which starts this as a process of its own."""
 
 import argparse
 import csv
@@ -29,7 +29,7 @@ PROFILED_STEPS = 2
 
 
 def inference(model, images):
-    """A function that classifies the batch and waits for the result."""
+    """Return a function that classifies the batch and waits for the result."""
     model.set_train(False)
 
     def step():
@@ -39,13 +39,12 @@ def inference(model, images):
 
 
 def update(model, network, images):
-    """The cell that train.py runs, and a function that gives its arguments for one update."""
+    """Return the cell that train.py runs, and a function that gives its arguments for one update."""
     generator = np.random.default_rng(0)
     labels = generator.integers(0, model.num_classes, len(images))
     targets = Tensor(soft_targets(labels, model.num_classes, 0.1))
     cell = TrainStep(
-        network,
-        SoftTargetCrossEntropy(),
+        SoftTargetCrossEntropy(network),
         model.trainable_params(),
         create_optimizer(model, OptimizerConfig(weight_decay=0.05)),
         LossScale(1024.0, dynamic=True, growth_interval=2000),
@@ -53,11 +52,12 @@ def update(model, network, images):
     ).set_train()
     rate = Tensor(1e-4, ms.float32)
     seed = Tensor(0, ms.int32)
-    return cell, lambda: (images, targets, rate, model.draw_drop_path(generator, len(images)), seed)
+    no_vote = Tensor(0.0, ms.float32)
+    return cell, lambda: (rate, True, no_vote, images, targets, model.draw_drop_path(generator, len(images)), seed)
 
 
 def training(model, network, images):
-    """A function that makes one update and waits for it."""
+    """Return a function that makes one update and waits for it."""
     cell, arguments = update(model, network, images)
 
     def step():
@@ -67,7 +67,10 @@ def training(model, network, images):
 
 
 def ceiling(amp: str):
-    """A function that multiplies two square matrices, what the device does fastest; returns multiply-accumulates."""
+    """Return a function that multiplies two square matrices and returns the number of multiply-accumulates.
+
+    Nothing is faster on the device.
+    """
     values = np.random.default_rng(0).standard_normal((CEILING_SIDE, CEILING_SIDE), dtype=np.float32)
     matrix = Tensor(values, ms.float32 if amp == "O0" else ms.float16)
     product = ops.MatMul()
@@ -80,7 +83,7 @@ def ceiling(amp: str):
 
 
 def profile(step) -> list[dict]:
-    """Operators of a step by the time they take, longest first: operator, calls and seconds in one step."""
+    """Measure the operators of a step, longest first: operator, calls and seconds in one step."""
     from mindspore.profiler import ProfilerActivity, tensorboard_trace_handler
 
     with tempfile.TemporaryDirectory() as folder:
@@ -101,6 +104,7 @@ def profile(step) -> list[dict]:
 
 
 def prepare(options) -> dict:
+    """Build the model; return the functions that benchmark.py calls, by name."""
     # As many threads for operators as the other side has; MindSpore's default is one for each core of the machine.
     ms.set_context(mode=ms.GRAPH_MODE, runtime_num_threads=len(os.sched_getaffinity(0)))
     model = create_model(options.model, **json.loads(options.arguments))

@@ -1,4 +1,4 @@
-"""This project's training pipeline, for benchmark_data.py, which runs this in a process of its own."""
+"""Run this project's training pipeline, for benchmark_data.py, which starts this as a process of its own."""
 
 import argparse
 import json
@@ -9,17 +9,21 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("GLOG_v", "4")  # before MindSpore is imported
 
-from src.config.schema import AugmentConfig, DataConfig
+from src.config.classification import ClassificationAugment, ClassificationData
 from src.data.image_folder import ImageFolder
 from src.data.pipeline import TrainBatches, UnreadableImages, configure_reading
 from src.data.transforms import TrainTransform
 from src.measuring.turns import serve
+from src.tasks.classification.samples import LabelledTrainSamples
 
 
 def prepare(recipe: dict) -> dict:
-    """The pipeline as train.py uses it; "epoch" and "epochs" read it once and several times, and count images."""
-    data = DataConfig(workers=recipe["workers"])
-    augment = AugmentConfig(
+    """Build the pipeline that train.py uses; return functions that read it once ("epoch") or several times ("epochs").
+
+    They return the number of images.
+    """
+    data = ClassificationData(workers=recipe["workers"])
+    augment = ClassificationAugment(
         auto_augment=recipe["policy"],
         erasing=recipe["erasing"],
         mixup=recipe["mixup"],
@@ -28,13 +32,13 @@ def prepare(recipe: dict) -> dict:
     )
     configure_reading(data)
     folder = Path(recipe["folder"])
+    images, transform = ImageFolder.open(folder), TrainTransform((recipe["size"], recipe["size"]), augment, 0)
     batches = TrainBatches(
-        ImageFolder.open(folder),
-        TrainTransform((recipe["size"], recipe["size"]), augment, 0),
-        data,
+        images,
+        LabelledTrainSamples(images, transform, data.mean, data.std, UnreadableImages(folder / "unreadable.txt")),
+        seed=0,
         batch_size=recipe["batch_size"],
         epochs=recipe["epochs"] + 1,
-        unreadable=UnreadableImages(folder / "unreadable.txt"),
         workers=recipe["workers"],
     )
 

@@ -1,6 +1,6 @@
-"""One step of the original code, for benchmark.py, which runs this under an interpreter that has PyTorch and timm.
+"""Run one step of the original code, for benchmark.py, which starts this by an interpreter with PyTorch and timm.
 
-Focal Transformer: the official classification models, from a copy of their repository. Twins: timm's.
+Focal Transformers are the official classification models, from a copy of their repository; Twins are timm's.
 """
 
 import argparse
@@ -18,41 +18,45 @@ from torch.utils._pytree import tree_leaves
 
 from src.measuring.turns import serve
 
-# torchvision as the package index has it does not load beside a PyTorch without CUDA, for these operators are missing.
-# timm imports it; no model here uses it.
+# The package index's torchvision does not load beside a PyTorch without CUDA, because these operators are missing. timm
+# imports torchvision; no model here uses it.
 UNUSED_OPERATORS = ("nms", "qnms")
-NOT_FOCALS = ("conv_implementation", "norm_gradient", "gelu")
-NOT_TIMMS = (*NOT_FOCALS, "use_checkpoint")  # arguments of our models alone
+# Arguments of our models that the official Focal Transformer and timm's Twins do not have.
+UNKNOWN_TO_FOCAL = ("pretrain_size",)
+UNKNOWN_TO_TIMM = (*UNKNOWN_TO_FOCAL, "use_checkpoint", "mask_padding")
 
 
 def import_timm():
-    """timm, also beside a torchvision that misses operators."""
+    """Import timm, also beside a torchvision that misses operators."""
     library = torch.library.Library("torchvision", "DEF")
     for name in UNUSED_OPERATORS:
         library.define(f"{name}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
     import timm
 
-    return timm, library  # which must live as long as its operators
+    return timm, library  # the library must live as long as its operators
 
 
-def without(arguments: dict, names: tuple[str, ...]) -> dict:
+def leave_out(arguments: dict, names: tuple[str, ...]) -> dict:
+    """Return arguments without some of their names."""
     return {name: value for name, value in arguments.items() if name not in names}
 
 
 def create(family: str, arguments: dict, repository: str):
-    """The original model with the arguments of ours; those that it does not know are left out."""
+    """Create the original model with the arguments of ours; those that it does not know are left out."""
     timm, _library = import_timm()
     if family == "twins":
-        model = timm.models.twins.Twins(**without(arguments, NOT_TIMMS))
+        model = timm.models.twins.Twins(**leave_out(arguments, UNKNOWN_TO_TIMM))
         model.set_grad_checkpointing(arguments["use_checkpoint"])
         return model
-    timm.data.transforms._pil_interp = None  # dropped by timm; the file for v2 imports it and does not use it
+    timm.data.transforms._pil_interp = None  # timm dropped it; the original's file for v2 imports it without using it
     sys.path.insert(0, repository)
     file = {"focal": "focal_transformer", "focalv2": "focal_transformer_v2"}[family]
-    return importlib.import_module(f"classification.{file}").FocalTransformer(**without(arguments, NOT_FOCALS))
+    module = importlib.import_module(f"classification.{file}")
+    return module.FocalTransformer(**leave_out(arguments, UNKNOWN_TO_FOCAL))
 
 
 def inference(model, images):
+    """Return a function that classifies the batch."""
     model.eval()
 
     def step():
@@ -63,7 +67,7 @@ def inference(model, images):
 
 
 def training(model, images, num_classes):
-    """An update as the official main.py makes it: soft targets, AdamW, gradients clipped at norm 5."""
+    """Return a function that makes one update like the official main.py: soft targets, AdamW, clipping at norm 5."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
     labels = torch.nn.functional.one_hot(torch.randint(0, num_classes, (len(images),)), num_classes)
@@ -80,7 +84,7 @@ def training(model, images, num_classes):
 
 
 class Movement(TorchDispatchMode):
-    """Operators called in the context that are no views, and the bytes of the tensors that they read and write."""
+    """Counts the operators called in the context that are no views, and the bytes that they read and write."""
 
     def __init__(self):
         super().__init__()
@@ -95,21 +99,22 @@ class Movement(TorchDispatchMode):
         return result
 
 
-def moved(step) -> dict:
-    """What a step moves."""
+def count_moved(step) -> dict:
+    """Count the operators of a step, and the bytes that they move."""
     with Movement() as movement:
         step()
     return {"operators": movement.operators, "moved_bytes": movement.moved_bytes}
 
 
 def prepare(options) -> dict:
+    """Create the model; return the functions that benchmark.py calls, by name."""
     arguments = json.loads(options.arguments)
     model = create(options.family, arguments, options.repository)
     if options.compile:
         model = torch.compile(model)
     images = torch.randn(*options.images)
     step = inference(model, images) if options.mode == "infer" else training(model, images, arguments["num_classes"])
-    return {"step": step, "threads": torch.get_num_threads, "moved": lambda: moved(step)}
+    return {"step": step, "threads": torch.get_num_threads, "moved": lambda: count_moved(step)}
 
 
 def main() -> None:

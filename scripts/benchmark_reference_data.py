@@ -1,4 +1,4 @@
-"""timm's training pipeline, for benchmark_data.py, which runs this under an interpreter that has PyTorch and timm."""
+"""Run timm's training pipeline, for benchmark_data.py, which starts this by an interpreter with PyTorch and timm."""
 
 import argparse
 import json
@@ -15,7 +15,10 @@ from src.measuring.turns import serve
 
 
 def prepare(recipe: dict) -> dict:
-    """timm's own loader at its fastest: pixels are mixed while collated, normalised and erased in batches."""
+    """Build timm's loader; return functions that read it once ("epoch") or several times ("epochs").
+
+    The loader is in its fastest form: it mixes pixels while it collates them, and normalises and erases in batches.
+    """
     _timm, _library = import_timm()
     from timm.data import FastCollateMixup, ImageDataset, create_loader
 

@@ -1,12 +1,11 @@
-"""What a save costs training: python scripts/benchmark_saves.py [--repeats 5] [--batch-size 256]
+"""Measure what a save costs training: python scripts/benchmark_saves.py [--repeats 5] [--batch-size 256]
 
-Of a network with 30 million parameters (four dense layers), as many as Focal Transformer v2 tiny has; with moments and
+The network has 30 million parameters (four dense layers), as many as Focal Transformer v2 tiny; with moments and
 average the state is 458 MiB.
 
-In turns, the run's state is saved in the ways below, each while updates go on and after the system has written what the
-one before left. Printed for each, as medians: how long
-the loop stands still; how long it takes until the file is there; updates meanwhile, and their time, beside that of
-updates without a save.
+The script saves the run's state in each of the ways below in turn, while updates go on, and after the system has
+written everything that the way before left. It prints medians for each way: how long the loop stands still; how long it
+takes until the file is there; the number of updates meanwhile, and their time, beside that of updates without a save.
 
     foreground           ckpt.write in the loop, synced to disk
     background           the project's: a copy in memory, then ckpt.write in a thread
@@ -50,7 +49,7 @@ def main() -> None:
     from src.training.train_step import LossScale, TrainStep
 
     class Dense(nn.Cell):
-        """Logits [B, WIDTH] of inputs [B, WIDTH]; ignores the regularisation inputs that models take."""
+        """Computes logits [B, WIDTH] of inputs [B, WIDTH]; ignores the regularisation inputs that models take."""
 
         def __init__(self):
             super().__init__()
@@ -60,23 +59,23 @@ def main() -> None:
             return self.layers(x)
 
     ms.set_device("CPU")
-    config = load_config("focalv2_digits")  # a text in every save
+    config = load_config("focalv2_digits")  # every save contains it as a text
     model = Dense()
     parameters = model.trainable_params()
     optimizer, scale = create_optimizer(model, config.optimizer), LossScale(1024.0, True, 2000)
     ema = ExponentialMovingAverage(parameters, 0.9999)
     state = TrainState(model, optimizer, scale, ema, config, ("none",))
-    step = TrainStep(model, SoftTargetCrossEntropy(), parameters, optimizer, scale, ema=ema).set_train()
+    step = TrainStep(SoftTargetCrossEntropy(model), parameters, optimizer, scale, ema=ema).set_train()
     generator = np.random.default_rng(0)
     images = Tensor(generator.standard_normal((options.batch_size, WIDTH)).astype(np.float32))
     targets = Tensor(np.full((options.batch_size, WIDTH), 1 / WIDTH, np.float32))
 
     def update() -> float:
         start = time.perf_counter()
-        step(images, targets, Tensor(1e-5, ms.float32)).asnumpy()
+        step(Tensor(1e-5, ms.float32), True, Tensor(0.0, ms.float32), images, targets).asnumpy()
         return time.perf_counter() - start
 
-    def by_mindspore(kind: str, path: Path) -> None:
+    def save_by_mindspore(kind: str, path: Path) -> None:
         entries = [{"name": p.name, "data": p} for p in state.parameters()]
         ms.save_checkpoint(entries, str(path), crc_check=True, async_save=kind)
 
@@ -93,32 +92,32 @@ def main() -> None:
         }
         ways = {kind: lambda saver=saver: saver.save_within_epoch(state.snapshot()) for kind, saver in savers.items()}
         for kind in ("thread", "process"):
-            ways[f"MindSpore, {kind}"] = lambda kind=kind: by_mindspore(kind, Path(folder) / f"{kind}.ckpt")
+            ways[f"MindSpore, {kind}"] = lambda kind=kind: save_by_mindspore(kind, Path(folder) / f"{kind}.ckpt")
         figures: dict[str, dict[str, list[float]]] = {
             way: {"stall": [], "written": [], "updates": [], "during": []} for way in ways
         }
         idle = []
         for _ in range(options.repeats):
             for way, save in ways.items():
-                os.sync()  # what an unsynced way left in the page cache is not the next way's work
+                os.sync()  # otherwise the next way would have to write what an unsynced way left in the page cache
                 idle += [update() for _ in range(3)]
                 start = time.perf_counter()
                 save()
                 stall, during = time.perf_counter() - start, []
                 while is_writing():
                     during.append(update())
-                taken = figures[way]
-                taken["stall"].append(stall)
-                taken["written"].append(time.perf_counter() - start)
-                taken["updates"].append(len(during))
-                taken["during"] += during
+                times = figures[way]
+                times["stall"].append(stall)
+                times["written"].append(time.perf_counter() - start)
+                times["updates"].append(len(during))
+                times["during"] += during
         size = savers["foreground"].folder.last.stat().st_size
     print(f"{size / 2**20:.0f} MiB, update {median(idle):.2f} s without a save")
-    for way, taken in figures.items():
-        spread = f"{min(taken['stall']):.2f} to {max(taken['stall']):.2f}"
-        during = f", updates meanwhile {median(taken['during']):.2f} s" if taken["during"] else ""
-        print(f"{way:20} stands still {median(taken['stall']):.2f} s ({spread}), written after "
-              f"{median(taken['written']):.2f} s, {median(taken['updates']):g} updates meanwhile{during}")  # fmt: skip
+    for way, times in figures.items():
+        spread = f"{min(times['stall']):.2f} to {max(times['stall']):.2f}"
+        during = f", updates meanwhile {median(times['during']):.2f} s" if times["during"] else ""
+        print(f"{way:20} stands still {median(times['stall']):.2f} s ({spread}), written after "
+              f"{median(times['written']):.2f} s, {median(times['updates']):g} updates meanwhile{during}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,32 +1,32 @@
-"""What data parallel training moves in a step, and how far it scales: python scripts/communication_cost.py [NAME ...]
+"""Estimate what a data parallel step communicates and how it scales: python scripts/communication_cost.py [NAME ...]
 
-An estimate on the authors' figures of size and cost, for servers of eight Ascend 910: nothing here has run on one. What
-is assumed, and where it comes from, is in docs/distributed.md; every assumption is an option.
+The estimate is based on the authors' figures of size and cost, for servers of eight Ascend 910: nothing here has run on
+one. docs/distributed.md lists the assumptions and their sources; every assumption is an option.
 """
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # scripts/ is what Python puts there
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Python puts only scripts/ there
 
 from src.cli import Parser, run
 from src.errors import UserError
 
 GRADIENT_BYTES = 4  # gradients are float32 at every precision level
 TRAINING_FLOPS = 3 * 2  # forward, and backward at twice its cost; an addition for every multiplication
-PEAK_FLOPS = 256e12  # of an Ascend 910 in float16
+PEAK_FLOPS = 256e12  # peak of an Ascend 910 in float16
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Servers of several devices.
+    """Describes a cluster of servers with several devices each.
 
     Attributes:
         link: bytes a second out of a device to its neighbour in the server.
         network: bytes a second out of a device to another server.
         efficiency: share of these that large messages reach.
-        server: devices of a server.
+        server: number of devices of a server.
     """
 
     link: float
@@ -36,14 +36,18 @@ class Cluster:
 
 
 def ring_bytes(size: float, members: int) -> float:
-    """Bytes that leave each member of a ring that sums `size` bytes: once around to reduce, once around to gather."""
+    """Return the bytes that leave each member of a ring that sums `size` bytes.
+
+    They go once around to reduce, and once around to gather.
+    """
     return 2 * (members - 1) / members * size
 
 
 def all_reduce_seconds(size: float, devices: int, cluster: Cluster) -> float:
-    """Time to sum `size` bytes over all devices: reduced within a server, over the servers, gathered within a server.
+    """Return the seconds to sum `size` bytes over all devices.
 
-    Every device carries its share, size / server, between servers. Latency is left out: messages here are large.
+    The bytes are reduced within a server, then over the servers, then gathered within a server. Every device carries
+    its share, size / server, between servers. Latency is left out: messages here are large.
     """
     local = min(devices, cluster.server)
     within = ring_bytes(size, local) / cluster.link
@@ -52,22 +56,22 @@ def all_reduce_seconds(size: float, devices: int, cluster: Cluster) -> float:
 
 
 def compute_seconds(multiply_accumulates: float, batch_size: int, utilisation: float) -> float:
-    """Time of a step's arithmetic on one device.
+    """Return the seconds of a step's arithmetic on one device.
 
     Args:
-        multiply_accumulates: of the forward pass of one image.
+        multiply_accumulates: number for the forward pass of one image.
         utilisation: share of the peak that training reaches.
     """
     return TRAINING_FLOPS * multiply_accumulates * batch_size / (PEAK_FLOPS * utilisation)
 
 
 def scaling_efficiency(compute: float, communication: float) -> float:
-    """Share of linear scaling that is left when no communication is hidden behind arithmetic."""
+    """Return the share of linear scaling that is left when no communication is hidden behind arithmetic."""
     return compute / (compute + communication)
 
 
 def row(name: str, parameters: float, macs: float, options, cluster: Cluster) -> str:
-    """One line of the table: a model of so many parameters and multiply-accumulates an image."""
+    """Format one line of the table: a model of so many parameters and multiply-accumulates an image."""
     size = parameters * GRADIENT_BYTES
     compute = compute_seconds(macs, options.batch_size, options.utilisation)
     line = f"{name:40} {size / 1e6:6.1f} {ring_bytes(size, cluster.server) / 1e6:6.1f} {compute * 1e3:9.0f} |"

@@ -1,7 +1,7 @@
 """Compare runs: python scripts/compare_runs.py runs/A runs/B ... [--output compare.html]
 
-Prints what each came to and the configuration's keys in which they differ, and writes a page that lays their curves
-over each other. Runs that still train, or were interrupted, are taken as far as they are.
+It prints the results of each run and the configuration's keys in which they differ, and writes a page that lays their
+curves over each other. Runs that still train, or were interrupted, are compared as far as they are.
 """
 
 import sys

@@ -1,10 +1,11 @@
-"""Weights from one file format to another, checked against a model: PyTorch's .pth to MindSpore's .ckpt and back.
+"""Convert weights from one file format to another and check them against a model: .pth to .ckpt and back.
 
 python scripts/convert_weights.py --input focal-tiny-is224-ws7.pth --model focal_tiny_patch4_window7_224 --output x.ckpt
 python scripts/convert_weights.py --to-pth --input best.ckpt --model focal_tiny_patch4_window7_224 --output x.pth
 
-The suffix of --output is the format: .ckpt, .safetensors or .pth. Arguments of the model follow as key=value, such as
-img_size=448 (position tables are interpolated) or num_classes=10 (the head is initialised).
+The suffix of --output is the format: .ckpt (MindSpore's), .safetensors or .pth (PyTorch's). Arguments of the model
+follow as key=value, such as img_size=448 (position tables are interpolated) or num_classes=10 (the head is
+initialised).
 """
 
 import sys

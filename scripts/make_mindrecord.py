@@ -1,8 +1,8 @@
 """Pack images into MindRecord files: python scripts/make_mindrecord.py data/imagenet train val --output data/packed
 
-Then data.path=data/packed reads them as data/imagenet was read. Every image is decoded once before it is packed (those
-that cannot be are left out and named), and every file is read back. A run that was cut goes on where it was; files that
-are there and whole are not made again.
+Afterwards, data.path=data/packed reads the same images as data/imagenet. The script decodes every image once before it
+packs it (unreadable ones are left out and named), and reads every file back. An interrupted packing goes on where it
+was cut; files that are there and whole are not made again.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""Parameters, multiply-accumulates and activation memory of models: python scripts/model_stats.py [NAME ...]
+"""Count parameters, multiply-accumulates and activation memory of models: python scripts/model_stats.py [NAME ...]
 
-Counted on the compiled graph of inference on one image (src/measuring/graph.py says how), beside the authors' own
-figures.
+It counts on the compiled graph of inference on one image (src/measuring/graph.py says how), and prints the authors' own
+figures beside.
 """
 
 import json
@@ -9,14 +9,14 @@ import sys
 from itertools import product
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # scripts/ is what Python puts there
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Python puts only scripts/ there
 
 from src.cli import Parser, run
 from src.errors import UserError
 
 
 def image_size(text: str) -> tuple[int, int]:
-    """(height, width) of "224" or "224x320"."""
+    """Parse "224" or "224x320" into (height, width)."""
     sides = [int(side) for side in text.lower().split("x")]
     if len(sides) > 2:
         raise ValueError(text)
@@ -24,7 +24,7 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def resolved_size(name: str, size: tuple[int, int] | None) -> tuple[int, int]:
-    """The size to count a model at: that given, else its own.
+    """Return the size to count a model at: the given one, else the model's own.
 
     Raises:
         UserError: unknown model, or a size that it cannot have.
@@ -41,15 +41,17 @@ def resolved_size(name: str, size: tuple[int, int] | None) -> tuple[int, int]:
 
 
 def measure(name: str, size: tuple[int, int]) -> dict:
-    """Exact counts of one model at one image size."""
+    """Count one model exactly at one image size."""
     import mindspore as ms
     import numpy as np
 
     from src.measuring.graph import activation_bytes, compiled_operators, multiply_accumulates, peak_bytes
     from src.models import create_model
+    from src.models.device_options import set_device_options
 
-    # Unfolded convolutions cost the same, but hold the patches too, which is a matter of the CPU and not of the model.
-    model = create_model(name, img_size=list(size), conv_implementation="conv2d").set_train(False)
+    # Unfolded convolutions cost the same, but also hold the patches, which belongs to the CPU and not to the model.
+    model = create_model(name, img_size=list(size)).set_train(False)
+    set_device_options(model, conv_implementation="conv2d")
     image = ms.Tensor(np.zeros((1, model.in_chans, *size), np.float32))
     operators = compiled_operators(model, image)
     return {
@@ -70,7 +72,7 @@ HEADINGS = (
 
 
 def row(result: dict) -> str:
-    """One line of the table, under HEADINGS."""
+    """Format one line of the table, under HEADINGS."""
     size = "x".join(map(str, result["image_size"]))
     counted = (
         f"{result['parameters']:11,} {result['multiply_accumulates'] / 1e9:6.3f} G"
@@ -78,10 +80,12 @@ def row(result: dict) -> str:
     )
     published = result["published"]
     if published is None:
-        told = f"{'-':>10} {'-':>7} {'-':>6}"
+        figures = f"{'-':>10} {'-':>7} {'-':>6}"
     else:
-        told = f"{published['parameters']:8.1f} M {published['multiply_accumulates']:5.1f} G {published['top1']:5.1f}%"
-    return f"{result['model']:42} {size:>9} | {counted} | {told}"
+        figures = (
+            f"{published['parameters']:8.1f} M {published['multiply_accumulates']:5.1f} G {published['top1']:5.1f}%"
+        )
+    return f"{result['model']:42} {size:>9} | {counted} | {figures}"
 
 
 def main(arguments: list[str]) -> None:
@@ -100,17 +104,17 @@ def main(arguments: list[str]) -> None:
     from src.measuring.published import IMAGE_SIZE, PUBLISHED
     from src.models import list_models
 
-    ms.set_device("CPU")  # the graph is the same, and no accelerator is needed to count
+    ms.set_device("CPU")  # the graph is the same, and counting needs no accelerator
     for name, size in product(options.names, options.img_size or [None]):
         resolved_size(name, size)
 
     print(f"{'':52} | {'counted, for one image':41} | published\n{HEADINGS}", flush=True)
     results = []
-    for name, given in product(options.names or list_models(), options.img_size or [None]):
+    for name, given_size in product(options.names or list_models(), options.img_size or [None]):
         try:
-            size = resolved_size(name, given)
-        except UserError as error:  # of all models, some cannot have every size
-            print(f"{name:42} {'x'.join(map(str, given)):>9} | {error.args[0].partition(': ')[2]}", flush=True)
+            size = resolved_size(name, given_size)
+        except UserError as error:  # some models cannot have every size
+            print(f"{name:42} {'x'.join(map(str, given_size)):>9} | {error.args[0].partition(': ')[2]}", flush=True)
             continue
         published = PUBLISHED.get(name) if size == IMAGE_SIZE else None
         results.append(measure(name, size) | {"published": asdict(published) if published else None})

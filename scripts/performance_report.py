@@ -1,4 +1,4 @@
-"""What a short training run says of speed, in the lines of the Ascend PyTorch reports.
+"""Report the speed of a short training run in the lines of the Ascend PyTorch reports.
 
 python scripts/performance_report.py RUN --ranks N --seconds S --output FOLDER
 
@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src.cli import Parser, run
 
-LAST_UPDATE = 20  # its line covers updates 11 to 20; compilation and warming up come before
+LAST_UPDATE = 20  # the line of this update covers updates 11 to 20; compilation and warming up come before
 
 
 def main(arguments: list[str]) -> None:

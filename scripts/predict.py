@@ -1,14 +1,12 @@
 """Classify images: python scripts/predict.py --checkpoint runs/NAME/checkpoints/best.ckpt IMAGE|FOLDER|- ...
 
-The checkpoint says itself how its model is built and fed; weights without a configuration (.pth files of the original
-code) need --config NAME. Exported .mindir and .onnx files are described by the JSON file beside them. A folder stands
-for all images in it and below, - for file names on the standard input, one a line.
+A checkpoint contains the configuration of its model; weights without a configuration (.pth files of the original code)
+need --config NAME. The JSON file beside an exported .mindir or .onnx file describes it. A folder stands for all images
+in it and below, - for file names on the standard input, one a line.
 
 Files that cannot be read are listed on the standard error stream and left out. The exit code is 0 if any could be read.
 """
 
-import csv
-import json
 import os
 import sys
 from pathlib import Path
@@ -17,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src.cli import WEIGHTS, Parser, run
 from src.errors import UserError
+
+FORMATS = ("text", "csv", "json")
 
 
 def main(arguments: list[str]) -> None:
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--weights", choices=WEIGHTS, default="auto", help="auto: EMA weights if the file has them")
     parser.add_argument("--classes", metavar="FILE", help="names of the classes, one a line, for files without them")
     parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to print (5)")
-    parser.add_argument("--format", choices=WRITERS, default="text")
+    parser.add_argument("--format", choices=FORMATS, default="text")
     parser.add_argument("--batch_size", type=int, default=32, help="images per call of the model (32)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads that read and decode")
     parser.add_argument("--device_target", choices=("auto", "CPU", "Ascend"))
@@ -42,50 +42,46 @@ def main(arguments: list[str]) -> None:
 
     images = image_files(options.images)
     try:
-        classify(options, images)
-    except BrokenPipeError:  # whoever reads has seen enough, as `head` does
+        predict(options, images)
+    except BrokenPipeError:  # the reader of the output has ended, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def classify(options, images: list[str]) -> None:
-    """Print predictions of image files.
+def predict(options, images: list[str]) -> None:
+    """Print a model's predictions for image files.
 
     Raises:
-        UserError: no such model, names that are not its classes', or no readable image.
+        UserError: no such model, another number of class names than the model has, or no readable image.
     """
     from tqdm import tqdm
 
     from src.inference.exported import RUNNABLE
-    from src.inference.trained import open_classifier, predict
+    from src.inference.trained import open_model
 
+    chosen = {
+        "config_name": options.config,
+        "overrides": options.set,
+        "weights": options.weights,
+        "device_target": options.device_target,
+    }
     if Path(options.checkpoint).suffix.lower() in RUNNABLE:
         if options.config or options.set or options.weights != "auto":
             raise UserError(f"model {options.checkpoint}: has its configuration and weights fixed; leave out the flags")
-        classifier = open_classifier(options.checkpoint)
-    else:
-        classifier = open_classifier(
-            options.checkpoint,
-            config_name=options.config,
-            overrides=options.set,
-            weights=options.weights,
-            device_target=options.device_target,
-        )
-    names = class_names(options.classes) if options.classes else classifier.classes
+        chosen = {}
+    model = open_model(options.checkpoint, **chosen)
+    predictor = model.task.predictor(model.answer, model.preprocessing, model.batch_size, model.classes, options)
     unreadable = 0
-    with WRITERS[options.format](sys.stdout) as writer, tqdm(total=len(images), unit="img", disable=None) as progress:
-        for prediction in predict(classifier, images, options.batch_size, options.workers):
-            if prediction.probabilities is None:
+    with (
+        predictor.writer(options.format, sys.stdout) as writer,
+        tqdm(total=len(images), unit="img", disable=None) as progress,
+    ):
+        for prediction in predictor.predict(images, options.batch_size, options.workers):
+            if prediction.problem is not None:
                 unreadable += 1
                 progress.write(f"unreadable image {prediction.image} ({prediction.problem})", file=sys.stderr)
             else:
-                best = prediction.top(options.top)
-                if names is not None and len(names) != len(prediction.probabilities):
-                    raise UserError(
-                        f"--classes {options.classes}: has {len(names)} names, the model "
-                        f"{len(prediction.probabilities)} classes"
-                    )
                 with progress.external_write_mode(sys.stdout):
-                    writer.write(prediction.image, [(index, names[index] if names else None, p) for index, p in best])
+                    writer.write(prediction)
             progress.update()
     if unreadable:
         print(f"{unreadable} of {len(images)} images could not be read", file=sys.stderr, flush=True)
@@ -93,8 +89,8 @@ def classify(options, images: list[str]) -> None:
         raise UserError("none of the images could be read")
 
 
-def image_files(given: list[str]) -> list[str]:
-    """The files that arguments stand for, in order; those of a folder sorted.
+def image_files(names: list[str]) -> list[str]:
+    """List the files that arguments stand for, in order; the files of a folder are sorted.
 
     Raises:
         UserError: there are none.
@@ -102,7 +98,7 @@ def image_files(given: list[str]) -> list[str]:
     from src.data.image_set import is_image_name
 
     files = []
-    for name in given:
+    for name in names:
         if name == "-":
             files += [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
         elif os.path.isdir(name):
@@ -112,70 +108,8 @@ def image_files(given: list[str]) -> list[str]:
         else:
             files.append(name)
     if not files:
-        raise UserError(f"no images in {', '.join(given)}")
+        raise UserError(f"no images in {', '.join(names)}")
     return files
-
-
-def class_names(path: str) -> list[str]:
-    """Lines of a file.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--classes {path}: cannot be read ({error})") from error
-
-
-class TextWriter:
-    """A line per image: its name, then classes and their probabilities."""
-
-    def __init__(self, stream):
-        self.stream = stream
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.stream.flush()
-
-    def write(self, image: str, best: list[tuple[int, str | None, float]]) -> None:
-        told = [f"{f'class {index}' if name is None else name} {p:.2%}" for index, name, p in best]
-        self.stream.write(f"{image}: {', '.join(told)}\n")
-
-
-class CsvWriter(TextWriter):
-    """A row per image and class, the most probable first."""
-
-    def __enter__(self):
-        self.rows = csv.writer(self.stream, lineterminator="\n")
-        self.rows.writerow(["image", "rank", "index", "class", "probability"])
-        return self
-
-    def write(self, image, best):
-        for rank, (index, name, probability) in enumerate(best, 1):
-            self.rows.writerow([image, rank, index, name or "", f"{probability:.6g}"])
-
-
-class JsonWriter(TextWriter):
-    """A list with an object per image, each on a line of its own."""
-
-    def __enter__(self):
-        self.between = "[\n"
-        return self
-
-    def write(self, image, best):
-        told = [{"index": index, "class": name, "probability": probability} for index, name, probability in best]
-        self.stream.write(self.between + json.dumps({"image": image, "predictions": told}, ensure_ascii=False))
-        self.between = ",\n"
-
-    def __exit__(self, *_):
-        self.stream.write("[]\n" if self.between[0] == "[" else "\n]\n")
-        super().__exit__()
-
-
-WRITERS = {"text": TextWriter, "csv": CsvWriter, "json": JsonWriter}
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Write scikit-learn's handwritten digits as an image folder: python scripts/prepare_digits.py [--classes 0 1 2 3 4]
 
 1,797 real 8x8 scans of 10 digits come with scikit-learn (UCI, "Optical Recognition of Handwritten Digits"),
-so nothing is downloaded. They become PNG files <output>/{train,val}/<digit>/<number>.png, 80% and 20% of every digit;
-with --classes of these digits alone, divided as among all ten. A folder that is already whole is left alone.
+so nothing is downloaded. They become PNG files <output>/{train,val}/<digit>/<number>.png, 80% and 20% of every digit.
+With --classes, only these digits are written, split as with all ten. A folder that is already whole is left alone.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main() -> None:
         for index in members:
             folder = partial / split / str(digits.target[index])
             folder.mkdir(parents=True, exist_ok=True)
-            # Grey levels are 0..16, ink on an empty ground.
+            # Grey levels are 0 (empty) to 16 (ink).
             grey = np.clip(digits.images[index] * 16, 0, 255).astype(np.uint8)
             Image.fromarray(grey).save(folder / f"{index:04d}.png")
     shutil.rmtree(output, ignore_errors=True)

@@ -1,6 +1,7 @@
 """Make the report of a run from its files, at any time: python scripts/report.py runs/NAME
 
-train.py makes it at a run's end; this does for one that is still training, was interrupted, or whose data has moved.
+train.py makes it at a run's end; this script makes it for a run that is still training, was interrupted, or whose data
+has moved.
 """
 
 import sys

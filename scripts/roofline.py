@@ -1,8 +1,9 @@
-"""What bounds a model on an Ascend 910: python scripts/roofline.py [NAME]
+"""Estimate what bounds a model's speed on an Ascend 910: python scripts/roofline.py [NAME]
 
-An estimate on the compiled graph of inference, with real convolutions and mixed precision: nothing here has run on one.
-Every operator takes as long as its arithmetic at the device's peak or its bytes at the memory's, whichever is longer,
-once if every operator stands alone and once if elementwise work costs nothing beside the products it could be fused to.
+The estimate uses the compiled graph of inference, with real convolutions and mixed precision: nothing here has run on
+an Ascend. Every operator takes as long as its arithmetic at the device's peak rate or its bytes at the memory's,
+whichever is longer. There are two sums: in one every operator stands alone, in the other elementwise work costs nothing
+beside the products it could be fused to.
 """
 
 import json
@@ -23,7 +24,7 @@ FUSED = re.compile(r"Mul|Add|Sub|Div|Erf|Exp|Sigmoid|Cast|Sqrt|Relu|ReLU|Square|
 
 @dataclass
 class Cost:
-    """Sums over operators; seconds at the peak rates."""
+    """Sums up the costs of operators; `alone` and `fused` are seconds at the peak rates."""
 
     operators: int = 0
     multiply_accumulates: int = 0
@@ -40,44 +41,45 @@ class Cost:
         self.fused += 0.0 if FUSED.search(operator.name) and not products else seconds
 
 
-def places(operators: list) -> list[str]:
-    """The block that each operator belongs to, as "stage.block", or what is outside of blocks.
+def operator_blocks(operators: list) -> list[str]:
+    """Return the block of each operator, as "block STAGE.BLOCK" or "outside".
 
-    Graphs that several blocks call have the names of the first: what follows a later block's operators is that one's.
+    Graphs that several blocks call have the names of the first block: operators that follow those of a later block
+    belong to the later one.
     """
     result, current = [], (-1, -1)
     for operator in operators:
-        found = re.search(r"layers-CellList/(\d+)-\w+/blocks-CellList/(\d+)-", operator.scope)
-        found = found or re.search(r"/blocks-CellList/(\d+)-CellList/(\d+)-", operator.scope)
-        if found:
-            current = max(current, (int(found[1]), int(found[2])))
-        result.append(f"block {current[0]}.{current[1]}" if found else "outside")
+        match = re.search(r"layers-CellList/(\d+)-\w+/blocks-CellList/(\d+)-", operator.scope)
+        match = match or re.search(r"/blocks-CellList/(\d+)-CellList/(\d+)-", operator.scope)
+        if match:
+            current = max(current, (int(match[1]), int(match[2])))
+        result.append(f"block {current[0]}.{current[1]}" if match else "outside")
     return result
 
 
 def costs(name: str, batch_size: int, amp: str, flops: float, bandwidth: float) -> dict[str, Cost]:
-    """Costs by block of the forward pass of a batch."""
+    """Return the costs of a batch's forward pass by block, and in total."""
     import mindspore as ms
     import numpy as np
 
-    from src.config.load import DEVICE_DEFAULTS
     from src.measuring.graph import compiled_operators, moved_bytes, multiply_accumulates
     from src.models import create_model
+    from src.models.device_options import DEVICE_DEFAULTS, set_device_options
     from src.models.precision import apply_precision
 
-    model = create_model(name, **DEVICE_DEFAULTS["Ascend"]).set_train(False)
+    model = set_device_options(create_model(name), **DEVICE_DEFAULTS["Ascend"]).set_train(False)
     images = ms.Tensor(np.zeros((batch_size, model.in_chans, *model.img_size), np.float32))
     result: dict[str, Cost] = defaultdict(Cost)
     operators = compiled_operators(apply_precision(model, amp).set_train(False), images)
-    for place, operator in zip(places(operators), operators, strict=True):
+    for block, operator in zip(operator_blocks(operators), operators, strict=True):
         products = multiply_accumulates([operator]) if operator.name not in ("SumExt", "ReduceSum") else 0
-        for key in (place, "total"):
+        for key in (block, "total"):
             result[key].add(operator, products, moved_bytes(operator), flops, bandwidth)
     return result
 
 
-def original(name: str, arguments: dict, options) -> dict:
-    """What the original moves for one image: its operators that are no views, and their bytes."""
+def measure_original(name: str, arguments: dict, options) -> dict:
+    """Count what the original moves for one image: its operators that are no views, and their bytes."""
     images = [1, arguments["in_chans"], arguments["img_size"], arguments["img_size"]]
     command = [options.reference_python, Path(__file__).with_name("benchmark_reference.py"), "--mode", "infer"]
     command += ["--family", name.split("_")[0], "--repository", options.reference, "--images", *images]
@@ -128,13 +130,13 @@ def main(arguments: list[str]) -> None:
     print(f"bound by memory below {balance:.0f} multiply-accumulates a byte; at the peaks ", end="")
     print(f"{options.batch_size / total.alone:.0f} img/s alone, {options.batch_size / total.fused:.0f} fused")
     if options.reference:
-        here = costs(options.name, 1, "O0", options.tflops * 1e12, options.bandwidth * 1e12)["total"]
-        there = original(options.name, model_arguments, options)
+        own = costs(options.name, 1, "O0", options.tflops * 1e12, options.bandwidth * 1e12)["total"]
+        reference = measure_original(options.name, model_arguments, options)
         print(
-            f"one image in float32: here {here.operators} operators move {here.moved_bytes / 1e6:.0f} MB, in the ",
+            f"one image in float32: here {own.operators} operators move {own.moved_bytes / 1e6:.0f} MB, in the ",
             end="",
         )
-        print(f"original {there['operators']} move {there['moved_bytes'] / 1e6:.0f} MB")
+        print(f"original {reference['operators']} move {reference['moved_bytes'] / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The end of a run in a few lines: python scripts/run_summary.py runs/focalv2_digits"""
+"""Print the results of a run in a few lines: python scripts/run_summary.py runs/focalv2_digits"""
 
 import argparse
 import json

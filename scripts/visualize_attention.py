@@ -1,8 +1,8 @@
 """Draw what a layer attends to in an image: scripts/visualize_attention.py --checkpoint C IMAGE --output FOLDER
 
-For one window of queries (or one query) the focal region at each granularity, the attention on it, and Grad-CAM for the
-predicted class: PNG files, and a page (index.html) with all of them. For Focal v1 and v2; of Twins, the windows and the
-subsampled map.
+It draws, for one window of queries (or one query), the focal region at each granularity, the attention on it, and
+Grad-CAM for the predicted class, as PNG files and a page (index.html) with all of them. It works for Focal v1 and v2;
+for Twins it draws the windows and the subsampled map.
 """
 
 import sys
@@ -13,23 +13,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from src.cli import WEIGHTS, Parser, run
 from src.errors import UserError
 
-CAM_TOKENS = 6  # a map for Grad-CAM should have that many on a side
+CAM_TOKENS = 6  # a map for Grad-CAM should have that many tokens on a side
 
 
 def pair(text: str) -> tuple[float, float]:
-    """Two numbers with a comma between."""
+    """Parse two numbers with a comma between."""
     first, second = map(float, text.split(","))
     return first, second
 
 
 def window(text: str) -> tuple[int, int]:
-    """Two whole numbers with a comma between."""
+    """Parse two whole numbers with a comma between."""
     first, second = map(int, text.split(","))
     return first, second
 
 
 def head(text: str) -> int | None:
-    """A number, or None for "mean"."""
+    """Parse a number, or "mean" as None."""
     return None if text == "mean" else int(text)
 
 
@@ -66,11 +66,12 @@ def main(arguments: list[str]) -> None:
 
     import numpy as np
 
-    from src.data.transforms import UnreadableImage, decode
+    from src.data.transforms import Preprocessing, UnreadableImage, decode
     from src.explaining.attention_maps import Place, grad_cam, observe, token_at, view
     from src.explaining.attention_pictures import pictures, write_pictures
     from src.inference.exported import RUNNABLE
-    from src.inference.trained import Prediction, open_checkpoint, softmax
+    from src.inference.trained import open_checkpoint
+    from src.tasks.classification.predictor import Prediction, softmax
 
     if Path(options.checkpoint).suffix.lower() in RUNNABLE:
         raise UserError(f"model {options.checkpoint}: an exported file keeps its attention inside; give a checkpoint")
@@ -81,7 +82,7 @@ def main(arguments: list[str]) -> None:
         options.weights,
         options.device_target,
     )
-    model, preprocessing = trained.network, trained.preprocessing
+    model, preprocessing = trained.network, Preprocessing.from_dict(trained.preprocessing)
     try:
         array = decode(np.fromfile(options.image, np.uint8), preprocessing.channels)
     except (UnreadableImage, OSError) as error:
@@ -97,7 +98,7 @@ def main(arguments: list[str]) -> None:
         height, width = array.shape[:2]
         point = preprocessing.transform.position(options.point, (height, width))
         if point is None:
-            left, top, right, bottom = preprocessing.transform.seen((height, width))
+            left, top, right, bottom = preprocessing.transform.visible_box((height, width))
             raise UserError(
                 f"--point {options.point[0]:g},{options.point[1]:g}: outside of what the model sees of the image, "
                 f"x from {left:g} to {right:g} and y from {top:g} to {bottom:g}"
@@ -114,15 +115,15 @@ def main(arguments: list[str]) -> None:
     title = f"{Path(options.image).name}: layer {layer} of {trained.config.name}"
     write_pictures(options.output, title, shown.kind, made, best)
 
-    told = ", ".join(f"{name} {p:.1%}" for name, p in best[:3])
-    print(f"{options.image}: {told}", flush=True)
+    classes = ", ".join(f"{name} {p:.1%}" for name, p in best[:3])
+    print(f"{options.image}: {classes}", flush=True)
     for group in shown.groups:
         print(f"layer {layer}, {group.name}: {len(group.covers)} keys, {group.share():.1%} of the attention")
     print(f"{len(made)} pictures in {options.output}; open {options.output / 'index.html'}", flush=True)
 
 
 def chosen_class(label: str | None, classes: tuple[str, ...] | None, names: tuple[str, ...]) -> int | None:
-    """The output that a class's name or number stands for.
+    """Return the output that a class's name or number stands for.
 
     Raises:
         UserError: it stands for none.

@@ -1,4 +1,4 @@
-"""The command line that train.py, eval.py and export.py share.
+"""Parses the command line that train.py, eval.py and export.py share, and runs their main functions.
 
 Besides `--config` and `section.key=value`, the flags of the 2022 reports keep working: --arch, --pretrained,
 --device_target, --device_id, --device_num, --data_url, --train_url, --run_openi. They are other spellings of
@@ -20,21 +20,21 @@ BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "n
 
 
 class Parser(argparse.ArgumentParser):
-    """Bad flags are one line, as other bad input is."""
+    """Reports bad flags in one line, like other bad input."""
 
     def error(self, message):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
 def boolean(text: str) -> bool:
-    """true or false, in the spellings of the old ports."""
+    """Parse true or false, in the spellings of the old ports."""
     if text.lower() in BOOLEANS:
         return BOOLEANS[text.lower()]
     raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
 
 
 def parser(script: str, description: str) -> argparse.ArgumentParser:
-    """The flags that all entry points have."""
+    """Make a parser of the flags that all entry points have."""
     result = Parser(prog=script, description=description, allow_abbrev=False)
     result.add_argument("overrides", nargs="*", metavar="section.key=value", help="configuration values to replace")
     result.add_argument("--config", help="YAML file, or the name of one under configs/")
@@ -56,7 +56,7 @@ def parser(script: str, description: str) -> argparse.ArgumentParser:
 
 
 def inference_parser(script: str, description: str) -> argparse.ArgumentParser:
-    """The same, with the choice of a checkpoint and of the weights in it."""
+    """Make a parser of the flags of all entry points, and of the choice of a checkpoint and its weights."""
     result = parser(script, description)
     result.add_argument(
         "--checkpoint", "--pretrained", metavar="FILE", help="default: the best of the configuration's run"
@@ -66,7 +66,7 @@ def inference_parser(script: str, description: str) -> argparse.ArgumentParser:
 
 
 def parse(options_parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
-    """Parsed options. Values to replace may stand between flags, and --run_openi may stand alone for true."""
+    """Parse arguments. Values to replace may stand between flags, and --run_openi may stand alone for true."""
     following = [*arguments[1:], ""]
     arguments = [
         "--run_openi=true" if flag == "--run_openi" and value.lower() not in BOOLEANS else flag
@@ -76,10 +76,10 @@ def parse(options_parser: argparse.ArgumentParser, arguments: list[str]) -> argp
 
 
 def configuration(options, **extra: object):
-    """The configuration that parsed options ask for. `extra` maps "section__key" to a value or None (not given).
+    """Load the configuration that parsed options ask for. `extra` maps "section__key" to a value or None (not given).
 
     Raises:
-        UserError: neither --config nor --arch, or both; and what load_config raises.
+        UserError: neither --config nor --arch was given, or both were; or load_config raises it.
     """
     from src.config.load import load_config
 
@@ -92,15 +92,15 @@ def configuration(options, **extra: object):
         "runtime.device_id": options.device_id,
         **{key.replace("__", "."): value for key, value in extra.items()},
     }
-    given = {key: value for key, value in flags.items() if value is not None}
-    return load_config(options.config or options.arch, options.overrides, given)
+    given_flags = {key: value for key, value in flags.items() if value is not None}
+    return load_config(options.config or options.arch, options.overrides, given_flags)
 
 
 def with_local_data(config, options):
-    """The configuration itself or, with --run_openi, with its data brought to local disk.
+    """Return the configuration; with --run_openi, copy its data to local disk and return it with that path.
 
     Raises:
-        UserError: what stage_in raises.
+        UserError: see stage_in.
     """
     from src.data.staging import stage_in
 
@@ -108,16 +108,16 @@ def with_local_data(config, options):
 
 
 def run(main, script: str) -> int:
-    """Call an entry point with the command line; returns its exit code.
+    """Call an entry point with the command line; return its exit code.
 
-    `main` may return one itself; None is 0. A UserError becomes one line on stderr and code 1, without a traceback
-    unless --debug. Other exceptions are defects and keep theirs. One of several processes does not return: see
-    src.distributed.launch.leave.
+    `main` may return an exit code; None is 0. A UserError becomes one line on stderr and code 1, without a traceback
+    unless --debug is given. Other exceptions are defects and print theirs. One of several processes does not return:
+    see src.distributed.launch.leave.
     """
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
-    # Before MindSpore is imported, which is why entry points import inside their functions. It logs, over many
-    # lines, errors that it also raises.
+    # This must be set before MindSpore is imported; therefore entry points import inside their functions. MindSpore
+    # logs, over many lines, errors that it also raises.
     os.environ.setdefault("GLOG_v", "3" if debug else "4")
     code = 1
     try:
@@ -136,14 +136,14 @@ def run(main, script: str) -> int:
 
 
 def _rank_prefix() -> str:
-    """What tells a line of one rank from another's: nothing for the main one.
+    """Return the prefix that tells this rank's lines from those of others; the main rank has none.
 
-    The others wait before they speak. Most errors are everyone's, and by then the main rank has said it, and the
-    launcher has ended the rest.
+    Other ranks wait first. Most errors happen on all ranks: meanwhile the main rank has printed the error and the
+    launcher has ended the others.
     """
     try:
         rank = launched().rank
-    except UserError:  # which is the error then
+    except UserError:  # then the broken launch is the error to print
         return ""
     if rank == 0:
         return ""

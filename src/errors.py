@@ -1,5 +1,5 @@
-"""The error that is the user's to mend."""
+"""Defines the error for bad input, which the user can mend."""
 
 
 class UserError(Exception):
-    """Bad input. Its message is one line naming the thing and the remedy; entry points print it without a traceback."""
+    """Reports bad input in one line that names the thing and the remedy; entry points print it without a traceback."""

@@ -1,7 +1,7 @@
-"""Generators of random numbers by what they are for.
+"""Makes generators of random numbers, one for each use.
 
-Each is keyed by the run's seed, its purpose and whatever tells one use from another (epoch, position, update, rank),
-and drawn from once: no state goes from one use to the next, so a resumed run and any number of workers draw the same.
+Each is keyed by the run's seed, its purpose and the numbers that tell one use from another (epoch, position, update,
+rank), and used once: no state goes from one use to the next, so a resumed run and any number of workers draw the same.
 """
 
 from enum import IntEnum
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Stream(IntEnum):
-    """Purposes. A new one takes a new number; a changed one changes every run."""
+    """Numbers the purposes of random numbers. A new purpose takes a new number; a changed number changes every run."""
 
     ORDER = 0
     AUGMENTATION = 1
@@ -20,5 +20,5 @@ class Stream(IntEnum):
 
 
 def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:
-    """The generator of one use."""
+    """Make the generator of one use."""
     return np.random.default_rng([seed, stream, *key])

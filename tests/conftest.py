@@ -1,9 +1,12 @@
-"""Fixtures shared by the tests."""
+"""Fixtures shared by the tests, and the order that the test files run in."""
 
+import fcntl
 import gc
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,9 @@ os.environ.setdefault("GLOG_v", "4")  # before MindSpore is imported
 import mindspore as ms
 
 ms.set_device("CPU")  # can be set only before the first operator runs
+# An operator at a time, the calling thread waiting for each: threads that hand operators on wait in busy loops, which
+# takes twenty times the processor time of a small network.
+ms.set_context(mode=ms.PYNATIVE_MODE, pynative_synchronize=True)
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS_CONFIG = ROOT / "configs" / "quickstart" / "focalv2_digits.yaml"
@@ -29,18 +35,86 @@ SMALL_MODEL = [
     "model.focal_topK=16",
 ]
 
+# What compiles fastest and still has all that a run has a state of: one stage of two blocks, so that stochastic depth
+# has a rate, with several windows and a key table.
+TOY_MODEL = [
+    "model.img_size=16",
+    "model.window_size=2",
+    "model.embed_dim=16",
+    "model.depths=[2]",
+    "model.num_heads=[1]",
+    "model.focal_stages=[0]",
+    "model.focal_levels=[1]",
+    "model.focal_topK=8",
+]
+
+# A published model of each kind. What is said of every one of them is marked exhaustive for the others.
+ONE_OF_EACH_KIND = (
+    "focal_tiny_patch4_window7_224",
+    "focal_tiny_useconv_patch4_window7_224",
+    "focalv2_tiny_useconv_patch4_window7_224",
+    "twins_pcpvt_small",
+    "twins_svt_small",
+)
+
+# The files that take minutes, the longest first. Each runs in one process (pytest-xdist's loadfile), and one of these
+# that came last would keep the other processes waiting for its end.
+LONGEST_FIRST = (
+    "tests/test_documented_commands.py",
+    "tests/training/test_processes.py",
+    "tests/test_quickstart.py",
+    "tests/training/test_kills.py",
+    "tests/training/test_resume.py",
+    "tests/test_ascend_readiness.py",
+    "tests/inference/test_exporting.py",
+    "tests/test_entry_points.py",
+    "tests/training/test_run.py",
+)
+
+
+def one_of_each_kind_or_exhaustive(names: Iterable[str]) -> list:
+    """Parameters for a test of every published model, by name."""
+    return [pytest.param(n, marks=[] if n in ONE_OF_EACH_KIND else pytest.mark.exhaustive) for n in names]
+
+
+def pytest_collection_modifyitems(items):
+    places = {ROOT / name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=3, help="how often tests/training/test_kills.py kills its run")
-    parser.addoption("--write-graph-limits", action="store_true", help="store what tests/test_graph_limits.py counts")
+    parser.addoption("--write-graph-limits", action="store_true", help="store what test_graph_limits.py counts")
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory) -> Path:
+def made_once(tmp_path_factory):
+    """made_once("name", make) is a folder that make(folder) fills once, in whichever test process comes to it first."""
+    together = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each process has a folder of its own in the one of them all
+        together = together.parent
+
+    def folder_of(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = together / name, together / f"{name}.made"
+        with open(together / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of an attempt that failed
+                make(folder)
+                done.touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def digits(made_once) -> Path:
     """The handwritten digits as an image folder."""
-    folder = tmp_path_factory.mktemp("data") / "digits"
-    subprocess.run([sys.executable, "scripts/prepare_digits.py", "--output", folder], cwd=ROOT, check=True)
-    return folder
+
+    def make(folder):
+        subprocess.run([sys.executable, "scripts/prepare_digits.py", "--output", folder], cwd=ROOT, check=True)
+
+    return made_once("digits", make)
 
 
 @pytest.fixture
@@ -63,6 +137,19 @@ def run_script(capsys, monkeypatch):
         return code, captured.out, captured.err
 
     return call
+
+
+@pytest.fixture(autouse=True)
+def _operator_by_operator():
+    """MindSpore's mode before each test, whatever ran before it: training and evaluation set the configured one."""
+    yield
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+
+
+@pytest.fixture
+def graph_mode(_operator_by_operator):
+    """Cells that the test calls are compiled: for what a graph could do differently. It costs seconds a cell."""
+    ms.set_context(mode=ms.GRAPH_MODE)
 
 
 @pytest.fixture(scope="module", autouse=True)

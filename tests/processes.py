@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.conftest import DIGITS_CONFIG, ROOT, SMALL_MODEL
+from tests.conftest import DIGITS_CONFIG, ROOT, TOY_MODEL
 
 BIN = Path(sys.executable).parent
 # mpirun as root, and with more processes than cores (Open MPI 5; 4 takes the other name).
@@ -33,7 +33,7 @@ def msrun(ranks: int, port: int, logs: Path, *command) -> list[str]:
 
 def train_command(data: Path, output: Path, *overrides: str) -> list[str]:
     """train.py on digits with a network that compiles fast."""
-    return ["train.py", "--config", str(DIGITS_CONFIG), *SMALL_MODEL, f"data.path={data}", f"runtime.output={output}",
+    return ["train.py", "--config", str(DIGITS_CONFIG), *TOY_MODEL, f"data.path={data}", f"runtime.output={output}",
             "data.workers=1", "schedule.warmup_epochs=0", *overrides]  # fmt: skip
 
 

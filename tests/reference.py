@@ -14,12 +14,12 @@ def figures(name: str) -> dict:
     return json.loads((FOLDER / f"{name}.json").read_text())
 
 
-def formula_value(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The value of a trainable parameter by its official name."""
+def formula_value(name: str, shape: tuple[int, ...], scale: float = 0.5) -> np.ndarray:
+    """The value of a trainable parameter by its official name; `scale` is that of weights that are no tables."""
     values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
     if len(shape) >= 2:
         table = "relative_position" in name or "pos_embed" in name
-        return (values * (0.5 if table else 0.5 / np.sqrt(np.prod(shape[1:])))).astype(np.float32)
+        return (values * (0.5 if table else scale / np.sqrt(np.prod(shape[1:])))).astype(np.float32)
     value = (values * 0.1).astype(np.float32)
     gain = ("norm" in name and name.endswith(".weight")) or name.endswith(("gamma_1", "gamma_2"))
     return value + np.float32(1) if gain else value

@@ -8,9 +8,10 @@ import numpy as np
 from PIL import Image
 
 from src.config.load import load_config
-from src.tasks.classification.evaluation_report import report, write_evaluation
+from src.tasks.classification.evaluation_report import report
 from src.tasks.classification.label_maps import LabelSpace
 from src.tasks.classification.metrics import Metrics, Scoring
+from src.tasks.evaluation_file import write_evaluation
 
 
 def lines_of(epochs: float, updates_per_epoch: int = 10, interval: int = 5) -> list[dict]:
@@ -59,7 +60,7 @@ def evaluate_run(folder: Path, images, predicted: np.ndarray, epoch: int = 1) ->
     content = {"checkpoint": "best.ckpt", "weights": "ema", "epoch": epoch}
     config = load_config(folder / "config.yaml")
     content |= report(metrics, Scoring(space, images.size), config, images, (32, 32))
-    write_evaluation(folder / "evaluation.json", content, confusion)
+    write_evaluation(folder / "evaluation.json", content, {"confusion": confusion[:, :-1]})
     return content
 
 

@@ -26,13 +26,14 @@ from mindspore import Tensor, nn, ops
 from mindspore.communication._comm_helper import DEVICE_TO_BACKEND
 from mindspore.ops.auto_generate import gen_ops_prim
 
-from src.config.load import DEVICE_DEFAULTS, load_config
+from src.config.load import load_config
 from src.config.schema import OptimizerConfig, RuntimeConfig
 from src.distributed import ranks as distributed
 from src.distributed.launch import Launch
 from src.errors import UserError
 from src.measuring.graph import PRODUCT_RULES, compiled_operators
 from src.models import create_model
+from src.models.device_options import DEVICE_DEFAULTS, set_device_options
 from src.models.precision import apply_precision
 from src.tasks.classification.loss import SoftTargetCrossEntropy
 from src.training.ema import ExponentialMovingAverage
@@ -61,7 +62,7 @@ DROPPING = {"drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_path_rate": 0.1}
 
 def build(name):
     family, arguments = MODELS[name]
-    return create_model(family, **arguments | DROPPING, **DEVICE_DEFAULTS["Ascend"])
+    return set_device_options(create_model(family, **arguments | DROPPING), **DEVICE_DEFAULTS["Ascend"])
 
 
 def train_operators(model, images, classes, *, optimizer="adamw", level="O0", update=True):
@@ -72,8 +73,7 @@ def train_operators(model, images, classes, *, optimizer="adamw", level="O0", up
     """
     parameters = model.trainable_params()
     step = TrainStep(
-        apply_precision(model, level),
-        SoftTargetCrossEntropy(),
+        SoftTargetCrossEntropy(apply_precision(model, level)),
         parameters,
         create_optimizer(model, OptimizerConfig(name=optimizer, clip_norm=5.0)),
         LossScale(1024.0, dynamic=True, growth_interval=2000),
@@ -85,7 +85,8 @@ def train_operators(model, images, classes, *, optimizer="adamw", level="O0", up
     ).set_train()
     drop_path = model.draw_drop_path(np.random.default_rng(0), BATCH) if hasattr(model, "draw_drop_path") else None
     zeros = [Tensor(np.zeros(shape, np.float32)) for shape in (images, (BATCH, classes))]
-    return compiled_operators(step, *zeros, Tensor(1e-3, ms.float32), drop_path, Tensor(1, ms.int32), update)
+    rate, no_vote = Tensor(1e-3, ms.float32), Tensor(0.0, ms.float32)
+    return compiled_operators(step, rate, update, no_vote, *zeros, drop_path, Tensor(1, ms.int32))
 
 
 def eval_operators(name, level):
@@ -238,7 +239,7 @@ def test_the_register_is_cleared_before_the_step_and_read_after_it(name):
         operators = graphs_of(name)[f"train {level}"]
         (cleared,) = (operator.index for operator in operators if operator.name == "NPUClearFloatStatusV2")
         (read,) = (operator for operator in operators if operator.name == "NPUGetFloatStatusV2")
-        images = [value for operator in operators for value in operator.inputs if value.name == "images"]
+        images = [value for operator in operators for value in operator.inputs if value.name == "inputs0"]
         assert images and all(cleared in value.after for value in images)
         awaited = Counter(type.shape for index in read.inputs[0].after for type in operators[index].outputs)
         assert Counter(parameter.shape for parameter in build(name).trainable_params()) <= awaited
@@ -318,7 +319,7 @@ import numpy as np
 import mindspore as ms
 from src.distributed.ranks import start
 from src.config.load import load_config
-from tests.training.test_train_step import build
+from tests.training.test_train_step import build, take
 
 losses = {}
 for mode in ("graph", "pynative"):
@@ -326,8 +327,8 @@ for mode in ("graph", "pynative"):
         runtime = {"device_target": "CPU", "mode": mode, "jit_level": level}
         start(load_config("focalv2_digits", [f"runtime.{key}={value}" for key, value in runtime.items()]))
         step = build(clip_norm=1.0, ema_decay=0.9)[1]
-        images, targets = (ms.Tensor(np.ones(shape, np.float32)) for shape in ((8, 4), (8, 3)))
-        losses[f"{mode} {level}"] = float(step(images, targets, ms.Tensor(1e-3, ms.float32))[0].asnumpy())
+        images, targets = (np.ones(shape, np.float32) for shape in ((8, 4), (8, 3)))
+        losses[f"{mode} {level}"] = float(take(step, images, targets)[0])
 print(json.dumps(losses))
 """
 

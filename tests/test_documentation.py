@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 
-from src.config.schema import SECTIONS
+from src.config.task_sections import TASK_SECTIONS
 from src.measuring.published import PUBLISHED
 from src.models import find_model, list_models
 from tests.conftest import ROOT
@@ -24,9 +24,12 @@ from tests.documents import (
 from tests.reference import figures
 
 READMES = ("README.md", "README_zh.md")
-LANGUAGES = ("bash", "python", "text", "bibtex")
+LANGUAGES = ("bash", "python", "text", "bibtex", "mermaid")
 SUFFIXES = ("py", "json", "zip", "yaml", "onnx", "mindir")
-KEYS = {section: set(schema.model_fields) for section, schema in SECTIONS.items()}
+KEYS: dict[str, set[str]] = {}
+for sections in TASK_SECTIONS.values():
+    for section, schema in sections.schemas().items():
+        KEYS.setdefault(section, set()).update(schema.model_fields)
 KEYS["model"] = {"name"}.union(*(find_model(family)[0].parameters() for family in ("focal", "focalv2", "twins")))
 FOLDERS = ("src", "scripts", "configs", "docs", "tests")
 

@@ -1,7 +1,8 @@
 """Every statement in the documents' blocks does what it says, as typed, in a copy of the repository.
 
 The copy is small where the original is large: a network that compiles fast, one epoch, a few images, random weights of
-the published models. Statements are typed in the order of the documents, for later ones use what earlier ones made.
+the published models, types and tests of one file. Statements are typed in the order of the documents, for later ones
+use what earlier ones made.
 Each is of one of three kinds, found by the rules below and not by a list that a new one could be missing from:
 
 - run: everything, unless
@@ -26,7 +27,7 @@ from PIL import Image
 
 from src.files.weights import save_weights
 from src.models import create_model, list_models
-from tests.conftest import ROOT, SMALL_MODEL
+from tests.conftest import ROOT, TOY_MODEL
 from tests.documents import DOCUMENTS, Block, blocks_of, statements_of, uncommented
 from tests.processes import ALLOWED, BIN
 
@@ -120,13 +121,23 @@ def write_images(folder: Path, names: list[str]) -> None:
 def shrink(config: Path) -> None:
     """The quickstart's network and recipe, for one epoch of a network that compiles fast."""
     content = yaml.safe_load(config.read_text())
-    for override in SMALL_MODEL:
+    for override in TOY_MODEL:
         key, _, value = override.partition("=")
         content["model"][key.removeprefix("model.")] = yaml.safe_load(value)
     content["train"]["epochs"] = 1
     content["schedule"]["warmup_epochs"] = 0
     content["data"]["workers"] = 1
     config.write_text(yaml.safe_dump(content))
+
+
+def shrink_checks(folder: Path) -> None:
+    """Lint, types and tests as in the original, of less: the types of one file, and in this process a test or two."""
+    settings = folder / "pyproject.toml"
+    text = re.sub(r'^files = \[.*"src".*\]$', 'files = ["src/errors.py"]', settings.read_text(), flags=re.MULTILINE)
+    settings.write_text(text.replace("--numprocesses 2", "--numprocesses 0"))
+    (folder / "tests" / "test_names.py").write_text(
+        "import pytest\n\n\n@pytest.mark.exhaustive\ndef test_every_name():\n    pass\n"
+    )
 
 
 def stand_in(folder: Path, name: str) -> None:
@@ -148,6 +159,7 @@ class Workshop:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
         shrink(folder / "configs/quickstart/focalv2_digits.yaml")
+        shrink_checks(folder)
         five = folder / "configs/finetune/focalv2_digits5_64.yaml"
         five.write_text(five.read_text().replace("epochs: 5\n", "epochs: 1\n"))
         self.make_environment()

@@ -12,8 +12,9 @@ from mindspore import Tensor, nn
 
 from src.config.load import load_config
 from src.errors import UserError
-from src.inference.export import sample_images, verify
-from tests.conftest import DIGITS_CONFIG, ROOT, SMALL_MODEL
+from src.inference.export import verify
+from src.tasks.find_task import create_task
+from tests.conftest import DIGITS_CONFIG, ROOT, TOY_MODEL
 
 TINY = "focalv2_tiny_useconv_patch4_window7_224"
 
@@ -22,7 +23,7 @@ TINY = "focalv2_tiny_useconv_patch4_window7_224"
 def run(digits, tmp_path_factory):
     """A run of one epoch, made by train.py in a process of its own: its folder and the options that made it."""
     output = tmp_path_factory.mktemp("runs") / "digits"
-    options = ["--config", str(DIGITS_CONFIG), f"--data_url={digits}", *SMALL_MODEL, "train.epochs=1",
+    options = ["--config", str(DIGITS_CONFIG), f"--data_url={digits}", *TOY_MODEL, "train.epochs=1",
                "schedule.warmup_epochs=0", "data.workers=1", "eval.batch_size=100"]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "train.py", *options, f"--train_url={output}", "--device_target", "CPU"],
@@ -35,7 +36,7 @@ def run(digits, tmp_path_factory):
 
 OTHER_FAMILIES = {
     # A map of 9 x 9 in windows of 4: padded, with neighbours and three levels.
-    "focal": "img_size: 36\n  embed_dim: 16\n  depths: [2, 1]\n  num_heads: [1, 2]\n  window_size: 4\n"
+    "focal": "img_size: 36\n  embed_dim: 16\n  depths: [1, 1]\n  num_heads: [1, 2]\n  window_size: 4\n"
              "  focal_levels: [3, 2]\n  focal_windows: [3, 1]\n  expand_sizes: [1, 1]\n",
     "twins": "img_size: 40\n  embed_dims: [16, 32]\n  depths: [2, 1]\n  num_heads: [1, 2]\n  mlp_ratios: [2.0, 2.0]\n"
              "  sr_ratios: [2, 1]\n  wss: [4, 4]\n",
@@ -59,7 +60,7 @@ def test_other_families_train_evaluate_and_export(family, digits, run_script, tm
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     code, out, err = run_script("eval.py", "--config", config, "--weights", "ema")
     assert (code, err) == (0, "")
-    assert f"top-1 {summary['best_top1']:.2f}%" in out
+    assert f"top-1 {summary['best']:.2f}%" in out
     code, out, err = run_script("export.py", "--config", config, "--output", tmp_path / "x.mindir")
     assert (code, err) == (0, "")
     assert "verified on validation images" in out
@@ -84,7 +85,7 @@ def test_eval_takes_the_best_and_either_weights(run, run_script, tmp_path):
         assert seen[weights]["count"] == 360
     assert seen["raw"]["loss_sum"] != seen["ema"]["loss_sum"]
     # The best top-1 of the run was measured with the averaged weights.
-    assert seen["ema"]["top1"] == json.loads((output / "summary.json").read_text())["best_top1"]
+    assert seen["ema"]["top1"] == json.loads((output / "summary.json").read_text())["best"]
     code, out, _ = run_script(
         "eval.py", *options, "--pretrained", output / "checkpoints" / "last.ckpt", "--device_id=0"
     )
@@ -104,9 +105,9 @@ def test_export_is_verified_against_the_checkpoint(run, run_script, digits, tmp_
     code, out, err = run_script("export.py", *options, "--format", "MINDIR", "--output", target, "--batch_size", "3")
     assert (code, err) == (0, "")
     assert "verified on validation images" in out
-    config = load_config(DIGITS_CONFIG, [*SMALL_MODEL, f"data.path={digits}"])
+    config = load_config(DIGITS_CONFIG, [*TOY_MODEL, f"data.path={digits}"])
     model = config.build_model("CPU").set_train(False)
-    images, source = sample_images(config, model, 3)
+    images, source = create_task(config).sample_inputs(model, 3)
     assert source == "validation images"
     assert nn.GraphCell(ms.load(str(target)))(Tensor(images)).shape == (3, 10)
     with pytest.raises(UserError, match="differ from the checkpoint's"):

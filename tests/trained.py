@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 from mindspore import Tensor
 
-from src.files.weights import CLASSES, official_names, write_checkpoint
-from src.training.checkpoint import CONFIG
+from src.files.weights import CLASSES, CONFIG, official_names, write_checkpoint
 from tests.reference import formula_value
 
 DIGIT_NAMES = tuple(f"digit {label}" for label in range(10))
@@ -21,7 +20,7 @@ def with_formula_weights(model):
     return model.set_train(False)
 
 
-def write_digits_checkpoint(config, path: Path) -> Path:
+def write_digits_checkpoint(config, path: Path, classes: tuple[str, ...] = DIGIT_NAMES) -> Path:
     """A checkpoint as training writes them, with raw and averaged weights that differ."""
     parameters = with_formula_weights(config.build_model("CPU")).get_parameters()
     values = {parameter.name: Tensor(parameter.asnumpy()) for parameter in parameters}
@@ -30,5 +29,5 @@ def write_digits_checkpoint(config, path: Path) -> Path:
         for name, value in values.items()
         if "topk_cloest_indice" not in name
     }
-    write_checkpoint(path, values | average, {CONFIG: config.to_yaml(), CLASSES: json.dumps(DIGIT_NAMES)})
+    write_checkpoint(path, values | average, {CONFIG: config.to_yaml(), CLASSES: json.dumps(classes)})
     return path

@@ -1,1 +1,1 @@
-"""Configuration: YAML files, their inheritance, overrides and validation."""
+"""Loads configurations from YAML files, with inheritance, overrides and validation."""

@@ -18,39 +18,30 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic import create_model as create_schema
 
+from src.config.renamed_keys import RENAMED_KEYS
 from src.config.schema import (
-    RENAMED_KEYS,
-    SECTIONS,
+    COMMON_SECTIONS,
     AmpConfig,
-    AugmentConfig,
-    DataConfig,
     EmaConfig,
-    EvalConfig,
     OptimizerConfig,
     RuntimeConfig,
     ScheduleConfig,
     Section,
     TrainConfig,
 )
-from src.data.rand_augment import PolicyError, parse_policy
+from src.config.task_sections import DEFAULT_TASK, TASK_SECTIONS
 from src.errors import UserError
 from src.models import ArgumentError, create_model, find_model, resolve_arguments
+from src.models.device_options import DEVICE_DEFAULTS, DEVICE_OPTIONS, set_device_options
 
 CONFIG_ROOT = Path(__file__).resolve().parent.parent.parent / "configs"
 COMMAND_LINE = "command line"
+TOP_LEVEL = ("name", "task")  # keys that are in no section
+SECTION_NAMES = ("model", "backbone", "data", "augment", "eval", *COMMON_SECTIONS)
 
 
 class ConfigError(UserError):
     """A configuration that cannot work; the message names the file and the key."""
-
-
-# Constructor arguments that are a matter of the device and live in the runtime section.
-RUNTIME_ARGUMENTS = ("conv_implementation", "norm_gradient", "gelu")
-# What each of them is by default.
-DEVICE_DEFAULTS = {
-    "CPU": {"conv_implementation": "unfold", "norm_gradient": "products", "gelu": "polynomial"},
-    "Ascend": {"conv_implementation": "conv2d", "norm_gradient": "operator", "gelu": "erf"},
-}
 
 
 @dataclass(frozen=True)
@@ -62,8 +53,7 @@ class ModelConfig:
 
     def resolved(self) -> dict[str, Any]:
         """Every constructor argument that the model section may hold."""
-        arguments = resolve_arguments(self.name, self.arguments)[1]
-        return {key: value for key, value in arguments.items() if key not in RUNTIME_ARGUMENTS}
+        return resolve_arguments(self.name, self.arguments)[1]
 
 
 @dataclass(frozen=True)
@@ -71,15 +61,17 @@ class Config:
     """A validated configuration. `sources` tells for every given key the file (or command line) it came from."""
 
     name: str
+    task: str
     model: ModelConfig
-    data: DataConfig
-    augment: AugmentConfig
+    backbone: ModelConfig | None  # where the task's model is built around one
+    data: Any  # this and the next have the schemas of the task, see task_sections.py
+    augment: Any
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     train: TrainConfig
     ema: EmaConfig
     amp: AmpConfig
-    eval: EvalConfig
+    eval: Any  # of the task's schema
     runtime: RuntimeConfig
     sources: dict[str, str] = field(default_factory=dict, compare=False)
 
@@ -88,17 +80,19 @@ class Config:
         """Folder of the run."""
         return Path("runs") / self.name if self.runtime.output == "auto" else Path(self.runtime.output)
 
-    def build_model(self, device_target: str, **runtime_arguments: str):
+    def build_model(self, device_target: str, **device_options: str):
         """The configured model, with randomly initialised weights, for "CPU" or "Ascend".
 
-        Of RUNTIME_ARGUMENTS, those given take the place of the configured ones.
+        Args:
+            device_options: of set_device_options; those given take the place of the configured ones.
         """
-        chosen = {name: getattr(self.runtime, name) for name in RUNTIME_ARGUMENTS} | runtime_arguments
+        arguments = dict(self.model.arguments)
+        if self.train.recompute:  # one of two names of the same thing: the original's is among the model's arguments
+            arguments["use_checkpoint"] = True
+        chosen = {name: getattr(self.runtime, name) for name in DEVICE_OPTIONS} | device_options
         defaults = DEVICE_DEFAULTS[device_target]
         chosen = {name: defaults[name] if value == "auto" else value for name, value in chosen.items()}
-        if self.train.recompute:  # one of two names of the same thing: the original's is among the model's arguments
-            chosen["use_checkpoint"] = True
-        return create_model(self.model.name, **self.model.arguments | chosen)
+        return set_device_options(create_model(self.model.name, **arguments), **chosen)
 
     def with_data_path(self, path: Path) -> "Config":
         """The same configuration with its data elsewhere."""
@@ -110,8 +104,18 @@ class Config:
 
     def to_dict(self) -> dict:
         """Every key with its value, ready to be written as YAML and loaded again."""
-        sections = {name: getattr(self, name).model_dump() for name in SECTIONS}
-        return _plain({"name": self.name, "model": {"name": self.model.name, **self.model.resolved()}, **sections})
+        head: dict[str, Any] = {"name": self.name}
+        if self.task != DEFAULT_TASK:
+            head["task"] = self.task
+        if self.backbone is not None:
+            head["backbone"] = {"name": self.backbone.name, **self.backbone.resolved()}
+        head["model"] = {"name": self.model.name, **self.model.resolved()}
+        sections = {name: getattr(self, name).model_dump() for name in TASK_SECTIONS[self.task].schemas()}
+        return _plain(head | sections)
+
+    def defaults(self) -> dict:
+        """Every key of the sections that have defaults of their own, with its default."""
+        return _plain({name: schema().model_dump() for name, schema in TASK_SECTIONS[self.task].schemas().items()})
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
@@ -232,7 +236,7 @@ def load_model_config(name: str, overrides: Sequence[str] = ()) -> ModelConfig:
             raise ConfigError(f"{COMMAND_LINE}: {text!r} is not of the form key=value")
         key, value = _parse_override(f"model.{text.removeprefix('model.')}")
         given[key.removeprefix("model.")] = value
-    return _validate_model(given, {f"model.{key}": COMMAND_LINE for key in given}, COMMAND_LINE)
+    return _validate_model("model", given, {f"model.{key}": COMMAND_LINE for key in given}, COMMAND_LINE)
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -276,10 +280,10 @@ def _flat(content: dict, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Flat {"section.key": value} of sections, and the file for each."""
     values, sources = {}, {}
     for section, keys in content.items():
-        if section == "name" and isinstance(keys, str) and keys:
-            values["name"], sources["name"] = keys, _shown(path)
+        if section in TOP_LEVEL and isinstance(keys, str) and keys:
+            values[section], sources[section] = keys, _shown(path)
             continue
-        if section not in (*SECTIONS, "model") or not isinstance(keys, dict):
+        if section not in SECTION_NAMES or not isinstance(keys, dict):
             _refuse_top_level(section, keys, _shown(path))
         for key, value in keys.items():
             values[f"{section}.{key}"], sources[f"{section}.{key}"] = value, _shown(path)
@@ -289,11 +293,11 @@ def _flat(content: dict, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 def _refuse_top_level(key, value, source):
     if key in RENAMED_KEYS and not isinstance(value, dict):
         raise ConfigError(f"{source}: {key}: is now {RENAMED_KEYS[key]} (keys live in sections)")
-    if key == "name":
-        raise ConfigError(f"{source}: name: must be a text, got {value!r}")
-    if key in (*SECTIONS, "model"):
+    if key in TOP_LEVEL:
+        raise ConfigError(f"{source}: {key}: must be a text, got {value!r}")
+    if key in SECTION_NAMES:
         raise ConfigError(f"{source}: {key}: is a section and needs keys below it, got {value!r}")
-    raise ConfigError(f"{source}: {key}: unknown section{_nearest(str(key), [*SECTIONS, 'model', 'base', 'name'])}")
+    raise ConfigError(f"{source}: {key}: unknown section{_nearest(str(key), [*SECTION_NAMES, 'base', *TOP_LEVEL])}")
 
 
 def _nearest(key: str, names) -> str:
@@ -307,9 +311,9 @@ def _parse_override(text: str) -> tuple[str, Any]:
         raise ConfigError(f"{COMMAND_LINE}: {text!r} is not of the form section.key=value")
     if key in RENAMED_KEYS:
         raise ConfigError(f"{COMMAND_LINE}: {key}: is now {RENAMED_KEYS[key]}")
-    if key.count(".") != 1 or key.split(".")[0] not in (*SECTIONS, "model"):
+    if key.count(".") != 1 or key.split(".")[0] not in SECTION_NAMES:
         section = key.split(".")[0]
-        raise ConfigError(f"{COMMAND_LINE}: {key}: unknown section{_nearest(section, [*SECTIONS, 'model'])}")
+        raise ConfigError(f"{COMMAND_LINE}: {key}: unknown section{_nearest(section, SECTION_NAMES)}")
     try:
         return key, yaml.load(value, _Loader)
     except yaml.YAMLError as error:
@@ -319,17 +323,27 @@ def _parse_override(text: str) -> tuple[str, Any]:
 def _validate(path: Path, values: dict, sources: dict) -> Config:
     shown = _shown(path)
     values = dict(values)
-    name = values.pop("name", path.stem)
-    by_section: dict[str, dict] = {section: {} for section in (*SECTIONS, "model")}
+    name, task = values.pop("name", path.stem), values.pop("task", DEFAULT_TASK)
+    if task not in TASK_SECTIONS:
+        raise ConfigError(f"{sources['task']}: task: unknown task {task!r}{_nearest(task, TASK_SECTIONS)}")
+    by_section: dict[str, dict] = {section: {} for section in SECTION_NAMES}
     for key, value in values.items():
         section, local = key.split(".", 1)
         by_section[section][local] = value
 
-    sections = {}
-    for section, schema in SECTIONS.items():
-        sections[section] = _validate_section(section, schema, by_section[section], sources, shown)
-    model = _validate_model(by_section["model"], sources, shown)
-    config = Config(name=name, model=model, sources=sources, **sections)
+    own = TASK_SECTIONS[task]
+    sections = {
+        section: _validate_section(section, schema, by_section[section], sources, shown)
+        for section, schema in own.schemas().items()
+    }
+    model = _validate_model("model", by_section["model"], sources, shown)
+    backbone = None
+    if own.has_backbone:
+        backbone = _validate_model("backbone", by_section["backbone"], sources, shown)
+    elif by_section["backbone"]:
+        source = next(source for key, source in sources.items() if key.startswith("backbone."))
+        raise ConfigError(f"{source}: backbone: has no meaning in the task {task}; its network is the section model")
+    config = Config(name=name, task=task, model=model, backbone=backbone, sources=sources, **sections)
     _check_across_sections(config)
     return config
 
@@ -354,65 +368,74 @@ def _validate_section(section: str, schema: type[BaseModel], given: dict, source
         raise ConfigError(f"{source}: {key}: {' or '.join(problems)}{got}") from error
 
 
-def _validate_model(given: dict, sources: dict, shown: str) -> ModelConfig:
-    """Check the model section against the constructor's signature, then by the model's own rules."""
+def _validate_model(section: str, given: dict, sources: dict, shown: str) -> ModelConfig:
+    """Check a section of a network against the constructor's signature, then by the network's own rules."""
     given = dict(given)
     name = given.pop("name", None)
+    key = f"{section}.name"
     if not isinstance(name, str):
-        raise ConfigError(f"{sources.get('model.name', shown)}: model.name: must be the name of a model, got {name!r}")
+        raise ConfigError(f"{sources.get(key, shown)}: {key}: must be the name of a model, got {name!r}")
     try:
         family, _ = find_model(name)
     except ValueError as error:
-        raise ConfigError(f"{sources['model.name']}: model.name: {error}") from error
+        raise ConfigError(f"{sources[key]}: {key}: {error}") from error
     # Without defaults in the schema, only what was given is checked and kept.
     fields: dict[str, Any] = {
-        key: (parameter.annotation, None)
-        for key, parameter in family.parameters().items()
-        if key not in RUNTIME_ARGUMENTS
+        argument: (parameter.annotation, None) for argument, parameter in family.parameters().items()
     }
     schema = create_schema("ModelArguments", __config__=Section.model_config, **fields)
-    _validate_section("model", schema, given, sources, shown)
+    _validate_section(section, schema, given, sources, shown)
     try:
         resolve_arguments(name, given)
     except ArgumentError as error:
-        key = f"model.{error.argument}"
-        source = sources.get(key, sources["model.name"])
-        raise ConfigError(f"{source}: {key}: {error.reason}") from error
+        argument = f"{section}.{error.argument}"
+        source = sources.get(argument, sources[key])
+        raise ConfigError(f"{source}: {argument}: {error.reason}") from error
     return ModelConfig(name, given)
 
 
 def _check_across_sections(config: Config) -> None:
-    channels = config.model.resolved()["in_chans"]
-    if channels not in (1, 3):
-        raise config.error("model.in_chans", f"images are read as grey (1) or RGB (3), not with {channels} channels")
-    for key in ("mean", "std"):
-        if len(getattr(config.data, key)) != channels:
-            raise config.error(f"data.{key}", f"has {len(getattr(config.data, key))} values for {channels} channels")
-    if config.augment.cooldown != "all" and not config.schedule.cooldown_epochs:
-        raise config.error("augment.cooldown", "has no effect without schedule.cooldown_epochs")
-    if config.augment.auto_augment is not None:
-        try:
-            parse_policy(config.augment.auto_augment)
-        except PolicyError as error:
-            raise config.error("augment.auto_augment", str(error)) from error
-    stages = len(config.model.resolved()["depths"])
+    TASK_SECTIONS[config.task].check(config)
+    stages = len((config.backbone or config.model).resolved().get("depths", ()))
     if config.train.frozen_stages > stages:
         raise config.error(
             "train.frozen_stages",
             f"{config.train.frozen_stages} is more than the {stages} stages of {config.model.name}",
         )
+    _check_alternatives(config)
     _check_schedule(config)
 
 
+def _check_alternatives(config: Config) -> None:
+    """See that of two keys for one thing one is null and the other is not."""
+    for section in COMMON_SECTIONS:
+        values = getattr(config, section)
+        for key, other in values.ALTERNATIVES.items():
+            value, instead = getattr(values, key), getattr(values, other)
+            if value is not None and instead is not None:
+                raise config.error(
+                    f"{section}.{key}",
+                    f"takes the place of {section}.{other}, which is {instead}; set one of them to null",
+                )
+            if value is None and instead is None:
+                raise config.error(f"{section}.{other}", f"is null, and so is {section}.{key}; one of them is needed")
+
+
 def _check_schedule(config: Config) -> None:
-    schedule, epochs = config.schedule, config.train.epochs
-    if schedule.warmup_epochs + schedule.cooldown_epochs > epochs:
+    schedule, epochs, updates = config.schedule, config.train.epochs, config.train.updates
+    warmup = schedule.warmup_epochs or 0.0
+    # Lengths in different units are compared when it is known how many updates an epoch has (run_length).
+    if epochs is not None and warmup + schedule.cooldown_epochs > epochs:
         raise config.error(
             "schedule.warmup_epochs",
-            f"{schedule.warmup_epochs:g} warm-up and {schedule.cooldown_epochs:g} cool-down epochs do not fit into "
+            f"{warmup:g} warm-up and {schedule.cooldown_epochs:g} cool-down epochs do not fit into "
             f"train.epochs {epochs}",
         )
-    if schedule.name in ("cosine", "clipped_cosine", "linear") and schedule.min_lr > config.optimizer.base_lr:
+    if updates is not None and (schedule.warmup_updates or 0) > updates:
+        raise config.error(
+            "schedule.warmup_updates", f"{schedule.warmup_updates} do not fit into train.updates {updates}"
+        )
+    if schedule.name in ("cosine", "clipped_cosine", "linear", "poly") and schedule.min_lr > config.optimizer.base_lr:
         raise config.error(
             "schedule.min_lr", f"{schedule.min_lr:g} is above optimizer.base_lr {config.optimizer.base_lr:g}"
         )
@@ -422,7 +445,9 @@ def _check_schedule(config: Config) -> None:
         raise config.error("schedule.milestones", problem)
     if any(later <= earlier for earlier, later in itertools.pairwise(milestones)):
         raise config.error("schedule.milestones", f"{milestones} must be in ascending order")
-    start = schedule.warmup_epochs if schedule.warmup_prefix else 0
+    if epochs is None:
+        return
+    start = warmup if schedule.warmup_prefix else 0
     shape = epochs - schedule.cooldown_epochs - start
     if milestones and milestones[-1] >= shape:
         after = " after warm-up" if start else ""

@@ -1,11 +1,12 @@
-"""The sections of a configuration: every key with its type, its default and what it means.
+"""The sections of a configuration that every task has: each key with its type, its default and what it means.
 
-The model section is not here: its keys are the arguments of the model's constructor (src/models).
+The sections data, augment and eval are a task's own (task_sections.py). The sections model and backbone are not here:
+their keys are the arguments of constructors (src/models).
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -15,61 +16,15 @@ Rate = Annotated[float, Field(ge=0)]
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
+    # Pairs of keys of which one is null and the other is not (src/config/load.py sees to it).
+    ALTERNATIVES: ClassVar[dict[str, str]] = {}
 
-class DataConfig(Section):
-    """Where images come from and how they are read."""
-
-    path: str = "data/imagenet"  # folder that holds train and val: folders, zip or MindRecord files (docs/training.md)
-    train: str = "train"
-    val: str = "val"
-    workers: Literal["auto"] | Positive = (
-        "auto"  # reader processes per device; auto: the cores divided among the devices
-    )
-    prefetch: Literal["auto"] | Positive = "auto"  # rows that each stage of the pipeline keeps ready
-    numa: Literal["auto"] | bool = "auto"  # bind each process to a memory node; auto: where there are several
-    mean: list[float] = Field([0.485, 0.456, 0.406], min_length=1)  # of pixels scaled to [0, 1], per channel
-    std: list[Annotated[float, Field(gt=0)]] = Field([0.229, 0.224, 0.225], min_length=1)
-
-
-class AugmentConfig(Section):
-    """What training does to images and targets."""
-
-    scale: list[Annotated[float, Field(gt=0, le=1)]] = Field([0.08, 1.0], min_length=2, max_length=2)  # crop area
-    ratio: list[Annotated[float, Field(gt=0)]] = Field([0.75, 4 / 3], min_length=2, max_length=2)  # crop width / height
-    interpolation: Literal["bicubic", "bilinear", "random"] = (
-        "bicubic"  # random: one of the two per image and operation
-    )
-    hflip: Fraction = 0.5
-    vflip: Fraction = 0.0
-    repeats: Positive = (
-        1  # repeated augmentation (arXiv 1901.09335): copies of an image, each augmented anew, in an epoch
-    )
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    auto_augment: str | None = None  # for example rand-m9-mstd0.5-inc1 (src/data/rand_augment.py)
-    color_jitter: Rate = 0.0  # of brightness, contrast and saturation; left out where auto_augment is on
-    erasing: Fraction = 0.0  # probability of random erasing
-    erasing_mode: Literal["const", "rand", "pixel"] = "pixel"
-    erasing_count: Positive | list[Positive] = 1  # rectangles, or the least and the most of them
-    mixup: Rate = 0.0  # alpha of the Beta distribution; 0 is off
-    cutmix: Rate = 0.0
-    mixup_prob: Fraction = 1.0  # probability of mixing a batch at all
-    switch_prob: Fraction = 0.5  # probability of cutmix where both are on
-    mixup_mode: Literal["batch", "pair", "elem"] = "batch"
-    mixup_off_epoch: Positive | None = None  # whole epochs after which nothing is mixed any more
-    cutmix_minmax: list[Annotated[float, Field(gt=0, lt=1)]] | None = Field(
-        None, min_length=2, max_length=2
-    )  # least and greatest share of the sides that the box takes, in place of its Beta distribution
-    cooldown: Literal["all", "crop", "none"] = (
-        "all"  # what remains in the schedule's cool-down: all, crop and flips, or images as in evaluation
-    )
-
-    @field_validator("scale", "ratio", "erasing_count", "cutmix_minmax")
+    @model_validator(mode="before")
     @classmethod
-    def check_range(cls, values):
-        """Two values are the least and the greatest."""
-        if isinstance(values, list) and (len(values) != 2 or values[0] > values[1]):
-            raise ValueError("must be two values in ascending order")
-        return values
+    def default_of_alternatives(cls, given):
+        """Where the first of a pair is given, the second's default is null."""
+        dropped = {other for key, other in cls.ALTERNATIVES.items() if given.get(key) is not None}
+        return dict.fromkeys(dropped) | given
 
 
 class OptimizerConfig(Section):
@@ -90,20 +45,28 @@ class OptimizerConfig(Section):
 class ScheduleConfig(Section):
     """Learning rate against time, in epochs; rates are at lr_batch_size and scaled with base_lr."""
 
-    name: Literal["cosine", "clipped_cosine", "linear", "step", "multistep", "constant"] = "cosine"
+    ALTERNATIVES = {"warmup_updates": "warmup_epochs", "warmup_ratio": "warmup_lr"}
+
+    name: Literal["cosine", "clipped_cosine", "linear", "poly", "step", "multistep", "constant"] = "cosine"
     warmup_prefix: bool = True  # the shape's time starts after the warm-up; false: at the first update, as originally
     min_lr: Rate = 5e-6
-    warmup_epochs: Rate = 20.0
-    warmup_lr: Rate = 1e-5  # at the first update
+    warmup_epochs: Rate | None = 20.0
+    warmup_updates: Annotated[int, Field(ge=0)] | None = None  # in place of warmup_epochs
+    warmup_lr: Rate | None = 1e-5  # at the first update; from there linearly to base_lr
+    warmup_ratio: Fraction | None = None  # in place of warmup_lr: a factor of the shape, linearly from this to 1
     cooldown_epochs: Rate = 0.0  # at the end, at cooldown_lr
     cooldown_lr: Rate = 5e-6
+    power: Annotated[float, Field(gt=0)] = 1.0  # of poly
     decay_rate: Fraction = 0.1  # of step and multistep
     decay_epochs: Annotated[float, Field(gt=0)] = 30.0  # of step: epochs between decays
     milestones: list[Rate] = []  # of multistep: epochs of the decays, in the shape's time
 
 
 class TrainConfig(Section):
-    epochs: Positive = 300
+    ALTERNATIVES = {"updates": "epochs"}
+
+    epochs: Positive | None = 300
+    updates: Positive | None = None  # the run's length, in place of epochs
     batch_size: Positive = 64  # images per device and forward pass
     accumulation_steps: Positive = 1  # forward passes per update
     recompute: bool = False  # blocks again in the backward pass, for less memory; the original's use_checkpoint
@@ -139,15 +102,6 @@ class AmpConfig(Section):
     growth_interval: Positive = 2000  # updates without overflow before the scale doubles
 
 
-class EvalConfig(Section):
-    batch_size: Positive = 64
-    crop_ratio: Annotated[float, Field(gt=0, le=1)] = 0.875  # the short side becomes floor(img_size / crop_ratio)
-    interval: Positive = 1  # epochs between evaluations while training
-    flip: bool = False  # average the logits of each image and of its mirror image
-    class_map: str | None = None  # file of the classes that folders stand for (src/tasks/classification/label_maps.py)
-    real_labels: str | None = None  # file of several valid labels per image, such as ImageNet-ReaL's real.json
-
-
 class RuntimeConfig(Section):
     device_target: Literal["auto", "CPU", "Ascend"] = "auto"
     device_id: Annotated[int, Field(ge=0)] | None = None  # null: by local rank
@@ -175,67 +129,11 @@ class RuntimeConfig(Section):
     compile_cache: str | None = None
 
 
-SECTIONS: dict[str, type[Section]] = {
-    "data": DataConfig,
-    "augment": AugmentConfig,
+COMMON_SECTIONS: dict[str, type[Section]] = {
     "optimizer": OptimizerConfig,
     "schedule": ScheduleConfig,
     "train": TrainConfig,
     "ema": EmaConfig,
     "amp": AmpConfig,
-    "eval": EvalConfig,
     "runtime": RuntimeConfig,
-}
-
-# Flat keys of the 2022 MindSpore ports, and where each went.
-RENAMED_KEYS = {
-    "arch": "model.name",
-    "num_classes": "model.num_classes",
-    "image_size": "model.img_size",
-    "data_url": "data.path",
-    "num_parallel_workers": "data.workers",
-    "mix_up": "augment.mixup",
-    "mixup": "augment.mixup",
-    "cutmix": "augment.cutmix",
-    "mixup_prob": "augment.mixup_prob",
-    "switch_prob": "augment.switch_prob",
-    "mixup_mode": "augment.mixup_mode",
-    "auto_augment": "augment.auto_augment",
-    "interpolation": "augment.interpolation",
-    "re_prob": "augment.erasing",
-    "re_mode": "augment.erasing_mode",
-    "re_count": "augment.erasing_count",
-    "color_jitter": "augment.color_jitter",
-    "label_smoothing": "augment.label_smoothing",
-    "crop_ratio": "eval.crop_ratio",
-    "optimizer": "optimizer.name",
-    "base_lr": "optimizer.base_lr",
-    "beta": "optimizer.betas",
-    "eps": "optimizer.eps",
-    "weight_decay": "optimizer.weight_decay",
-    "clip_global_norm_value": "optimizer.clip_norm",
-    "use_global_norm": "optimizer.clip_norm",
-    "lr_scheduler": "schedule.name",
-    "min_lr": "schedule.min_lr",
-    "warmup_length": "schedule.warmup_epochs",
-    "warmup_lr": "schedule.warmup_lr",
-    "cool_length": "schedule.cooldown_epochs",
-    "cool_lr": "schedule.cooldown_lr",
-    "epochs": "train.epochs",
-    "batch_size": "train.batch_size",
-    "accumulation_step": "train.accumulation_steps",
-    "pretrained": "train.pretrained",
-    "keep_checkpoint_max": "train.keep_checkpoints",
-    "print_freq": "train.log_interval",
-    "enable_ema": "ema.enabled",
-    "with_ema": "ema.enabled",
-    "ema_decay": "ema.decay",
-    "amp_level": "amp.level",
-    "is_dynamic_loss_scale": "amp.loss_scale",
-    "loss_scale": "amp.init_scale",
-    "device_target": "runtime.device_target",
-    "device_id": "runtime.device_id",
-    "graph_mode": "runtime.mode",
-    "seed": "runtime.seed",
-    "train_url": "runtime.output",
 }

@@ -1,1 +1,1 @@
-"""Images from disk to batches."""
+"""Reads images from disk and makes training and evaluation batches of them."""

@@ -1,19 +1,20 @@
-"""Shears and translations as Pillow computes them, at a third of its time.
+"""Shears and translates images as Pillow does, in a third of its time.
 
-Both move each row (or column) of an image by some distance along itself, so that Pillow's bicubic interpolation over
-4 x 4 pixels has only 4 pixels with a weight, and those weights are the same along a row.
+Both move each row (or column) of an image by some distance along itself. Of the 4 x 4 pixels of Pillow's bicubic
+interpolation only 4 then have a weight, and the weights are the same along a row.
 """
 
 import numpy as np
 from PIL import Image
 
-TAPS = 4  # pixels from one before to two after
+TAPS = 4  # number of pixels that are weighted: from one before the point's pixel to two after
 
 
 def tap_weights(fraction, resample: Image.Resampling) -> list:
-    """Weights of the pixels at -1, 0, 1 and 2 from a place `fraction` (array or number) to the right of pixel 0.
+    """Return the interpolation weights of four pixels for a point between the second and the third.
 
-    Bicubic with a = -1, which is that of Pillow's transformations (its resizing has -0.5); or bilinear.
+    The pixels are at -1, 0, 1 and 2; the point is `fraction` (array or number) to the right of pixel 0. The filter is
+    bilinear, or bicubic with a = -1 as in Pillow's transformations (its resizing has -0.5).
     """
     t = fraction
     if resample == Image.Resampling.BILINEAR:
@@ -24,7 +25,9 @@ def tap_weights(fraction, resample: Image.Resampling) -> list:
 def translate(
     pixels: np.ndarray, distance: float, axis: int, resample: Image.Resampling, fill: tuple[int, int, int]
 ) -> np.ndarray:
-    """Each output pixel is the input `distance` pixels further along an axis; `fill` where that is outside.
+    """Shift an image along one axis.
+
+    Each output pixel is the input `distance` pixels further along the axis, and `fill` where that is outside.
 
     Args:
         pixels: [H, W, 3] uint8.
@@ -34,11 +37,11 @@ def translate(
         [H, W, 3] uint8, within one grey level of Pillow, which computes in float64.
     """
     length = pixels.shape[axis]
-    whole = int(np.floor(distance))
-    places = np.clip(np.arange(-1, length + 2) + whole, 0, length - 1)  # the outermost repeated beyond the edge
-    aligned = _unpacked(_packed(pixels).take(places, axis=axis))
+    offset = int(np.floor(distance))
+    sources = np.clip(np.arange(-1, length + 2) + offset, 0, length - 1)  # the outermost repeated beyond the edge
+    aligned = _unpack_pixels(_pack_pixels(pixels).take(sources, axis=axis))
     taps = [aligned[k : k + length] if axis == 0 else aligned[:, k : k + length] for k in range(TAPS)]
-    result = _weighted(taps, [np.float32(weight) for weight in tap_weights(distance - whole, resample)])
+    result = _weighted_sum(taps, [np.float32(weight) for weight in tap_weights(distance - offset, resample)])
     centres = np.arange(length) + 0.5 + distance
     outside = (centres < 0) | (centres >= length)
     result[(slice(None),) * axis + (outside,)] = fill
@@ -48,38 +51,38 @@ def translate(
 def shear(
     pixels: np.ndarray, factor: float, axis: int, resample: Image.Resampling, fill: tuple[int, int, int]
 ) -> np.ndarray:
-    """Each row (axis 1) or column (axis 0) moved along itself by `factor` times its own distance from the first edge.
+    """Move each row (axis 1) or column (axis 0) along itself by `factor` times its own distance from the first edge.
 
-    Arguments and result as of `translate`.
+    The other arguments and the result are those of `translate`.
     """
-    colors = np.ascontiguousarray(_packed(pixels) if axis == 1 else _packed(pixels).T)
+    colors = np.ascontiguousarray(_pack_pixels(pixels) if axis == 1 else _pack_pixels(pixels).T)
     height, width = colors.shape
     distances = factor * (np.arange(height) + 0.5)
-    whole = np.floor(distances).astype(np.intp)
-    places = np.clip(np.arange(-1, width + 2) + whole[:, None], 0, width - 1) + width * np.arange(height)[:, None]
-    aligned = _unpacked(colors.ravel().take(places))
-    weights = tap_weights((distances - whole).astype(np.float32)[:, None, None], resample)
-    result = _weighted([aligned[:, k : k + width] for k in range(TAPS)], weights)
+    offset = np.floor(distances).astype(np.intp)
+    sources = np.clip(np.arange(-1, width + 2) + offset[:, None], 0, width - 1) + width * np.arange(height)[:, None]
+    aligned = _unpack_pixels(colors.ravel().take(sources))
+    weights = tap_weights((distances - offset).astype(np.float32)[:, None, None], resample)
+    result = _weighted_sum([aligned[:, k : k + width] for k in range(TAPS)], weights)
     centres = np.arange(width) + 0.5 + distances[:, None]
     result[(centres < 0) | (centres >= width)] = fill
-    return result if axis == 1 else _unpacked(np.ascontiguousarray(_packed(result).T))
+    return result if axis == 1 else _unpack_pixels(np.ascontiguousarray(_pack_pixels(result).T))
 
 
-def _packed(pixels: np.ndarray) -> np.ndarray:
-    """[H, W, 3] uint8 as [H, W] of 3-byte items, which NumPy moves faster than three bytes."""
+def _pack_pixels(pixels: np.ndarray) -> np.ndarray:
+    """View [H, W, 3] uint8 as [H, W] of 3-byte items, which NumPy moves faster than three bytes."""
     return np.ascontiguousarray(pixels).view("V3")[..., 0]
 
 
-def _unpacked(colors: np.ndarray) -> np.ndarray:
+def _unpack_pixels(colors: np.ndarray) -> np.ndarray:
     return colors[..., None].view(np.uint8)
 
 
-def _weighted(taps: list[np.ndarray], weights: list) -> np.ndarray:
-    """The sum of uint8 arrays by weights, cut off and clipped to uint8."""
+def _weighted_sum(taps: list[np.ndarray], weights: list) -> np.ndarray:
+    """Add uint8 arrays by weights; the sum is cut off to whole numbers and clipped to uint8."""
     total = np.multiply(taps[0], weights[0], dtype=np.float32)
     part = np.empty_like(total)
     for tap, weight in zip(taps[1:], weights[1:], strict=True):
         np.multiply(tap, weight, out=part, dtype=np.float32)
         total += part
-    total += np.float32(1e-3)  # Pillow cuts fractions off: a whole number must not come out a hair below itself
+    total += np.float32(1e-3)  # Pillow cuts fractions off, so rounding errors must not put a whole number below itself
     return np.clip(total.astype(np.int16), 0, 255).astype(np.uint8)

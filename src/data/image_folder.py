@@ -1,4 +1,4 @@
-"""Images in a folder of class folders, read by MindSpore's ImageFolderDataset in C++."""
+"""Opens a folder of class folders as labelled images, which MindSpore's ImageFolderDataset reads in C++."""
 
 import os
 from functools import cached_property
@@ -7,21 +7,14 @@ from pathlib import Path
 import mindspore.dataset as ds
 import numpy as np
 
-from src.data.image_set import (
-    EXTENSIONS,
-    SPELLINGS,
-    DataError,
-    ImageSet,
-    check_class_count,
-    is_image_name,
-    reader_threads,
-)
+from src.data.dataset import DataError
+from src.data.image_set import EXTENSIONS, SPELLINGS, ImageSet, check_class_count, is_image_name, reader_threads
 
 
 class ImageFolder(ImageSet):
-    """A folder with one folder of images per class. Labels are positions in the sorted folder names.
+    """Serves the images of a folder that holds one folder per class. Labels are positions in the sorted folder names.
 
-    Only the number of images of each class is kept: a list of a million names is made where all are asked for.
+    It keeps only the number of images of each class; it lists a million names only where a caller asks for all of them.
     """
 
     def __init__(self, path: Path, classes: tuple[str, ...], counts: list[int]):
@@ -79,5 +72,5 @@ class ImageFolder(ImageSet):
 
 
 def image_names(folder: Path) -> tuple[str, ...]:
-    """The images of a class in the order of ImageFolderDataset, that of the bytes of their names."""
+    """Return the names of a class's images in the order of ImageFolderDataset: sorted by the bytes of the names."""
     return tuple(sorted((entry.name for entry in os.scandir(folder) if is_image_name(entry.name)), key=os.fsencode))

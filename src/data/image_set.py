@@ -1,93 +1,63 @@
-"""What labelled images are, whatever they come from; open_images.py knows the formats.
+"""Defines labelled images, whatever they are stored in; open_images.py knows the formats.
 
 Samples are numbered in the order of (class, file name), so that a seed gives the same batches
 whatever the format.
 """
 
 import os
-from abc import ABC, abstractmethod
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from src.errors import UserError
+from src.data.dataset import DataError, Dataset
 
 EXTENSIONS = [".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"]
-# ImageFolderDataset tells cases apart; these are the ones that cameras and people write.
+# ImageFolderDataset distinguishes upper and lower case; these are the spellings that cameras and people write.
 SPELLINGS = [spelling for e in EXTENSIONS for spelling in (e, e.upper(), f".{e[1:].capitalize()}")]
 
 
-class DataError(UserError):
-    """A data set that cannot be used; the message names the folder and the remedy."""
-
-
 def is_image_name(name: str) -> bool:
-    """Whether a file's name has the extension of an image."""
+    """Return whether a file's name has the extension of an image."""
     return name.endswith(tuple(SPELLINGS))
 
 
-class ImageSet(ABC):
-    """Labelled image files.
+class ImageSet(Dataset):
+    """Holds images with one label each. Its reader gives (image: file content, label int32).
 
     Attributes:
-        path: what messages name.
-        classes: names of the classes by label.
-        size: number of images.
-        labels: [size] of the samples, int32, ascending.
-        fixed_order: the reader takes samplers of one fixed order only, so that every epoch needs a reader of its own.
+        labels: [size] labels of the samples, int32, ascending.
     """
 
-    path: Path
-    classes: tuple[str, ...]
-    size: int
+    columns = ("image", "label")
     labels: np.ndarray
-    fixed_order = False
-
-    @abstractmethod
-    def reader(self, sampler):
-        """A MindSpore dataset of (image: file content, label int32) in the order of a MindSpore sampler."""
-
-    @cached_property
-    @abstractmethod
-    def names(self) -> list[str]:
-        """File names by sample, relative to the path."""
-
-    def name(self, index: int) -> str:
-        """The file name of one sample. Where a list of all would have to be made for it, it is not."""
-        return self.names[index]
-
-    @abstractmethod
-    def content(self, index: int) -> np.ndarray:
-        """File content [n] uint8 of one sample.
-
-        Raises:
-            OSError: it cannot be read.
-        """
 
     def successors(self, index: int) -> list[int]:
-        """The other samples of a sample's class, from the next one on and around."""
+        """List the other samples of a sample's class, from the next one to the last and then from the first."""
         first, end = np.searchsorted(self.labels, [self.labels[index], self.labels[index] + 1])
         return [*range(index + 1, end), *range(first, index)]
 
 
 def check_classes(train: ImageSet, val: ImageSet, num_classes: int) -> None:
-    """Hold the images of training and evaluation against each other and against the model.
+    """Check that the images of training and evaluation have the same classes, and as many as the model.
 
     Raises:
-        DataError: they differ.
+        DataError: the classes or their numbers differ.
     """
     if train.classes != val.classes:
-        only = sorted(set(train.classes) ^ set(val.classes))
-        where = train.path if only[0] in train.classes else val.path
+        unmatched = sorted(set(train.classes) ^ set(val.classes))
+        folder = train.path if unmatched[0] in train.classes else val.path
         raise DataError(
-            f"data folders {train.path} and {val.path} have different classes: {only[0]!r} is only in {where}"
+            f"data folders {train.path} and {val.path} have different classes: {unmatched[0]!r} is only in {folder}"
         )
     check_num_classes(train, num_classes)
 
 
 def check_num_classes(images: ImageSet, num_classes: int) -> None:
-    """Raises DataError when a model has another number of classes than the images."""
+    """Check that a model has as many classes as the images.
+
+    Raises:
+        DataError: the numbers differ.
+    """
     if len(images.classes) != num_classes:
         subset = ", or evaluate a subset by eval.class_map" if len(images.classes) < num_classes else ""
         raise DataError(
@@ -97,11 +67,15 @@ def check_num_classes(images: ImageSet, num_classes: int) -> None:
 
 
 def check_class_count(path: Path, classes: tuple[str, ...]) -> None:
-    """Raises DataError for fewer than two classes."""
+    """Check that there are two classes or more.
+
+    Raises:
+        DataError: there is only one.
+    """
     if len(classes) < 2:
         raise DataError(f"data folder {path}: has the one class {classes[0]!r}; classification needs two or more")
 
 
 def reader_threads() -> int:
-    """Threads that read files."""
+    """Return the number of threads that read files."""
     return min(4, os.cpu_count() or 1)

@@ -1,8 +1,8 @@
-"""Images in MindRecord files, MindSpore's format for large sets: a few big files instead of a million small ones.
+"""Reads labelled images from MindRecord files, MindSpore's format for large sets: a few big files, not a million.
 
-NAME.mindrecord.json, which pack_mindrecord.py writes last, says what belongs to the set: the classes, and for
-every part its file, number of images and checksum. The images of all parts together are in the order of ImageFolder: if
-all of them were readable, a run on them repeats one on the folder bit for bit.
+The index NAME.mindrecord.json, which pack_mindrecord.py writes last, lists the classes and, for every part, its file,
+number of images and checksum. The images of all parts together are in the order of ImageFolder: if all of them were
+readable, a run on them repeats one on the folder bit for bit.
 """
 
 import json
@@ -13,14 +13,15 @@ from pathlib import Path
 import mindspore.dataset as ds
 import numpy as np
 
-from src.data.image_set import DataError, ImageSet, reader_threads
+from src.data.dataset import DataError
+from src.data.image_set import ImageSet, reader_threads
 
 INDEX_SUFFIX = ".mindrecord.json"
 DAMAGED = "damaged after it was made"
 
 
 class MindRecordImages(ImageSet):
-    """MindRecord files and their index. MindDataset takes no samplers of ours, hence a fixed order."""
+    """Serves the images of MindRecord files with an index. MindDataset takes no custom samplers: the order is fixed."""
 
     fixed_order = True
 
@@ -29,11 +30,11 @@ class MindRecordImages(ImageSet):
         self.classes = classes
         self.parts = parts
         self.size = size
-        self.home = os.getpid()
+        self.creator = os.getpid()
 
     @classmethod
     def open(cls, path: Path) -> "MindRecordImages":
-        """Read the index and see that all parts are there, by their sizes in bytes.
+        """Read the index and check by their sizes in bytes that all parts are there.
 
         Raises:
             DataError: a part is missing or was cut short.
@@ -61,7 +62,7 @@ class MindRecordImages(ImageSet):
             sampler=sampler,
         )
 
-    def _column(self, name: str) -> list:
+    def _read_column(self, name: str) -> list:
         parts = [str(part) for part in self.parts]
         try:
             dataset = ds.MindDataset(parts, columns_list=[name], sampler=ds.SequentialSampler())
@@ -71,14 +72,14 @@ class MindRecordImages(ImageSet):
 
     @cached_property
     def names(self):
-        return [str(name) for name in self._column("name")]
+        return [str(name) for name in self._read_column("name")]
 
     @cached_property
     def labels(self):  # type: ignore[override]  # read when first asked for
-        return np.array(self._column("label"), dtype=np.int32)
+        return np.array(self._read_column("label"), dtype=np.int32)
 
     def content(self, index):
-        if os.getpid() != self.home:  # MindSpore's reader needs threads that a forked worker does not have
+        if os.getpid() != self.creator:  # MindSpore's reader needs threads that a forked worker does not have
             raise OSError(f"{self.path}: {DAMAGED}")
         reader = self.reader(ds.SubsetSampler([int(index)]))
         try:

@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
+from src.data.dataset import DataError
 from src.data.image_folder import ImageFolder
-from src.data.image_set import DataError, ImageSet
+from src.data.image_set import ImageSet
 from src.data.mindrecord_images import INDEX_SUFFIX, MindRecordImages
 from src.data.zip_images import ZipImages
 
 
 def open_images(root: str | Path, name: str, classes: tuple[str, ...] | None = None) -> ImageSet:
-    """The images called `name` (train, val) under a folder: the folder of that name, NAME.zip, or NAME.mindrecord.
+    """Open the images called `name` (train, val) under a folder: the folder of that name, NAME.zip or NAME.mindrecord.
 
     Args:
         classes: names of the classes, for formats that do not say them (a zip file of images without class folders).
@@ -18,14 +19,14 @@ def open_images(root: str | Path, name: str, classes: tuple[str, ...] | None = N
         DataError: there are none, or they cannot be used.
     """
     root = Path(root)
-    zipped, recorded = root / f"{name}.zip", root / f"{name}{INDEX_SUFFIX}"
+    zip_path, index_path = root / f"{name}.zip", root / f"{name}{INDEX_SUFFIX}"
     if (root / name).is_dir():
         return ImageFolder.open(root / name)
-    if zipped.is_file():
-        return ZipImages.open(zipped, classes)
-    if recorded.is_file():
-        return MindRecordImages.open(recorded)
+    if zip_path.is_file():
+        return ZipImages.open(zip_path, classes)
+    if index_path.is_file():
+        return MindRecordImages.open(index_path)
     raise DataError(
-        f"data folder {root / name}: no such folder (nor {zipped.name}, nor {recorded.name}); "
+        f"data folder {root / name}: no such folder (nor {zip_path.name}, nor {index_path.name}); "
         "set data.path (--data_url) to the folder that holds it"
     )

@@ -1,4 +1,4 @@
-"""Packs images into MindRecord files, in parts, so that an interrupted packing goes on where it was."""
+"""Packs images into MindRecord files, part by part, so that an interrupted packing goes on where it was cut."""
 
 import hashlib
 import json
@@ -11,7 +11,8 @@ import mindspore.dataset as ds
 import numpy as np
 from mindspore.mindrecord import FileWriter
 
-from src.data.image_set import DataError, ImageSet
+from src.data.dataset import DataError
+from src.data.image_set import ImageSet
 from src.data.mindrecord_images import INDEX_SUFFIX, MindRecordImages
 from src.data.open_images import open_images
 from src.data.transforms import UnreadableImage, decode
@@ -30,9 +31,9 @@ def make_mindrecord(
     workers: int | None = None,
     classes: tuple[str, ...] | None = None,
 ) -> Path:
-    """Pack the images called `name` (train, val) under a folder; returns the index.
+    """Pack the images called `name` (train, val) under a folder into MindRecord files; return the path of the index.
 
-    Goes on where an earlier call was cut.
+    It goes on where an earlier call was cut.
 
     Args:
         classes: names of the classes, for formats that do not say them.
@@ -72,14 +73,17 @@ def make_mindrecord(
 
 
 def _make_part(images: ImageSet, chosen: range, path: Path, pool) -> dict:
-    """One MindRecord file, of the chosen samples; what the index says of it. A whole one that is there is kept."""
+    """Write the chosen samples to one MindRecord file and return its entry in the index.
+
+    A file that an earlier call completed is kept.
+    """
     names = [images.names[i] for i in chosen]
     source = hashlib.sha256("\n".join([str(images.path.resolve()), *names]).encode()).hexdigest()
     record = path.with_name(f"{path.name}.json")
     files = [path, path.with_name(f"{path.name}.db")]
     if record.is_file():
-        part = json.loads(record.read_text(encoding="utf-8"))  # written last and at once, so whole
-        unchanged = part["source"] == source and not part["unreadable"]  # which may have been mended
+        part = json.loads(record.read_text(encoding="utf-8"))  # it was written last and atomically, so it is whole
+        unchanged = part["source"] == source and not part["unreadable"]  # unreadable images may have been mended
         if unchanged and all(f.is_file() and sha256(f) == part["sha256"][f.name] for f in files):
             return part
     for leftover in (record, *files):
@@ -87,12 +91,12 @@ def _make_part(images: ImageSet, chosen: range, path: Path, pool) -> dict:
     written = hashlib.sha256()
     unreadable, count = [], 0
     with TemporaryDirectory(dir=path.parent, prefix=".making-") as scratch:
-        # MindRecord keeps the name of its file within: it is written under the final one, elsewhere.
+        # A MindRecord file contains its own name: it is written under its final name, in another folder.
         writer = FileWriter(str(Path(scratch) / path.name), shard_num=1)
         writer.add_schema(SCHEMA)
         for begin in range(0, len(chosen), ROWS_PER_WRITE):
             rows = chosen[begin : begin + ROWS_PER_WRITE]
-            contents = [_content(images, i) for i in rows]
+            contents = [_read_content(images, i) for i in rows]
             readable = list(pool.map(is_readable, contents, chunksize=16))
             kept = [(c, i) for c, i, good in zip(contents, rows, readable, strict=True) if good]
             unreadable += [images.names[i] for i, good in zip(rows, readable, strict=True) if not good]
@@ -105,7 +109,7 @@ def _make_part(images: ImageSet, chosen: range, path: Path, pool) -> dict:
             count += len(kept)
         if count:
             writer.commit()
-            if _contents_hash(Path(scratch) / path.name) != written.hexdigest():
+            if _hash_images(Path(scratch) / path.name) != written.hexdigest():
                 raise OSError(f"{path.name} does not read back as it was written")
             for file in files:
                 replace_synced(Path(scratch) / file.name, file)
@@ -122,7 +126,7 @@ def _make_part(images: ImageSet, chosen: range, path: Path, pool) -> dict:
     return part
 
 
-def _content(images: ImageSet, index: int) -> bytes:
+def _read_content(images: ImageSet, index: int) -> bytes:
     try:
         return images.content(index).tobytes()
     except OSError:
@@ -130,7 +134,7 @@ def _content(images: ImageSet, index: int) -> bytes:
 
 
 def is_readable(content: bytes) -> bool:
-    """Whether Pillow can decode a file's content; called in worker processes."""
+    """Return whether Pillow can decode a file's content. Worker processes call this."""
     try:
         decode(np.frombuffer(content, np.uint8), 3)
     except UnreadableImage:
@@ -138,8 +142,8 @@ def is_readable(content: bytes) -> bool:
     return True
 
 
-def _contents_hash(path: Path) -> str:
-    """SHA-256 of the images of a MindRecord file, one after the other."""
+def _hash_images(path: Path) -> str:
+    """Return the SHA-256 of the images of a MindRecord file, one after the other."""
     result = hashlib.sha256()
     dataset = ds.MindDataset(str(path), columns_list=["image"], sampler=ds.SequentialSampler())
     for (image,) in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True):

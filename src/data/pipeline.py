@@ -1,55 +1,56 @@
-"""From files to batches.
+"""Makes batches of a data set's files for training and evaluation.
 
-Files are found and read by MindSpore's datasets in C++; a batch of them then goes to a Python worker process with the
-key (epoch, position) of each, which decodes and augments them. (Image by image, the way to the workers and back takes a
-fifth of the whole time.) Normalising, erasing and mixing come last, on whole batches and in a thread, one batch ahead
-of training, for bytes are a quarter of the size of floats. Order and randomness belong to (seed, epoch, position) and
-(seed, update, rank), not to the state of any operator: they are the same with any number of workers and after a resume.
+MindSpore's datasets find and read the files in C++. A batch of them, with the key (epoch, position) of each, then goes
+to a Python worker process, where a task's `sample` decodes and augments them. (Sent image by image, the way to the
+workers and back would take a fifth of the whole time.) A task's `batch` comes last, on whole batches and in a thread,
+one batch ahead of training: it turns bytes into floats, which are four times as large. Order and randomness depend on
+(seed, epoch, position) and (seed, update, rank) alone, not on the state of any operator: they are the same with any
+number of workers and after a resume.
 """
 
 import ctypes
 import os
 import re
+from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache, lru_cache
+from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Literal
 
 import mindspore.dataset as ds
 import numpy as np
 
-from src.data.image_set import DataError, ImageSet
-from src.data.mixup import draw_mixing, is_on, mix_images, mix_targets, soft_targets
-from src.data.random_erasing import draw_rectangles, erase
-from src.data.transforms import EvalTransform, Preprocessing, TrainTransform, UnreadableImage, decode, normalise
+from src.data.dataset import DataError, Dataset
 from src.random_streams import Stream, generator
 
 # Options of mallopt, from malloc.h.
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
-# Marks what a worker refuses in the long report that MindSpore makes of its exception.
+# Marks a worker's own message in the long report that MindSpore makes of its exception.
 REFUSED = "the data cannot be used: "
 
 
 @lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, size: int, repeats: int = 1) -> np.ndarray:
-    """The global order of an epoch: sample indices by position, the same on every rank.
+    """Return the global order of an epoch: sample indices by position, the same on every rank.
 
     With repeated augmentation (arXiv 1901.09335) each image comes `repeats` times in a row, at positions of their own
     and so differently augmented; an epoch stays as long and has as many fewer images.
     """
     order = generator(seed, Stream.ORDER, epoch).permutation(size)
     order = np.repeat(order, repeats)[:size]
-    order.setflags(write=False)  # the cached one is everybody's
+    order.setflags(write=False)  # all callers share the cached array
     return order
 
 
 def rank_positions(size: int, batch_size: int, batches_per_update: int, rank: int, ranks: int) -> np.ndarray:
-    """Positions of the global order that a rank takes in an epoch of whole updates.
+    """Return the positions of the global order that a rank takes in an epoch of whole updates.
 
-    Batch b of the epoch is the positions [b, b + 1) * batch_size * ranks, of which rank r takes every ranks-th from the
-    r-th on: copies of an image in a row (repeated augmentation) go to different ranks.
+    Batch b of the epoch is the positions [b, b + 1) * batch_size * ranks. Rank r takes every ranks-th of them from the
+    r-th on, so that copies of an image in a row (repeated augmentation) go to different ranks.
     """
     global_batch = batch_size * ranks
     batches = size // (global_batch * batches_per_update) * batches_per_update
@@ -57,7 +58,7 @@ def rank_positions(size: int, batch_size: int, batches_per_update: int, rank: in
 
 
 class EpochSampler(ds.Sampler):
-    """Sample indices of one rank, epoch after epoch; MindSpore iterates over a sampler once per epoch."""
+    """Yields the sample indices of one rank, epoch after epoch; MindSpore iterates over a sampler once per epoch."""
 
     def __init__(self, seed, size, positions, first_epoch, repeats):
         super().__init__()
@@ -70,13 +71,13 @@ class EpochSampler(ds.Sampler):
 
 
 class EpochKeys:
-    """(epoch, position) of the samples of an EpochSampler, in step with it."""
+    """Yields (epoch, position) of the samples of an EpochSampler, in step with it."""
 
     def __init__(self, positions, first_epoch):
         self.positions, self.epoch = positions, first_epoch
 
     def __iter__(self):
-        # A generator, for MindSpore also calls this to see whether it can, without reading anything.
+        # A generator, because MindSpore also calls this only to see whether the object can be iterated over.
         epoch = np.int64(self.epoch)
         self.epoch += 1
         for position in self.positions:
@@ -87,73 +88,100 @@ class EpochKeys:
 
 
 class UnreadableImages:
-    """Names of the unreadable images met, gathered from worker processes through a file."""
+    """Gathers the names of unreadable images from worker processes through a file."""
 
     def __init__(self, path: Path):
         self.path = path
 
     def add(self, image: Path | str, reason: str) -> None:
-        """Called in workers. One short append is atomic; on a full disk, a missing name is less than the run."""
+        """Add one image; workers call this.
+
+        One short append is atomic. On a full disk the name is left out, which is better than ending the run.
+        """
         with suppress(OSError), open(self.path, "a", encoding="utf-8") as file:
             file.write(f"{image}\t{' '.join(reason.split())[:200]}\n")
 
     def read(self) -> dict[str, str]:
-        """Reason by image, each image once."""
+        """Return the reason of each image, each image once."""
         if not self.path.exists():
             return {}
         return dict(line.split("\t", 1) for line in self.path.read_text(encoding="utf-8").splitlines() if "\t" in line)
 
 
-class TrainSamples:
-    """Worker-side function of a batch's samples: file contents to pixels. Unreadable images are replaced.
+@dataclass(frozen=True)
+class BatchKey:
+    """Says where a training batch stands in the run; its randomness is keyed by this.
 
-    The replacement is the next readable image of the same class, so that the label stays true and the choice is the
-    same in every epoch and on every rank.
+    Attributes:
+        positions: [B] positions of its samples in the global order of the epoch.
+        update, part: the update that it belongs to, counted over the run, and its number among the update's batches.
     """
 
-    def __init__(self, images: ImageSet, transform: TrainTransform, channels: int, unreadable: UnreadableImages):
-        self.images, self.transform, self.channels, self.unreadable = images, transform, channels, unreadable
-        self.home = os.getpid()
+    epoch: int
+    positions: np.ndarray
+    update: int
+    part: int
+    rank: int
 
-    def __call__(self, contents, labels, epochs, positions, batch_info):
-        """Lists over the batch, as MindSpore passes them; to lists of pixels [H, W, C] and labels."""
-        if os.getpid() != self.home:
+
+class TrainSamples(ABC):
+    """Turns the samples of a data set into arrays for training; each task has its own."""
+
+    outputs: tuple[str, ...]  # names of the arrays that `sample` returns
+
+    @abstractmethod
+    def sample(self, columns: tuple[np.ndarray, ...], epoch: int, position: int) -> tuple[np.ndarray, ...]:
+        """Turn the columns of one sample into arrays of fixed shapes. Runs in a worker process."""
+
+    @abstractmethod
+    def batch(self, arrays: tuple[np.ndarray, ...], key: BatchKey) -> tuple[np.ndarray, ...]:
+        """Turn the stacked arrays of a batch into what the loss takes. Runs in a thread of the training process."""
+
+
+class EvalSamples(ABC):
+    """Turns the samples of a data set into arrays for evaluation; each task has its own."""
+
+    outputs: tuple[str, ...]
+
+    @abstractmethod
+    def sample(self, columns: tuple[np.ndarray, ...], index: int) -> tuple[np.ndarray, ...]:
+        """Turn the columns of one sample into arrays. Runs in a worker process."""
+
+    @abstractmethod
+    def batch(self, arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        """Turn the stacked arrays of a batch into what the evaluator takes. Runs in a thread."""
+
+
+class SampleWorker:
+    """Calls a task's `sample` for every sample of a batch, in a worker process.
+
+    Args:
+        columns: names of the columns that MindSpore hands over: the data set's columns, then the keys.
+        keys: how many of them are keys.
+    """
+
+    def __init__(self, samples: TrainSamples | EvalSamples, columns: list[str], keys: int):
+        self.samples, self.keys = samples, keys
+        self.creator = os.getpid()
+        # MindSpore compares the number of arguments with that of the columns, and adds information on the batch.
+        self.__signature__ = Signature([Parameter(name, Parameter.POSITIONAL_ONLY) for name in [*columns, "batch"]])
+
+    def __call__(self, *lists):
+        """Take lists over the batch, of columns and of the keys (integers) behind them; return lists of arrays."""
+        if os.getpid() != self.creator:
             keep_freed_memory()
-        keys = zip(contents, map(int, epochs), map(int, positions), strict=True)
-        return [self.sample(*key) for key in keys], labels
-
-    def sample(self, data: np.ndarray, epoch: int, position: int) -> np.ndarray:
-        """Pixels [H, W, C] of one image's content."""
-        try:
-            array = decode(data, self.channels)
-        except UnreadableImage as error:
-            order = epoch_order(self.transform.seed, epoch, self.images.size, self.transform.augment.repeats)
-            array = self.replacement(int(order[position]), str(error))
-        return self.transform(array, epoch, position)
-
-    def replacement(self, index: int, reason: str) -> np.ndarray:
-        """Pixels of the next readable image of the class.
-
-        Raises:
-            DataError: there is none.
-        """
-        images = self.images
-        self.unreadable.add(images.path / images.name(index), reason)
-        for other in images.successors(index):
-            try:
-                return decode(images.content(other), self.channels)
-            except (UnreadableImage, OSError):
-                continue
-        raise DataError(
-            f"{REFUSED}data folder {images.path}: no image of class {images.classes[images.labels[index]]} is readable"
-        )
+        *lists, _batch_info = lists
+        processed = [
+            self.samples.sample(row[: -self.keys], *map(int, row[-self.keys :])) for row in zip(*lists, strict=True)
+        ]
+        return tuple(list(output) for output in zip(*processed, strict=True))
 
 
 @cache
 def keep_freed_memory() -> None:
-    """Once in a process, have the C library keep what it frees, so that the next image's arrays need no new pages.
+    """Make the C library keep the memory that it frees, so that the next image's arrays need no new pages.
 
-    For worker processes alone, which use the same little memory over and over; 4% of their time.
+    Only worker processes call this, since they use the same little memory over and over; it saves 4% of their time.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):  # glibc
@@ -161,32 +189,8 @@ def keep_freed_memory() -> None:
             library.mallopt(option, 1 << 30)
 
 
-class EvalSamples:
-    """Worker-side function of a batch's samples: file contents to pixels and weights.
-
-    An unreadable image keeps its place with weight 0: counting another one twice would be no measure of anything.
-    """
-
-    def __init__(self, images: ImageSet, preprocessing: Preprocessing, unreadable: UnreadableImages):
-        self.images, self.preprocessing, self.unreadable = images, preprocessing, unreadable
-
-    def __call__(self, contents, labels, indices, batch_info):
-        """Lists over the batch, as MindSpore passes them; to lists of pixels [H, W, C], labels, weights and indices."""
-        samples = [self.sample(*one) for one in zip(contents, map(int, indices), strict=True)]
-        arrays, weights = zip(*samples, strict=True)
-        return list(arrays), labels, list(weights), indices
-
-    def sample(self, data: np.ndarray, index: int) -> tuple[np.ndarray, np.float32]:
-        """Pixels [H, W, C] and weight of one image's content."""
-        try:
-            return self.preprocessing.pixels(data), np.float32(1)
-        except UnreadableImage as error:
-            self.unreadable.add(self.images.path / self.images.name(index), str(error))
-            return self.preprocessing.blank(), np.float32(0)
-
-
 def resolve_workers(workers: int | Literal["auto"], local_ranks: int) -> int:
-    """Reader processes per device: "auto" divides the machine's cores among its devices.
+    """Return the number of reader processes per device; "auto" divides the machine's cores among its devices.
 
     MindSpore takes no more than there are cores, so a number from a larger machine's configuration is cut to that.
     """
@@ -195,13 +199,13 @@ def resolve_workers(workers: int | Literal["auto"], local_ranks: int) -> int:
 
 
 def configure_reading(data, memory_nodes: int | None = None) -> None:
-    """Take MindSpore's global settings from the data section of a configuration.
+    """Apply the data section of a configuration to MindSpore's global settings.
 
-    Automatic prefetching is of 4 rows per stage, for a row of the last stage is a whole batch. Automatic binding is on
-    where a machine has several memory nodes and libnuma, which MindSpore needs for it.
+    Automatic prefetching is of 4 rows per stage, because a row of the last stage is a whole batch. Automatic binding is
+    on where a machine has several memory nodes and libnuma, which MindSpore needs for it.
 
     Raises:
-        DataError: binding is asked for and libnuma is missing.
+        DataError: the configuration asks for binding and libnuma is missing.
     """
     ds.config.set_prefetch_size(4 if data.prefetch == "auto" else data.prefetch)
     nodes = len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) if memory_nodes is None else memory_nodes
@@ -213,7 +217,7 @@ def configure_reading(data, memory_nodes: int | None = None) -> None:
 
 
 def has_libnuma() -> bool:
-    """Whether the library by which MindSpore binds processes is there."""
+    """Return whether libnuma, by which MindSpore binds processes to memory nodes, is installed."""
     try:
         ctypes.CDLL("libnuma.so.1")
     except OSError:
@@ -221,51 +225,51 @@ def has_libnuma() -> bool:
     return True
 
 
-def readable_batches(iterator):
-    """The batches of an iterator of MindSpore's.
+def _read(iterator):
+    """Yield the batches of an iterator of MindSpore's.
 
     Raises:
-        DataError: a file that cannot be opened, or what a worker refused.
+        DataError: a file cannot be opened, or a worker refused the data.
     """
     try:
         yield from iterator
     except RuntimeError as error:
-        # MindSpore wraps what went wrong into a report of many lines.
-        found = re.search(f"{re.escape(REFUSED)}(.*)", str(error)) or re.search(
+        # MindSpore wraps the message into a report of many lines.
+        match = re.search(f"{re.escape(REFUSED)}(.*)", str(error)) or re.search(
             r"\[ERROR\] (.*\b[Ff]ile\b.*)", str(error)
         )
-        if found is None:
+        if match is None:
             raise
-        raise DataError(found[1]) from error
+        raise DataError(match[1]) from error
 
 
-def one_ahead(batches, finish):
-    """finish(*batch) of each batch, each worked out in another thread while the one before is in use.
+def prefetch(batches, finish):
+    """Yield finish(*batch) of each batch; another thread computes it while the batch before is in use.
 
-    MindSpore's iterator stays in this thread: an error of its that another one receives ends the process.
+    MindSpore's iterator stays in this thread, because an error that it raises in another thread ends the process.
     """
     with ThreadPoolExecutor(1) as thread:
-        ahead = None
+        upcoming = None
         for batch in batches:
-            done, ahead = ahead, thread.submit(finish, *batch)
-            if done is not None:
-                yield done.result()
-        if ahead is not None:
-            yield ahead.result()
+            current, upcoming = upcoming, thread.submit(finish, *batch)
+            if current is not None:
+                yield current.result()
+        if upcoming is not None:
+            yield upcoming.result()
 
 
 class TrainBatches:
-    """Batches of (images [B, C, H, W] float32, targets [B, classes] float32), different in every epoch.
+    """Yields the training batches of a task, different in every epoch.
 
-    Each pass over the object is the next epoch; one that continues a run cut within an epoch begins with what is left
-    of it.
+    Each pass over the object is the next epoch. In a run that continues one cut within an epoch, the first pass is the
+    rest of that epoch.
 
     Args:
-        data: the data section of a configuration.
         batches_per_update: an epoch is whole updates.
-        epochs: of the whole run.
+        epochs: number of epochs of the whole run.
+        repeats: see epoch_order.
         first_epoch: the epoch of the first pass.
-        first_batch: batches of this epoch that were trained on already.
+        first_batch: number of batches of this epoch that were trained on already.
 
     Raises:
         DataError: too few images for one update.
@@ -273,33 +277,32 @@ class TrainBatches:
 
     def __init__(
         self,
-        images: ImageSet,
-        transform: TrainTransform,
-        data,
+        data: Dataset,
+        samples: TrainSamples,
         *,
+        seed: int,
         batch_size: int,
-        unreadable: UnreadableImages,
         batches_per_update: int = 1,
         epochs: int = 1,
+        repeats: int = 1,
         first_epoch: int = 0,
         first_batch: int = 0,
         rank: int = 0,
         ranks: int = 1,
         workers: int = 1,
     ):
-        self.positions = rank_positions(images.size, batch_size, batches_per_update, rank, ranks)
+        self.positions = rank_positions(data.size, batch_size, batches_per_update, rank, ranks)
         if not len(self.positions):
             needed = batch_size * ranks * batches_per_update
             raise DataError(
-                f"data folder {images.path}: {images.size} images do not fill one update of {needed}; "
+                f"data folder {data.path}: {data.size} images do not fill one update of {needed}; "
                 "lower train.batch_size"
             )
-        self.images, self.transform, self.data = images, transform, data
-        self.batch_size, self.batches_per_update = batch_size, batches_per_update
+        self.data, self.samples, self.seed = data, samples, seed
+        self.batch_size, self.batches_per_update, self.repeats = batch_size, batches_per_update, repeats
         self.epoch, self.first_batch, self.epochs = first_epoch, first_batch, max(epochs, first_epoch + 1)
         self.rank, self.workers = rank, workers
-        self.samples = TrainSamples(images, transform, len(data.mean), unreadable)
-        self.iterator = None  # of MindSpore, over as many epochs as one of its pipelines can read
+        self.iterator = None  # MindSpore's, over as many epochs as one of its pipelines can read
 
     @property
     def batches_per_epoch(self) -> int:
@@ -309,62 +312,45 @@ class TrainBatches:
         epoch, first = self.epoch, self.first_batch
         if self.iterator is None:
             self.iterator = self._open(epoch, first)
-        numbered = ((*batch, epoch, number) for number, batch in enumerate(readable_batches(self.iterator), first))
-        yield from one_ahead(numbered, self.finish)
+        numbered = ((batch, self._key(epoch, number)) for number, batch in enumerate(_read(self.iterator), first))
+        yield from prefetch(numbered, self.samples.batch)
         self.epoch, self.first_batch = epoch + 1, 0
-        if first or self.images.fixed_order:
+        if first or self.data.fixed_order:
             self.iterator = None
 
+    def _key(self, epoch: int, number: int) -> BatchKey:
+        """Return the key of a batch by its number in the epoch."""
+        first = number * self.batch_size
+        update, part = divmod(epoch * self.batches_per_epoch + number, self.batches_per_update)
+        return BatchKey(epoch, self.positions[first : first + self.batch_size], update, part, self.rank)
+
     def _open(self, epoch: int, first_batch: int):
-        """An iterator over the rest of an epoch from a batch on, or from its start over all epochs that follow."""
+        """Open an iterator over the rest of an epoch from a batch on, or from its start over all epochs that follow."""
         positions = self.positions[first_batch * self.batch_size :]
-        augment, seed, size = self.transform.augment, self.transform.seed, self.images.size
-        if self.images.fixed_order:
-            sampler = ds.SubsetSampler(epoch_order(seed, epoch, size, augment.repeats)[positions].tolist())
+        size, seed = self.data.size, self.seed
+        if self.data.fixed_order:
+            sampler = ds.SubsetSampler(epoch_order(seed, epoch, size, self.repeats)[positions].tolist())
         else:
-            sampler = EpochSampler(seed, size, positions, epoch, augment.repeats)
+            sampler = EpochSampler(seed, size, positions, epoch, self.repeats)
         keys = ds.GeneratorDataset(
             EpochKeys(positions, epoch), ["epoch", "position"], shuffle=False, python_multiprocessing=False
         )
-        dataset = ds.zip((self.images.reader(sampler), keys)).batch(
+        columns = [*self.data.columns, "epoch", "position"]
+        dataset = ds.zip((self.data.reader(sampler), keys)).batch(
             self.batch_size,
             drop_remainder=True,
-            per_batch_map=self.samples,
-            input_columns=["image", "label", "epoch", "position"],
-            output_columns=["image", "label"],
+            per_batch_map=SampleWorker(self.samples, columns, keys=2),
+            input_columns=columns,
+            output_columns=list(self.samples.outputs),
             num_parallel_workers=self.workers,
             python_multiprocessing=self.workers > 1,
         )
-        passes = 1 if first_batch or self.images.fixed_order else self.epochs - epoch
+        passes = 1 if first_batch or self.data.fixed_order else self.epochs - epoch
         return dataset.create_tuple_iterator(num_epochs=passes, output_numpy=True)
-
-    def finish(self, images: np.ndarray, labels: np.ndarray, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Normalise, erase and mix a batch of pixels [B, H, W, C]; returns it with its targets."""
-        images = normalise(images, self.data.mean, self.data.std)
-        augment, seed, classes = self.transform.augment, self.transform.seed, len(self.images.classes)
-        targets = soft_targets(labels, classes, augment.label_smoothing)
-        if self.transform.mode(epoch) != "all":
-            return images, targets
-        height, width = images.shape[2:]
-        if augment.erasing:
-            count = augment.erasing_count
-            count = tuple(count) if isinstance(count, list) else (count, count)
-            positions = self.positions[number * self.batch_size :]
-            for image, position in zip(images, positions, strict=False):
-                choices = generator(seed, Stream.ERASING, epoch, position)
-                rectangles = draw_rectangles(choices, height, width, augment.erasing, count)
-                erase(image, rectangles, augment.erasing_mode, choices)
-        if is_on(augment) and not (augment.mixup_off_epoch and epoch >= augment.mixup_off_epoch):
-            update, part = divmod(epoch * self.batches_per_epoch + number, self.batches_per_update)
-            choices = generator(seed, Stream.MIXING, update, part, self.rank)
-            mixing = draw_mixing(choices, augment, len(images), height, width)
-            mix_images(images, mixing)
-            targets = mix_targets(targets, mixing)
-        return images, targets
 
 
 class EvalKeys:
-    """Indices of the samples of an evaluation, beside them in the pipeline."""
+    """Yields the indices of an evaluation's samples, which go through the pipeline beside them."""
 
     def __init__(self, indices):
         self.indices = indices
@@ -377,48 +363,49 @@ class EvalKeys:
 
 
 class EvalBatches:
-    """Batches of (images, labels, weights [B] float32, indices [B]) over every image once: rank r has r, r + ranks, ...
+    """Yields the evaluation batches of a task, every sample once; rank r has the samples r, r + ranks, ...
 
-    Weights are 0 for unreadable images, else 1. The last batch is as small as it comes out. Each pass over the object
-    is one over the images.
+    The last batch is as small as it comes out. Each pass over the object is one over the samples. It reads nothing
+    before the first pass.
 
     Args:
-        passes: how many there will be.
+        passes: number of passes that there will be.
     """
 
     def __init__(
         self,
-        images: ImageSet,
-        transform: EvalTransform,
-        data,
+        data: Dataset,
+        samples: EvalSamples,
         *,
         batch_size: int,
-        unreadable: UnreadableImages,
         passes: int = 1,
         rank: int = 0,
         ranks: int = 1,
         workers: int = 1,
     ):
-        self.preprocessing = Preprocessing(transform, data.mean, data.std)
-        indices = list(range(rank, images.size, ranks))
-        if not indices:  # more ranks than images; MindSpore refuses an empty dataset
-            self.iterator = ()
-            return
-        keys = ds.GeneratorDataset(EvalKeys(indices), ["index"], shuffle=False, python_multiprocessing=False)
-        dataset = ds.zip((images.reader(ds.SubsetSampler(indices)), keys)).batch(
-            batch_size,
-            drop_remainder=False,
-            per_batch_map=EvalSamples(images, self.preprocessing, unreadable),
-            input_columns=["image", "label", "index"],
-            output_columns=["image", "label", "weight", "index"],
-            num_parallel_workers=workers,
-            python_multiprocessing=workers > 1,
-        )
-        self.iterator = dataset.create_tuple_iterator(num_epochs=passes, output_numpy=True)
+        self.data, self.samples, self.batch_size = data, samples, batch_size
+        self.passes, self.workers = passes, workers
+        self.indices = list(range(rank, data.size, ranks))
+        self.iterator = None
 
     def __iter__(self):
-        yield from one_ahead(readable_batches(self.iterator), self.finish)
+        if not self.indices:  # more ranks than samples; MindSpore refuses an empty dataset
+            return
+        if self.iterator is None:
+            self.iterator = self._open()
+        batches = ((batch,) for batch in _read(self.iterator))
+        yield from prefetch(batches, self.samples.batch)
 
-    def finish(self, images, labels, weights, indices):
-        """Normalise a batch of pixels [B, H, W, C]."""
-        return self.preprocessing.normalise(images), labels, weights, indices
+    def _open(self):
+        keys = ds.GeneratorDataset(EvalKeys(self.indices), ["index"], shuffle=False, python_multiprocessing=False)
+        columns = [*self.data.columns, "index"]
+        dataset = ds.zip((self.data.reader(ds.SubsetSampler(self.indices)), keys)).batch(
+            self.batch_size,
+            drop_remainder=False,
+            per_batch_map=SampleWorker(self.samples, columns, keys=1),
+            input_columns=columns,
+            output_columns=list(self.samples.outputs),
+            num_parallel_workers=self.workers,
+            python_multiprocessing=self.workers > 1,
+        )
+        return dataset.create_tuple_iterator(num_epochs=self.passes, output_numpy=True)

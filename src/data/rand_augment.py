@@ -1,8 +1,9 @@
-"""RandAugment (arXiv 1909.13719) and AutoAugment (arXiv 1805.09501) by the usual strings, such as rand-m9-mstd0.5-inc1.
+"""Augments images by RandAugment (arXiv 1909.13719) and AutoAugment (arXiv 1805.09501).
 
-The semantics are timm's (auto_augment.py), by which the original recipes are defined. A policy first draws what to do,
-then does it: `draw` is a pure function of the generator, and `apply` of the image. Operations work on [H, W, 3] uint8
-arrays. Each is the fastest of NumPy, MindSpore's C++ operators and Pillow that stays within one grey level of Pillow.
+Policies are written as the usual strings, such as rand-m9-mstd0.5-inc1, and mean what they mean in timm
+(auto_augment.py), by which the original recipes are defined. A policy first draws its operations and then applies them:
+`draw` is a pure function of the generator, and `apply` of the image. Operations work on [H, W, 3] uint8 arrays. Each is
+the fastest of NumPy, MindSpore's C++ operators and Pillow that stays within one grey level of Pillow.
 """
 
 import math
@@ -22,71 +23,72 @@ GREYS = np.uint8(255)
 
 
 class PolicyError(ValueError):
-    """A policy string that means nothing; the message says which part."""
+    """Says that a policy string means nothing; the message names the part."""
 
 
 class Geometry(NamedTuple):
-    """What operations that move pixels need to know."""
+    """Holds the filter and the fill colour of operations that move pixels."""
 
     resample: Image.Resampling
-    fill: tuple[int, int, int]  # colour of what comes in from outside
+    fill: tuple[int, int, int]  # colour of pixels that come in from outside the image
 
 
 class Step(NamedTuple):
-    """One drawn operation."""
+    """Holds one drawn operation."""
 
     name: str
     argument: float | None  # degrees, factor, share of the side, threshold...; None where there is none
     resample: Image.Resampling
 
 
-# What a magnitude means. Those with a sign take the negative one half of the time.
+# Functions of (level, generator) that turn a magnitude into an operation's argument. A random sign is negative in half
+# of the cases.
 
 
 def signed(greatest: float) -> Callable:
-    """Level 10 is the greatest value; either sign."""
-    return lambda level, generator: _negated(level / DENOMINATOR * greatest, generator)
+    """Return a function that gives the level's share of the greatest value (whole at level 10) with a random sign."""
+    return lambda level, generator: _random_sign(level / DENOMINATOR * greatest, generator)
 
 
-def _negated(value, generator):
+def _random_sign(value, generator):
     return -value if generator.random() < 0.5 else value
 
 
 def enhancement(level, generator):
-    """0.1 (a tenth of the original) to 1.9."""
+    """Return the enhancement factor of a level: from 0.1 (a tenth of the original) at level 0 to 1.9 at level 10."""
     return level / DENOMINATOR * 1.8 + 0.1
 
 
 def increasing_enhancement(level, generator):
-    """1 at level 0, away from it in either direction with the level, at least 0.1."""
-    return max(0.1, 1 + _negated(level / DENOMINATOR * 0.9, generator))
+    """Return an enhancement factor that moves away from 1 with the level, up or down at random; at least 0.1."""
+    return max(0.1, 1 + _random_sign(level / DENOMINATOR * 0.9, generator))
 
 
 def scaled(greatest: int, limit: float = math.inf) -> Callable:
-    """Whole numbers up to the greatest at level 10, never above the limit."""
+    """Return a function that gives whole numbers up to the greatest at level 10, never above the limit."""
     return lambda level, generator: min(limit, int(level / DENOMINATOR * greatest))
 
 
 def posterize_original_bits(level, generator):
-    """4 bits kept at level 0, all 8 at level 10."""
+    """Return the number of bits to keep: 4 at level 0, all 8 at level 10."""
     return int(level / DENOMINATOR * 4) + 4
 
 
 def posterize_increasing_bits(level, generator):
-    """4 bits kept at level 0, none at level 10."""
+    """Return the number of bits to keep: 4 at level 0, none at level 10."""
     return 4 - int(level / DENOMINATOR * 4)
 
 
 def increasing_solarize_threshold(level, generator):
-    """From 256 (nothing is inverted) at level 0 to 0 (everything) at level 10."""
+    """Return the threshold: from 256 (nothing is inverted) at level 0 to 0 (everything is) at level 10."""
     return 256 - min(256, int(level / DENOMINATOR * 256))
 
 
-# Operations: pixels [H, W, 3] uint8, the argument and the geometry to pixels.
+# Operations take pixels [H, W, 3] uint8, the argument and the geometry, and return pixels.
 
 
 def with_pillow(operation: Callable[[Image.Image, float, Geometry], Image.Image]) -> Callable:
-    """An operation on Pillow images as one on arrays."""
+    """Turn an operation on Pillow images into one on arrays."""
     return lambda pixels, argument, geometry: np.asarray(operation(Image.fromarray(pixels), argument, geometry))
 
 
@@ -95,7 +97,7 @@ def invert(pixels, argument, geometry):
 
 
 def posterize(pixels, bits, geometry):
-    """Keep the highest bits of every value; fewer than none of them are none."""
+    """Keep the highest bits of every value; a negative number of bits means none."""
     kept = min(max(bits, 0), 8)
     return pixels & np.uint8(256 - 2 ** (8 - kept))
 
@@ -126,7 +128,7 @@ def sharpness(pixels, factor, geometry):
     return vision.AdjustSharpness(factor)(pixels)
 
 
-# MindSpore's saturation is up to two levels off, for it rounds twice, and its equalization is another function.
+# MindSpore's saturation is up to two levels off, because it rounds twice, and its equalization is another function.
 saturation = with_pillow(lambda image, factor, _: ImageEnhance.Color(image).enhance(factor))
 equalize = with_pillow(lambda image, *_: ImageOps.equalize(image))
 rotate = with_pillow(lambda image, degrees, g: image.rotate(degrees, g.resample, fillcolor=g.fill))
@@ -149,7 +151,7 @@ def translate_y(pixels, share, geometry):
 
 
 class Operation(NamedTuple):
-    """How a magnitude becomes an argument (None: there is none), and what is done with it."""
+    """Says how a magnitude becomes an argument (None: there is none), and how the operation is applied."""
 
     argument: Callable[[float, np.random.Generator], float] | None
     apply: Callable[[np.ndarray, Any, Geometry], np.ndarray]
@@ -180,7 +182,8 @@ OPERATIONS = {
     "TranslateYRel": Operation(signed(0.45), translate_y),
 }
 
-# What RandAugment chooses from. With inc1 the five in the middle and the enhancements grow with the magnitude.
+# The operations that RandAugment chooses from. With inc1, those that have an "Increasing" form take it: their effect
+# grows with the magnitude.
 RANDOM = (
     "AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "SolarizeAdd", "Color", "Contrast",
     "Brightness", "Sharpness", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel",
@@ -231,7 +234,7 @@ AUTO_POLICIES = {
 
 
 def sub_policies(name: str) -> tuple[tuple[tuple[str, float, float], ...], ...]:
-    """The sub-policies of an AutoAugment policy as tuples of (operation, probability, magnitude)."""
+    """Parse the sub-policies of an AutoAugment policy into tuples of (operation, probability, magnitude)."""
     pairs = [pair.split() for line in AUTO_POLICIES[name].strip().splitlines() for pair in line.split("|")]
     return tuple(
         tuple((words[i], float(words[i + 1]), float(words[i + 2])) for i in range(0, len(words), 3)) for words in pairs
@@ -240,13 +243,13 @@ def sub_policies(name: str) -> tuple[tuple[tuple[str, float, float], ...], ...]:
 
 @dataclass(frozen=True)
 class Policy:
-    """What is common to both kinds: how a magnitude varies, and how pixels outside the image are made up.
+    """Draws operations for an image and applies them; RandAugment and AutoAugment are its two kinds.
 
     Attributes:
         std: standard deviation of the magnitude about its mean; infinite: uniform from 0 to the magnitude.
         limit: magnitudes are clipped to [0, limit].
         resample: filters of which geometric operations draw one.
-        fill: colour of what comes in from outside.
+        fill: colour of pixels that come in from outside the image.
     """
 
     std: float = 0.0
@@ -255,7 +258,7 @@ class Policy:
     fill: tuple[int, int, int] = (128, 128, 128)
 
     def step(self, generator: np.random.Generator, name: str, probability: float, magnitude: float) -> list[Step]:
-        """The operation with its argument drawn, or nothing where the coin says so."""
+        """Draw the argument of an operation; return it as a list of one step, or an empty list if the coin says no."""
         if generator.random() >= probability:
             return []
         if math.isinf(self.std):
@@ -269,11 +272,11 @@ class Policy:
         return [Step(name, value, filters[generator.integers(len(filters))] if len(filters) > 1 else filters[0])]
 
     def draw(self, generator: np.random.Generator) -> list[Step]:
-        """What to do with one image."""
+        """Draw the operations for one image."""
         raise NotImplementedError
 
     def apply(self, pixels: np.ndarray, steps: list[Step]) -> np.ndarray:
-        """Pixels [H, W, C] uint8 after the drawn operations. Grey images (C = 1) are treated as colourless ones."""
+        """Apply the drawn operations to pixels [H, W, C] uint8. Grey images (C = 1) are treated as colourless ones."""
         if not steps:
             return pixels
         channels = pixels.shape[-1]
@@ -289,7 +292,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class RandAugment(Policy):
-    """`layers` operations in a row, each drawn from the whole set and applied with a probability.
+    """Applies `layers` operations in a row, each drawn from the whole set and applied with a probability.
 
     Without weights an operation may come twice; with weights (as in timm) it may not.
     """
@@ -312,7 +315,7 @@ class RandAugment(Policy):
 
 @dataclass(frozen=True)
 class AutoAugment(Policy):
-    """One of the sub-policies, its operations in a row, each applied with its own probability."""
+    """Draws one of the sub-policies and applies its operations in a row, each with its own probability."""
 
     policies: tuple[tuple[tuple[str, float, float], ...], ...] = ()
 
@@ -322,7 +325,7 @@ class AutoAugment(Policy):
 
 
 def parse_policy(text: str, resample=(Image.Resampling.BICUBIC,), fill=(128, 128, 128)) -> Policy:
-    """The policy of a string.
+    """Parse a policy string such as rand-m9-mstd0.5-inc1.
 
     `rand` may be followed by m (magnitude, default 10), n (operations per image, 2), p (probability of each, 0.5), mstd
     (standard deviation of the magnitude, 0; above 100: uniform from 0 to m), mmax (its limit, 10), inc (1: operations
@@ -363,7 +366,7 @@ def parse_policy(text: str, resample=(Image.Resampling.BICUBIC,), fill=(128, 128
 
 
 def _parse_parts(text: str, parts: list[str], types: dict[str, type]) -> dict[str, float]:
-    """{"m": 9.0} of ["m9"]."""
+    """Parse the parts of a policy string: ["m9"] becomes {"m": 9.0}."""
     values = {}
     for part in parts:
         match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?|inf)", part)

@@ -1,11 +1,11 @@
-"""Random erasing (arXiv 1708.04896) of normalised images, with timm's definition of its choices."""
+"""Erases random rectangles of normalised images (arXiv 1708.04896), drawn as timm draws them."""
 
 import math
 from typing import NamedTuple
 
 import numpy as np
 
-AREA = (0.02, 1 / 3)  # of the image, shared by all rectangles
+AREA = (0.02, 1 / 3)  # share of the image's area, which all rectangles together take
 LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))
 ATTEMPTS = 10
 
@@ -20,7 +20,7 @@ class Rectangle(NamedTuple):
 def draw_rectangles(
     generator: np.random.Generator, height: int, width: int, probability: float, count: tuple[int, int]
 ) -> list[Rectangle]:
-    """Where to erase: nothing, or as many rectangles as drawn from the range `count` (both ends included).
+    """Draw the rectangles to erase: none, or as many as drawn from the range `count` (both ends included).
 
     A rectangle has an area uniform in AREA divided by their number, and a uniform log aspect (height / width). One
     that is not smaller than the image is drawn anew, up to ten times, and then left out.

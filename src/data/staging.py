@@ -1,7 +1,7 @@
-"""Data to local disk before a run and results back after it, as on the OpenI platform (--run_openi).
+"""Copies data to local disk before a run and results back after it, as on the OpenI platform (--run_openi).
 
-moxing moves files where it is installed (object storage), plain copying does elsewhere. One process of a machine
-copies; the others wait for it.
+moxing moves files where it is installed (object storage); elsewhere they are copied. One process of a machine copies;
+the others wait for it.
 """
 
 import fcntl
@@ -17,11 +17,11 @@ from src.files.atomic import write_text
 
 PLATFORM_DISK = Path("/cache")  # the fast local disk of OpenI and ModelArts machines
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
-STARTED = time.time()
+START_TIME = time.time()
 
 
 class StagingError(UserError):
-    """A copy that failed; the message names source and destination."""
+    """Says that a copy failed; the message names source and destination."""
 
 
 def stage_in(data_url: str, local: Path | None = None) -> Path:
@@ -29,7 +29,7 @@ def stage_in(data_url: str, local: Path | None = None) -> Path:
 
     Args:
         data_url: folder or archive to copy.
-        local: where to; default /cache/data on the platform, else cache/data under the working directory.
+        local: destination; default /cache/data on the platform, else cache/data under the working directory.
 
     Returns:
         The local folder that holds train/.
@@ -41,30 +41,30 @@ def stage_in(data_url: str, local: Path | None = None) -> Path:
     record = local.with_name(local.name + ".staging.json")
     try:
         local.parent.mkdir(parents=True, exist_ok=True)
-        # The lock is the waiting: it is released when its holder is done, or dead.
+        # Other processes wait for this lock: it is released when its holder is done, or dead.
         with open(local.with_name(local.name + ".staging.lock"), "w", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            done = _read_record(record)
-            same_launch = done["time"] >= STARTED
-            if done["source"] != data_url or not (same_launch if done["failure"] else local.is_dir()):
-                done = _copy_in(data_url, local)
-                write_text(record, json.dumps(done))
+            outcome = _read_record(record)
+            same_launch = outcome["time"] >= START_TIME
+            if outcome["source"] != data_url or not (same_launch if outcome["failure"] else local.is_dir()):
+                outcome = _copy_in(data_url, local)
+                write_text(record, json.dumps(outcome))
     except OSError as error:
         raise StagingError(f"local folder {local}: cannot be written ({error.strerror})") from error
-    if done["failure"]:
-        raise StagingError(f"data_url {data_url}: {done['failure']}")
+    if outcome["failure"]:
+        raise StagingError(f"data_url {data_url}: {outcome['failure']}")
     return _dataset_root(local, data_url)
 
 
 def _read_record(record: Path) -> dict:
     try:
         return json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none yet
+    except (OSError, ValueError):  # there is no record yet
         return {"source": None, "failure": None, "time": 0}
 
 
 def _copy_in(data_url: str, local: Path) -> dict:
-    """The outcome of a copy, as the record that the waiting processes read.
+    """Copy the data; return the outcome as the record that the waiting processes read.
 
     The copy grows beside its final name, so that no other data set and no half copy gets mixed in.
     """
@@ -77,7 +77,7 @@ def _copy_in(data_url: str, local: Path) -> dict:
             unpack(archive)
         shutil.rmtree(local, ignore_errors=True)
         partial.rename(local)
-    except Exception as error:  # whatever it is, the processes that wait must hear of it
+    except Exception as error:  # the waiting processes must learn of any failure
         failure = f"cannot be copied to {local} ({type(error).__name__}: {error})"
     return {"source": data_url, "failure": failure, "time": time.time()}
 
@@ -123,7 +123,7 @@ def unpack(archive: Path) -> None:
 
 
 def _dataset_root(local: Path, data_url: str) -> Path:
-    """The folder with train/: the copy itself, or a folder in it (archives often hold one)."""
+    """Find the folder with train/: the copy itself, or a folder in it (archives often hold one)."""
     for candidate in [local, *sorted(path for path in local.iterdir() if path.is_dir())]:
         if (candidate / "train").is_dir():
             return candidate

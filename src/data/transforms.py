@@ -1,4 +1,4 @@
-"""What happens to one image, between its file's bytes and an array of pixels.
+"""Decodes, resizes, crops, augments and normalises images: from a file's bytes to an array of pixels.
 
 Every random choice is drawn from a generator keyed by (seed, epoch, position of the sample in the global order), so the
 same sample is treated alike whatever the number of workers and devices, and a resumed run repeats an uninterrupted one.
@@ -26,14 +26,14 @@ JPEG_START = b"\xff\xd8\xff"
 
 
 class UnreadableImage(Exception):
-    """Bytes that are not an image Pillow can decode."""
+    """Says that bytes are not an image that Pillow can decode."""
 
 
 def decode(data: np.ndarray, channels: int) -> np.ndarray:
-    """File content [n] uint8 as pixels [H, W, channels].
+    """Decode file content [n] uint8 into pixels [H, W, channels] uint8.
 
-    JPEG goes through libjpeg-turbo itself, which gives the same pixels as Pillow and is faster for not going through
-    Pillow's images. What it hesitates at (damage, CMYK, grey from colours) is Pillow's to judge.
+    JPEG goes through libjpeg-turbo directly, which gives the same pixels as Pillow and is faster because it makes no
+    Pillow image. Pillow decodes what it does not take (damage, CMYK, grey from colours).
 
     Raises:
         UnreadableImage: damaged, cut short or not an image.
@@ -54,21 +54,21 @@ def decode(data: np.ndarray, channels: int) -> np.ndarray:
 
 
 def pixels(image: Image.Image) -> np.ndarray:
-    """A Pillow image as [H, W, C] uint8."""
+    """Turn a Pillow image into an array [H, W, C] uint8."""
     array = np.asarray(image)
     return array[:, :, None] if array.ndim == 2 else array
 
 
 def as_image(array: np.ndarray) -> Image.Image:
-    """[H, W, C] uint8 pixels as a Pillow image."""
+    """Turn pixels [H, W, C] uint8 into a Pillow image."""
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
 
 
 def resize(array: np.ndarray, size: tuple[int, int], resample: Image.Resampling) -> np.ndarray:
-    """Pixels [H, W, C] at another size (height, width), as Pillow computes them.
+    """Resize pixels [H, W, C] to (height, width) as Pillow does.
 
-    Bicubic on colours is MindSpore's PILCUBIC, a fifth faster: exactly Pillow's two passes, the horizontal one first
-    for every shape, as it was when the original recipes were trained (Pillow 13 begins with the vertical one for some).
+    Bicubic on colours is MindSpore's PILCUBIC, which is a fifth faster: exactly Pillow's two passes, the horizontal one
+    first for every shape, as when the original recipes were trained (Pillow 13 begins with the vertical one for some).
     """
     if resample == Image.Resampling.BICUBIC and array.shape[2] == 3:
         return vision.Resize(size, vision.Inter.PILCUBIC)(np.ascontiguousarray(array))
@@ -76,9 +76,9 @@ def resize(array: np.ndarray, size: tuple[int, int], resample: Image.Resampling)
 
 
 def normalise(images: np.ndarray, mean: list[float], std: list[float]) -> np.ndarray:
-    """Pixels [B, H, W, C] uint8 as [B, C, H, W] float32, by mean and deviation of pixels scaled to [0, 1].
+    """Normalise pixels [B, H, W, C] uint8 to [B, C, H, W] float32, by mean and deviation of pixels scaled to [0, 1].
 
-    Plane by plane, which is faster than MindSpore's operators: 60 against 145 us for an image of 224 px.
+    It works plane by plane, which is faster than MindSpore's operators: 60 against 145 us for an image of 224 px.
     """
     batch, height, width, channels = images.shape
     result = np.empty((batch, channels, height, width), np.float32)
@@ -93,10 +93,11 @@ def normalise(images: np.ndarray, mean: list[float], std: list[float]) -> np.nda
 def random_resized_crop_box(
     generator: np.random.Generator, width: int, height: int, scale: list[float], ratio: list[float]
 ) -> tuple[int, int, int, int]:
-    """A random crop (left, top, right, bottom): area uniform in `scale` of the image, log aspect uniform in `ratio`.
+    """Draw a random crop (left, top, right, bottom) of an image.
 
-    After ten attempts that do not fit, the largest central crop of an allowed aspect. Source: torchvision's
-    RandomResizedCrop, which the original recipe uses (through timm).
+    Its area is uniform in `scale` of the image's, its log aspect uniform in `ratio`. After ten attempts that do not fit
+    it is the largest central crop of an allowed aspect. Source: torchvision's RandomResizedCrop, which the original
+    recipe uses (through timm).
     """
     least, most = np.log(ratio)
     for _ in range(10):
@@ -116,7 +117,9 @@ def random_resized_crop_box(
 
 
 def draw_color_jitter(generator: np.random.Generator, strength: float) -> list[tuple[str, float]]:
-    """Brightness, contrast and saturation in random order, each with a factor uniform in [1 - s, 1 + s], at least 0.
+    """Draw factors of brightness, contrast and saturation, in random order.
+
+    Each factor is uniform in [1 - s, 1 + s], at least 0, s being the strength.
 
     Source: torchvision's ColorJitter as timm calls it, without hue.
     """
@@ -126,7 +129,7 @@ def draw_color_jitter(generator: np.random.Generator, strength: float) -> list[t
 
 
 def jitter_colors(array: np.ndarray, drawn: list[tuple[str, float]]) -> np.ndarray:
-    """Apply what draw_color_jitter drew; Pillow's definitions."""
+    """Apply the factors that draw_color_jitter drew, by Pillow's definitions, to pixels [H, W, C] uint8."""
     image = as_image(array)
     for name, factor in drawn:
         image = getattr(ImageEnhance, name)(image).enhance(factor)
@@ -134,13 +137,15 @@ def jitter_colors(array: np.ndarray, drawn: list[tuple[str, float]]) -> np.ndarr
 
 
 class TrainTransform:
-    """Random-resized crop, flips, then the policy or else colour jitter: an image to pixels [H, W, C] of one size.
+    """Augments an image for training and brings it to pixels [H, W, C] of one size.
+
+    It does a random resized crop, then flips, then the policy or else colour jitter.
 
     Args:
         size: (height, width) of the result.
         augment: the augment section of a configuration.
-        mean: of the images' channels, in [0, 1]: the colour of what operations move in from outside.
-        cooldown_epoch: the epoch (from 0) from which on augment.cooldown says what remains of this.
+        mean: mean of the images' channels, in [0, 1]: the colour of pixels that come in from outside the image.
+        cooldown_epoch: the epoch (from 0) from which on augment.cooldown says which of these steps remain.
 
     Raises:
         PolicyError: augment.auto_augment means nothing.
@@ -157,21 +162,21 @@ class TrainTransform:
         self.policy = (
             parse_policy(augment.auto_augment, self.resampling, fill) if augment.auto_augment is not None else None
         )
-        self.plain = EvalTransform(size, 1.0, augment.interpolation)
+        self.eval_transform = EvalTransform(size, 1.0, augment.interpolation)
 
     def mode(self, epoch: int) -> str:
-        """What is done in an epoch: "all", "crop" (and flips) or "none"."""
+        """Return which steps an epoch does: "all", "crop" (and flips) or "none"."""
         return self.augment.cooldown if epoch >= self.cooldown_epoch else "all"
 
     def __call__(self, array: np.ndarray, epoch: int, position: int) -> np.ndarray:
         mode, augment = self.mode(epoch), self.augment
         if mode == "none":
-            return self.plain(array)
+            return self.eval_transform(array)
         generator = random_streams.generator(self.seed, Stream.AUGMENTATION, epoch, position)
         height, width = array.shape[:2]
         left, top, right, bottom = random_resized_crop_box(generator, width, height, augment.scale, augment.ratio)
         resample = self.resampling[int(generator.integers(len(self.resampling)))]
-        # Cropped first: the filter must not see pixels outside the crop.
+        # The crop comes first: the filter must not see pixels outside it.
         array = resize(array[top:bottom, left:right], self.size, resample)
         flip, mirror = generator.random(2)
         if flip < augment.hflip:
@@ -188,42 +193,42 @@ class TrainTransform:
 
 
 class EvalTransform:
-    """Resize, then centre crop: pixels of any size to pixels [H, W, C].
+    """Resizes pixels of any size, then crops the centre: the result is pixels [H, W, C] of one size.
 
     The sides become floor(size / crop_ratio), the short one exactly; a crop_ratio of 1 therefore cuts only what
     does not fit the aspect. Pillow's bicubic is the filter of the original's evaluation (PILCUBIC in MindSpore).
 
     Args:
         size: (height, width) of the result.
-        interpolation: of the augment section; "random" is bicubic here.
+        interpolation: augment.interpolation of a configuration; "random" is bicubic here.
     """
 
     def __init__(self, size: tuple[int, int], crop_ratio: float, interpolation: str):
         self.size = size
         self.crop_ratio = crop_ratio
-        # Guards against 224 / 0.875 coming out as 255.99999.
-        self.cover = [math.floor(side / crop_ratio + 1e-6) for side in size]
+        # The small addend keeps 224 / 0.875 from coming out as 255.99999.
+        self.resize_size = [math.floor(side / crop_ratio + 1e-6) for side in size]
         self.resample = RESAMPLING[interpolation][-1]
 
     def placement(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """For an image of a size: the size (height, width) it is given, and where (top, left) the crop of it begins."""
-        factor = max(self.cover[0] / height, self.cover[1] / width)
-        new_height = max(self.cover[0], int(height * factor + 1e-6))
-        new_width = max(self.cover[1], int(width * factor + 1e-6))
+        """Return the size (height, width) to which an image is resized, and where (top, left) the crop of it begins."""
+        factor = max(self.resize_size[0] / height, self.resize_size[1] / width)
+        new_height = max(self.resize_size[0], int(height * factor + 1e-6))
+        new_width = max(self.resize_size[1], int(width * factor + 1e-6))
         top, left = round((new_height - self.size[0]) / 2), round((new_width - self.size[1]) / 2)
         return (new_height, new_width), (top, left)
 
     def position(self, point: tuple[float, float], image_size: tuple[int, int]) -> tuple[float, float] | None:
-        """Where in the result a point (x, y) of an image (height, width) comes to lie; None outside of the crop."""
+        """Return where in the result a point (x, y) of an image (height, width) lies; None outside of the crop."""
         (height, width), (top, left) = self.placement(*image_size)
         x, y = point[0] * width / image_size[1] - left, point[1] * height / image_size[0] - top
         return (x, y) if 0 <= x < self.size[1] and 0 <= y < self.size[0] else None
 
-    def seen(self, image_size: tuple[int, int]) -> tuple[float, float, float, float]:
-        """The box (left, top, right, bottom) of an image (height, width) that comes to be the result."""
+    def visible_box(self, image_size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Return the box (left, top, right, bottom) of an image (height, width) that the result shows."""
         (height, width), (top, left) = self.placement(*image_size)
-        across, down = image_size[1] / width, image_size[0] / height
-        return left * across, top * down, (left + self.size[1]) * across, (top + self.size[0]) * down
+        scale_x, scale_y = image_size[1] / width, image_size[0] / height
+        return left * scale_x, top * scale_y, (left + self.size[1]) * scale_x, (top + self.size[0]) * scale_y
 
     def __call__(self, array: np.ndarray) -> np.ndarray:
         height, width = self.size
@@ -234,12 +239,12 @@ class EvalTransform:
 
 
 class Preprocessing:
-    """From a file's content to a model's input, as in evaluation: the one way, for exported models and prediction too.
+    """Turns a file's content into a model's input; evaluation, prediction and exported models all use it.
 
-    In two steps, because bytes between processes are a quarter of the size of floats.
+    It has two steps, `pixels` and `normalise`, because bytes sent between processes are a quarter as large as floats.
 
     Args:
-        mean, std: of each channel, of pixels scaled to [0, 1]: one of grey images, three of RGB.
+        mean, std: mean and deviation of each channel, of pixels scaled to [0, 1]: one of grey images, three of RGB.
     """
 
     def __init__(self, transform: EvalTransform, mean: list[float], std: list[float]):
@@ -247,7 +252,7 @@ class Preprocessing:
 
     @classmethod
     def of(cls, config, size: tuple[int, int]) -> "Preprocessing":
-        """That of a configuration, for a model of (height, width)."""
+        """Build the preprocessing of a configuration, for a model that takes images of (height, width)."""
         transform = EvalTransform(size, config.eval.crop_ratio, config.augment.interpolation)
         return cls(transform, config.data.mean, config.data.std)
 
@@ -256,7 +261,7 @@ class Preprocessing:
         return len(self.mean)
 
     def pixels(self, content: np.ndarray) -> np.ndarray:
-        """File content [n] uint8 to pixels [H, W, C] uint8.
+        """Turn file content [n] uint8 into pixels [H, W, C] uint8.
 
         Raises:
             UnreadableImage: see decode.
@@ -264,20 +269,20 @@ class Preprocessing:
         return self.transform(decode(content, self.channels))
 
     def blank(self) -> np.ndarray:
-        """Pixels [H, W, C] in the place of an image that cannot be read."""
+        """Return black pixels [H, W, C] uint8, which stand for an image that cannot be read."""
         return np.zeros((*self.transform.size, self.channels), np.uint8)
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
-        """A batch of pixels [B, H, W, C] uint8 to [B, C, H, W] float32."""
+        """Normalise a batch of pixels [B, H, W, C] uint8 to [B, C, H, W] float32."""
         return normalise(pixels, self.mean, self.std)
 
     def to_dict(self) -> dict:
-        """All of it in words and numbers, for programs that are not this one."""
+        """Describe the preprocessing in words and numbers, for other programs."""
         transform = self.transform
         return {
             "color": "RGB" if self.channels == 3 else "grey",
             "channels": self.channels,
-            "resize": list(transform.cover),
+            "resize": list(transform.resize_size),
             "resize_rule": "the smallest size of the image's aspect that covers this one; central crop to size",
             "size": list(transform.size),
             "crop_ratio": transform.crop_ratio,
@@ -288,14 +293,14 @@ class Preprocessing:
         }
 
     @classmethod
-    def from_dict(cls, described: dict) -> "Preprocessing":
-        """What `to_dict` described.
+    def from_dict(cls, description: dict) -> "Preprocessing":
+        """Rebuild the preprocessing that `to_dict` described.
 
         Raises:
-            KeyError, TypeError, ValueError: something else.
+            KeyError, TypeError, ValueError: `description` is not such a description.
         """
-        height, width = map(int, described["size"])
-        transform = EvalTransform((height, width), float(described["crop_ratio"]), described["interpolation"])
-        if not len(described["mean"]) == len(described["std"]) == described["channels"]:
+        height, width = map(int, description["size"])
+        transform = EvalTransform((height, width), float(description["crop_ratio"]), description["interpolation"])
+        if not len(description["mean"]) == len(description["std"]) == description["channels"]:
             raise ValueError("channels, mean and deviation do not agree")
-        return cls(transform, list(map(float, described["mean"])), list(map(float, described["std"])))
+        return cls(transform, list(map(float, description["mean"])), list(map(float, description["std"])))

@@ -1,6 +1,6 @@
-"""Images in a zip file with a map of their labels: the original's layout for clusters that dislike a million files.
+"""Reads labelled images from a zip file, the original's layout for clusters that dislike a million files.
 
-Beside NAME.zip lies NAME_map.txt, a line for each image: its name in the zip file, a tab, its label.
+Beside NAME.zip lies the map NAME_map.txt with a line for each image: its name in the zip file, a tab, its label.
 """
 
 import os
@@ -12,11 +12,12 @@ from pathlib import Path, PurePosixPath
 import mindspore.dataset as ds
 import numpy as np
 
-from src.data.image_set import DataError, ImageSet, check_class_count
+from src.data.dataset import DataError
+from src.data.image_set import ImageSet, check_class_count
 
 
 class ZipImages(ImageSet):
-    """A zip file and its map. Samples are in the order of (label, name)."""
+    """Serves the images of a zip file with a map of their labels. Samples are in the order of (label, name)."""
 
     def __init__(self, path: Path, files: list[tuple[int, str]], classes: tuple[str, ...]):
         self.path = path
@@ -29,13 +30,13 @@ class ZipImages(ImageSet):
 
     @classmethod
     def open(cls, path: Path, classes: tuple[str, ...] | None = None) -> "ZipImages":
-        """Read the map and hold it against the zip file.
+        """Read the map and check it against the zip file.
 
         Args:
-            classes: names of the classes where the images are in no class folders; their numbers otherwise.
+            classes: names of the classes for images that are in no class folders; without them, names are the labels.
 
         Raises:
-            DataError: no map, a damaged zip file, a line that is none, or an image that is not there.
+            DataError: no map, a damaged zip file, a line of the map that is malformed, or an image that is not there.
         """
         path = Path(path)
         map_path = path.with_name(f"{path.stem}_map.txt")
@@ -53,10 +54,10 @@ class ZipImages(ImageSet):
             name, _, label = line.rpartition("\t")
             if not label.strip().isdecimal():
                 raise DataError(f"{map_path}, line {number}: {line!r} is not a name, a tab and a label")
-            inside = next((n for n in (name, f"{path.stem}/{name}") if n in stored), None)
-            if inside is None:
+            entry = next((n for n in (name, f"{path.stem}/{name}") if n in stored), None)
+            if entry is None:
                 raise DataError(f"{map_path}, line {number}: {name!r} is not in {path.name}")
-            files.append((int(label), inside))
+            files.append((int(label), entry))
         if not files:
             raise DataError(f"{map_path}: empty")
         labels = {label for label, _ in files}
@@ -91,7 +92,7 @@ class ZipImages(ImageSet):
 
 
 def _class_names(files: list[tuple[int, str]]) -> tuple[str, ...] | None:
-    """The names of the folders by label, where each label has one of its own."""
+    """Return the names of the folders by label if each label has a folder of its own, else None."""
     folders: dict[int, set[str]] = {}
     for label, name in files:
         folders.setdefault(label, set()).add(PurePosixPath(name).parent.name)
@@ -101,7 +102,7 @@ def _class_names(files: list[tuple[int, str]]) -> tuple[str, ...] | None:
 
 
 class _Rows:
-    """Random access to (content, label) for MindSpore, in its reading thread."""
+    """Gives MindSpore's reading thread random access to (content, label)."""
 
     def __init__(self, images: ZipImages):
         self.images = images
@@ -110,7 +111,7 @@ class _Rows:
         label = np.int32(self.images.files[index][0])
         try:
             return self.images.content(index), label
-        except OSError:  # a damaged entry: no image, as whoever decodes it will find
+        except OSError:  # a damaged entry: decoding the byte below reports it as an unreadable image
             return np.zeros(1, np.uint8), label
 
     def __len__(self):

@@ -1,1 +1,1 @@
-"""Several processes: how they were launched, and what they do together."""
+"""Handles training in several processes: how they were launched, and how they work together."""

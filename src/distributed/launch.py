@@ -1,11 +1,11 @@
-"""How this process was launched, and with which others.
+"""Finds out how this process was launched, and joins it with the other processes of the launch.
 
-The only reader of launcher variables, and the only writer of those that MindSpore reads. Nothing here imports
-MindSpore: a process must know its rank before, to say what is wrong with its arguments.
+Only this module reads the launchers' variables and writes those that MindSpore reads. Nothing here imports MindSpore:
+a process must know its rank before, to report errors in its arguments.
 
-Three launchers start several processes: Open MPI's mpirun, MindSpore's msrun, and, on Ascend, whatever starts one
-process a device with a rank table. On Ascend MindSpore knows what to do with each. On CPU it knows msrun's cluster
-alone, of workers that meet at a scheduler; `join_cluster` makes the processes of mpirun one.
+Three launchers start several processes: Open MPI's mpirun, MindSpore's msrun, and, on Ascend, any program that starts
+one process a device with a rank table. On Ascend MindSpore supports all three. On CPU it supports only msrun's cluster
+of workers that meet at a scheduler; `join_cluster` makes such a cluster of the processes of mpirun.
 """
 
 import atexit
@@ -32,17 +32,17 @@ LAUNCHERS = {
     "rank table": ("RANK_SIZE", "RANK_ID", "DEVICE_ID", None),
 }
 MPI_PREFIXES = ("OMPI_", "PMIX_", "PRTE_", "OPAL_")  # variables that Open MPI 4 and 5 set for their processes
-DEVICES_PER_MACHINE = 8  # of an Atlas 800; assumed where a launcher does not tell
+DEVICES_PER_MACHINE = 8  # devices of an Atlas 800; assumed where a launcher does not tell
 COLLECTIVE_TIMEOUT = "MS_CPU_COMM_OP_TIMEOUT"  # seconds that a collective on CPU waits for the other processes
 AS_ROOT = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
-# More processes than cores, for Open MPI 4 and for 5.
+# These allow more processes than cores, in Open MPI 4 and in 5.
 OVERSUBSCRIBE = ("OMPI_MCA_rmaps_base_oversubscribe=1", "PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe")
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What the launcher says of this process; the defaults are those of one started by hand."""
+    """Holds what the launcher says of this process; the defaults are those of a process started by hand."""
 
     launcher: str | None = None
     size: int = 1
@@ -52,13 +52,13 @@ class Launch:
 
 
 def launched() -> Launch:
-    """What the environment says of this process.
+    """Read from the environment how this process was launched.
 
     Raises:
-        UserError: a launcher that left variables out, or numbers that cannot be.
+        UserError: the launcher left variables out, or set impossible numbers.
     """
     for launcher, (size, rank, local_rank, local_size) in LAUNCHERS.items():
-        ranks = _number(size, 1)
+        ranks = _read_number(size, 1)
         if ranks == 1:
             continue
         if is_scheduler():
@@ -73,9 +73,11 @@ def launched() -> Launch:
         result = Launch(
             launcher,
             ranks,
-            _number(rank, 0),
-            _number(local_rank, 0),
-            _number(local_size, min(ranks, DEVICES_PER_MACHINE)) if local_size else min(ranks, DEVICES_PER_MACHINE),
+            _read_number(rank, 0),
+            _read_number(local_rank, 0),
+            _read_number(local_size, min(ranks, DEVICES_PER_MACHINE))
+            if local_size
+            else min(ranks, DEVICES_PER_MACHINE),
         )
         if result.rank >= ranks:
             raise UserError(f"{rank} is {result.rank}, but the {ranks} processes of {size} count from 0")
@@ -84,11 +86,11 @@ def launched() -> Launch:
 
 
 def _meeting_variables(launcher: str) -> list[str]:
-    """What tells a process where it meets the others."""
+    """Return the variables that tell a process where it meets the others."""
     return ["MS_ROLE", "MS_SCHED_HOST", "MS_SCHED_PORT"] if launcher == "msrun" else ["RANK_TABLE_FILE"]
 
 
-def _number(variable: str, default: int) -> int:
+def _read_number(variable: str, default: int) -> int:
     text = os.environ.get(variable, str(default))
     if not text.isdecimal():
         raise UserError(f"{variable} is {text!r}, not a number: the launch is broken")
@@ -96,20 +98,20 @@ def _number(variable: str, default: int) -> int:
 
 
 def is_scheduler() -> bool:
-    """Whether this is msrun's scheduler process, which runs the script too but only to keep the workers together."""
+    """Return whether this is msrun's scheduler process, which runs the script only to keep the workers together."""
     return os.environ.get("MS_ROLE") == "MS_SCHED"
 
 
 def output_is_forwarded() -> bool:
-    """Whether mpirun reads what this process prints. It gives processes a terminal of its own, which nobody sees."""
+    """Return whether mpirun reads what this process prints. Its processes have a terminal that nobody sees."""
     return "OMPI_COMM_WORLD_RANK" in os.environ
 
 
 def check_device_num(device_num: int | None, script: str, arguments: list[str]) -> None:
-    """Hold `--device_num` against the ranks launched.
+    """Check that `--device_num` is the number of launched processes.
 
     Raises:
-        UserError: they differ; when nothing was launched, the message is the command that would.
+        UserError: the numbers differ; if there is one process only, the message is the command to start as many.
     """
     size = launched().size
     if device_num is None or device_num == size:
@@ -121,12 +123,12 @@ def check_device_num(device_num: int | None, script: str, arguments: list[str]) 
 
 
 def mpirun(ranks: int, script: str, arguments: list[str]) -> list[str]:
-    """The command that runs a script in several processes."""
+    """Return the command that runs a script in several processes."""
     return ["mpirun", "-n", str(ranks), "python", script, *arguments]
 
 
 def mpirun_variables(ranks: int) -> list[str]:
-    """What must be in the environment, as NAME=1, for mpirun to start as many processes here, and is not."""
+    """Return the settings NAME=value that the environment lacks and mpirun needs to start so many processes here."""
     variables = [f"{name}=1" for name in AS_ROOT if os.geteuid() == 0 and os.environ.get(name) != "1"]
     if ranks > cores():
         variables += [line for line in OVERSUBSCRIBE if line.split("=", 1)[0] not in os.environ]
@@ -134,21 +136,21 @@ def mpirun_variables(ranks: int) -> list[str]:
 
 
 def cores() -> int:
-    """Physical cores of this machine, which is what mpirun counts."""
+    """Return the number of physical cores of this machine, which mpirun counts as well."""
     import psutil  # a requirement of MindSpore
 
     return psutil.cpu_count(logical=False) or os.cpu_count() or 1
 
 
 def check_scheduler() -> None:
-    """See that nobody but msrun's own scheduler listens at its port, before this process waits for its answer.
+    """Check that only msrun's own scheduler listens at its port, before this process waits for its answer.
 
     Raises:
-        UserError: another program does.
+        UserError: another program listens there.
     """
     import psutil
 
-    host, port = os.environ["MS_SCHED_HOST"], _number("MS_SCHED_PORT", 0)
+    host, port = os.environ["MS_SCHED_HOST"], _read_number("MS_SCHED_PORT", 0)
     if not any(address.address == host for addresses in psutil.net_if_addrs().values() for address in addresses):
         return  # the scheduler is on another machine
     for connection in psutil.net_connections("tcp"):
@@ -161,13 +163,13 @@ def check_scheduler() -> None:
 
 
 def _is_sibling(pid: int | None) -> bool:
-    """Whether a process was started by the same one as this."""
+    """Return whether a process was started by the same process as this one."""
     import psutil
 
     try:
         return pid is not None and psutil.Process(pid).ppid() == os.getppid()
     except psutil.NoSuchProcess:
-        return True  # gone, and its port with it
+        return True  # the process has ended, and its port is free
 
 
 # --- the cluster of mpirun's processes on CPU ------------------------------------------------------------------------
@@ -176,8 +178,8 @@ def _is_sibling(pid: int | None) -> bool:
 def join_cluster(launch: Launch) -> None:
     """Make the processes of mpirun workers of a MindSpore cluster, whose scheduler rank 0 starts.
 
-    MindSpore reads the variables set here when its collectives start. MPI is used to agree on the scheduler's address,
-    and left: what remains of mpirun is that it ends all processes when one fails.
+    MindSpore reads the variables set here when its collectives start. The processes use MPI only to agree on the
+    scheduler's address; after that, mpirun only ends all processes when one fails.
 
     Raises:
         UserError: mpi4py is missing or speaks to another MPI, or the scheduler cannot start.
@@ -197,7 +199,7 @@ def join_cluster(launch: Launch) -> None:
             f"mpi4py speaks to {library}, which is not the MPI of the mpirun that started this process; "
             "set MPI4PY_LIBMPI to the libmpi.so beside that mpirun"
         )
-    hosts = world.gather(socket.gethostname())  # of all on rank 0, None elsewhere
+    hosts = world.gather(socket.gethostname())  # all hosts on rank 0, None elsewhere
     host, port = world.bcast(None if hosts is None else _start_scheduler(launch.size, hosts))
     MPI.Finalize()
     os.environ.update(
@@ -214,8 +216,9 @@ def _one_line(error: Exception) -> str:
 
 
 def _choose_mpi_library() -> None:
-    """Have mpi4py load the library of the mpirun that started this process, where several are installed."""
-    folder = os.environ.get("OMPI_LIBDIR_LOC")  # Open MPI 5 tells; 4 is known by what its launcher, our parent, loaded
+    """Make mpi4py load the library of the mpirun that started this process, where several are installed."""
+    # Open MPI 5 sets this variable. For Open MPI 4, the libraries that its launcher, our parent, has loaded tell.
+    folder = os.environ.get("OMPI_LIBDIR_LOC")
     if folder is None:
         try:
             maps = Path(f"/proc/{os.getppid()}/maps").read_text(encoding="utf-8")
@@ -231,9 +234,9 @@ def _choose_mpi_library() -> None:
 
 
 def _start_scheduler(size: int, hosts: list[str]) -> tuple[str, str]:
-    """Start the scheduler process; returns its host and port.
+    """Start the scheduler process; return its host and port.
 
-    It ends with this process: see src/distributed/scheduler.py.
+    The scheduler ends with this process: see src/distributed/scheduler.py.
     """
     host = os.environ.get("MS_SCHED_HOST") or _own_address(hosts)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(MPI_PREFIXES)}
@@ -249,30 +252,30 @@ def _start_scheduler(size: int, hosts: list[str]) -> tuple[str, str]:
             text=True,
             start_new_session=True,  # mpirun signals this process's group; the scheduler has to outlast that
         )
-        assert scheduler.stdout is not None  # a pipe
+        assert scheduler.stdout is not None  # it is a pipe
         port = scheduler.stdout.readline().strip()
         if not port:
             scheduler.wait()
             errors.seek(0)
             lines = errors.read().strip().splitlines() or [f"exit code {scheduler.returncode}"]
             raise UserError(f"MindSpore's scheduler does not start: {lines[-1]}")
-    atexit.register(_end, scheduler)
+    atexit.register(_kill, scheduler)
     return host, port
 
 
-def _end(scheduler: subprocess.Popen) -> None:
+def _kill(scheduler: subprocess.Popen) -> None:
     scheduler.kill()
     scheduler.wait()
 
 
 def _own_address(hosts: list[str]) -> str:
-    """An address of this machine that processes on all the hosts reach."""
+    """Return an address of this machine that processes on all the hosts reach."""
     others = [host for host in hosts if host != hosts[0]]
     if not others:
         return "127.0.0.1"
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect((others[0], 9))  # sends nothing; the system chooses the address that leads there
+            probe.connect((others[0], 9))  # sends nothing; the system chooses this machine's address on the way there
         except OSError as error:
             raise UserError(
                 f"host {others[0]} of mpirun's processes is not known here ({error.strerror}); "
@@ -282,15 +285,16 @@ def _own_address(hosts: list[str]) -> str:
 
 
 def leave(code: int) -> None:
-    """End this process at once, if it is one of several.
+    """End this process at once if it is one of several that must not wait for the others.
 
-    One that failed must not wait for the others, which wait for it: MindSpore's own way out does, for half a minute and
-    more. The launcher sees the exit code and ends them. Success ends a process of `join_cluster` at once, too, and the
-    scheduler with rank 0. Under msrun and on Ascend it has to go the normal way, for there others wait to be told.
+    A process that failed must not wait for the others, because they wait for it: MindSpore's own exit waits for half a
+    minute and more. The launcher sees the exit code and ends the others. A process of `join_cluster` ends at once after
+    success too, and the scheduler with rank 0. Under msrun and on Ascend a process that succeeded has to exit normally,
+    because there other processes wait for its message.
     """
     try:
         launch = launched()
-    except UserError:  # the launch is broken, and this process by itself
+    except UserError:  # the launch is broken, so this process is alone
         return
     in_cluster_of_mpirun = launch.launcher == "mpirun" and os.environ.get("MS_ROLE") == "MS_WORKER"
     if launch.size == 1 or (code == 0 and not in_cluster_of_mpirun):

@@ -1,6 +1,7 @@
 """This process among the others: rank, device, collectives."""
 
 import hashlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ OWN_CACHE = (
     "warning: MS_COMPILER_CACHE_ENABLE=1: MindSpore runs the graphs of an earlier process, whatever sources, "
     "configuration and shapes are now; unset it, and use runtime.compile_cache=FOLDER"
 )
+GATHERED_VALUES = 2**22  # float32 that one collective of `gather` brings to each rank: 16 MiB
 COLLECTIVE_SECONDS = 600  # MindSpore's 30 on CPU are less than ranks may be apart, e.g. in reading or compiling
 
 
@@ -43,6 +45,10 @@ class Dist:
     @cached_property
     def _all_reduce(self) -> "_AllReduceSum":
         return _AllReduceSum()
+
+    @cached_property
+    def _all_gather(self) -> "_AllGather":
+        return _AllGather()
 
     def sum(self, values: np.ndarray) -> np.ndarray:
         """Elementwise sum over all ranks (as float32, the type every backend reduces)."""
@@ -90,6 +96,43 @@ class Dist:
                 f"the processes differ in {', '.join(differing)}; start all of them with the same files and arguments"
             )
 
+    def gather(self, array: np.ndarray) -> list[np.ndarray] | None:
+        """Bring an array of each rank to the main one, of any shape and type (but objects), bit for bit.
+
+        Bytes travel in pairs, as whole numbers in float32: every backend's collectives carry those as they are. They go
+        in pieces of a fixed size, so that a rank holds little beside its own bytes; the main one holds all of them.
+
+        Returns:
+            On the main rank, the arrays in the order of ranks; None on the others.
+        """
+        if self.size == 1:
+            return [np.asarray(array)]
+        file = io.BytesIO()
+        np.save(file, np.asarray(array), allow_pickle=False)  # with type and shape
+        own = np.frombuffer(file.getbuffer(), np.uint8)
+        lengths = self._gather_values(np.array([len(own)], np.int64).view(np.uint16))  # [ranks, 4]
+        lengths = [int(length) for length in np.ascontiguousarray(lengths).view(np.int64)[:, 0]]
+        # Values of each rank in a piece; powers of two, for every size is another graph.
+        piece = min(max(GATHERED_VALUES // self.size, 1), 1 << (max(lengths) // 2).bit_length())
+        received = [bytearray() for _ in lengths]
+        for start in range(0, max(lengths), 2 * piece):
+            values = np.zeros(2 * piece, np.uint8)
+            part = own[start : start + 2 * piece]
+            values[: len(part)] = part
+            gathered = self._gather_values(values.view(np.uint16))
+            if self.is_main:
+                for content, length, row in zip(received, lengths, gathered, strict=True):
+                    content += row.tobytes()[: max(length - start, 0)]
+        if not self.is_main:
+            return None
+        return [np.load(io.BytesIO(content), allow_pickle=False) for content in received]
+
+    def _gather_values(self, values: np.ndarray) -> np.ndarray:
+        """What each rank has: [n] uint16 of each to [ranks, n] on all."""
+        with collective_failures_named():
+            gathered = self._all_gather(Tensor(values.astype(np.float32))).asnumpy()
+        return gathered.reshape(self.size, -1).astype(np.uint16)
+
     def barrier(self) -> None:
         """Wait until all ranks are here."""
         self.sum(np.zeros(1))
@@ -108,6 +151,15 @@ class _AllReduceSum(nn.Cell):
         return self.all_reduce(x)
 
 
+class _AllGather(nn.Cell):
+    def __init__(self):
+        super().__init__()
+        self.all_gather = ops.AllGather()
+
+    def construct(self, x):
+        return self.all_gather(x)
+
+
 def _digest(value: object) -> int:
     """48 bits of a hash of what a value looks like."""
     return int.from_bytes(hashlib.sha256(repr(value).encode()).digest()[:6], "big")
@@ -123,7 +175,7 @@ def collective_failures_named() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "AllReduce" not in str(error):
+        if not any(name in str(error) for name in ("AllReduce", "AllGather")):
             raise
         raise UserError(
             "the other processes do not answer: one has ended (see its output) or was longer than "

@@ -1,6 +1,6 @@
-"""The process at which the workers of a MindSpore cluster on CPU meet.
+"""Runs the scheduler process, at which the workers of a MindSpore cluster on CPU meet.
 
-msrun starts one itself, by running the user's script with MS_ROLE=MS_SCHED; for mpirun, rank 0 starts
+msrun starts its scheduler itself, by running the user's script with MS_ROLE=MS_SCHED; for mpirun, rank 0 starts
 `python -m src.distributed.scheduler PARENT`, which prints the port it chose and ends when its parent does.
 """
 
@@ -16,10 +16,10 @@ PR_SET_PDEATHSIG = 1  # Linux's prctl: the signal to get when the parent ends
 
 
 def claim_port() -> str:
-    """The port of MS_SCHED_PORT or, without it, a free one, which is then in MS_SCHED_PORT.
+    """Return the port of MS_SCHED_PORT or, without it, choose a free one and set MS_SCHED_PORT.
 
     Raises:
-        UserError: it is taken.
+        UserError: the port is taken.
     """
     host, port = os.environ["MS_SCHED_HOST"], os.environ.get("MS_SCHED_PORT", "0")
     with socket.socket() as probe:
@@ -44,16 +44,16 @@ def serve() -> None:
 
 
 def end_with(parent: int) -> None:
-    """Have the kernel end this process when its parent ends, however that happens."""
+    """Make the kernel end this process when its parent ends, however that happens."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it was faster
+    if os.getppid() != parent:  # the parent ended before the call
         sys.exit(1)
 
 
 if __name__ == "__main__":
     end_with(int(sys.argv[1]))
     try:
-        import mindspore  # noqa: F401  (before the port is chosen, which is to be used at once)
+        import mindspore  # noqa: F401  (imported before the port is chosen, because the port must be used at once)
 
         print(claim_port(), flush=True)
     except UserError as error:

@@ -12,9 +12,10 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from src.errors import UserError
+from src.models.backbones.backbone import Backbone
 from src.models.backbones.focal_windows import padded_size
 from src.models.backbones.twins import GlobalSubsampledAttention, LocallyGroupedAttention
-from src.models.layers import GatheredAttention, ImageClassifier
+from src.models.layers import GatheredAttention
 
 MASKED = -50  # position biases below this are masks
 
@@ -39,7 +40,7 @@ class Place:
     def __str__(self) -> str:
         return f"{self.stage}.{self.block}"
 
-    def of(self, model: ImageClassifier) -> nn.Cell:
+    def of(self, model: Backbone) -> nn.Cell:
         """The block.
 
         Raises:
@@ -152,9 +153,7 @@ class Tap(nn.Cell):
         return self.output + self.offset
 
 
-def observe(
-    model: ImageClassifier, image: np.ndarray, layer: Place, cam: Place, label: int | None = None
-) -> Observation:
+def observe(model: Backbone, image: np.ndarray, layer: Place, cam: Place, label: int | None = None) -> Observation:
     """Classify an image [1, C, H, W] and note what passes through two blocks; the model is left as it was.
 
     Args:
@@ -222,7 +221,7 @@ def token_covers(block: nn.Cell, length: int) -> list[np.ndarray]:
 
 
 def view(
-    model: ImageClassifier,
+    model: Backbone,
     layer: Place,
     inputs: tuple[Tensor, ...],
     window: tuple[int, int] | None = None,

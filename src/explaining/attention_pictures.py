@@ -261,14 +261,16 @@ def described(group: KeyGroup, view: AttentionView) -> str:
     """What the picture of a group's keys shows."""
     covered = [tuple(cover) for cover in group.covers if len(cover)]
     each = "single tokens" if group.size <= 1 else f"of {group.size} tokens each"
-    told = f"Bright is what the {len(covered)} keys of this kind cover, {each}; each is one cell."
+    explanation = f"Bright is what the {len(covered)} keys of this kind cover, {each}; each is one cell."
     if repeated := len(covered) - len(set(covered)):
-        told += f" {repeated} of them repeat others, as in the original code, and count twice."
+        explanation += f" {repeated} of them repeat others, as in the original code, and count twice."
     if hidden := len(group.covers) - len(covered):
-        told += f" {hidden} more would lie outside of the image and get no share of it."
+        explanation += f" {hidden} more would lie outside of the image and get no share of it."
     if wraps(group, view):
-        told += " The window is at the edge of the map, around which its neighbours wrap, as in the original code."
-    return told
+        explanation += (
+            " The window is at the edge of the map, around which its neighbours wrap, as in the original code."
+        )
+    return explanation
 
 
 def wraps(group: KeyGroup, view: AttentionView) -> bool:

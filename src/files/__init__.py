@@ -1,1 +1,1 @@
-"""Files that are always whole, and the formats of weights."""
+"""Writes files that are always whole, and reads and writes the formats of weights."""

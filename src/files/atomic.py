@@ -1,4 +1,4 @@
-"""Files that are always whole: written beside their name, synced to disk, then renamed over it."""
+"""Writes files that are always whole: each is written beside its name, synced to disk, then renamed over it."""
 
 import os
 import shutil
@@ -8,16 +8,16 @@ from pathlib import Path
 
 from src.errors import UserError
 
-# Endings of the hidden names of what is not finished.
+# Endings of the hidden names of unfinished files and links.
 WRITING, LINKING = ".writing", ".link"
-# Can only be read by being set, for all threads: once, and not while one saves and others make files.
+# The umask can only be read by setting it, for all threads: so once at import, not while other threads make files.
 UMASK = os.umask(0)
 os.umask(UMASK)
 
 
 def replace_synced(temporary: Path, path: Path) -> None:
     """Rename a finished file over another, after its bytes are on the disk, with the access that new files get."""
-    os.chmod(temporary, 0o666 & ~UMASK)  # safetensors and MindSpore may write for the owner alone
+    os.chmod(temporary, 0o666 & ~UMASK)  # safetensors and MindSpore may give access to the owner alone
     _sync(temporary)
     os.replace(temporary, path)
     _sync(path.parent)
@@ -25,10 +25,10 @@ def replace_synced(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name to write a file under, which becomes `path` at the end, or is deleted if that is not reached.
+    """Give a temporary path to write a file to; rename it to `path` at the end, or delete it after an error.
 
     Raises:
-        OSError: from making the folders above, or the renaming.
+        OSError: the folders above cannot be made, or the file cannot be renamed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}{WRITING}")
@@ -40,7 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what processes that were killed left of files they were writing into a folder.
+    """Remove the unfinished files that killed processes left in a folder.
 
     Raises:
         OSError: no permission.
@@ -51,16 +51,16 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, with the folders above it.
+    """Write a text file atomically, with the folders above it.
 
     Raises:
-        UserError: no room or no permission; what was there before is untouched.
+        UserError: no room or no permission; an earlier file is untouched.
     """
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """The same for any file."""
+    """Write a file of bytes atomically, with the folders above it; raise what `write_text` raises."""
     try:
         with replacing(path) as temporary:
             temporary.write_bytes(content)

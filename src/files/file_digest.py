@@ -1,14 +1,14 @@
-"""Which file this is, whatever it is called."""
+"""Identifies a file by its SHA-256, whatever it is called."""
 
 import hashlib
 from pathlib import Path
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in parts.
+    """Return the hexadecimal SHA-256 of a file, read in parts.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     digest = hashlib.sha256()
     with open(path, "rb") as file:

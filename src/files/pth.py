@@ -1,12 +1,13 @@
-"""PyTorch's checkpoint files, read and written without PyTorch and without running anything that a file asks for.
+"""Reads and writes PyTorch's checkpoint files without PyTorch and without running any code that a file asks for.
 
-Two layouts (torch/serialization.py): the zip archive of PyTorch 1.6 and later, where <prefix>/data.pkl describes the
-content and the tensors are views of the storages <prefix>/data/<key>; and the legacy one, five pickles in a row (magic
-number, protocol, system, content, storage keys), then each storage after its number of elements.
+Files have one of two layouts (torch/serialization.py): the zip archive of PyTorch 1.6 and later, where
+<prefix>/data.pkl describes the content and the tensors are views of the storages <prefix>/data/<key>; and the legacy
+one, five pickles in a row (magic number, protocol, system, content, storage keys), then each storage after its number
+of elements.
 
-The pickles are not given to Python's unpickler. Even one that may import nothing is brought down by data alone: with
-nested tuples for a dictionary key, 130 bytes of file keep it hashing for years, and others overflow its stack. Here the
-opcodes that pickletools decodes move data between containers and do nothing else, at a cost that grows with the file.
+Python's unpickler does not see the pickles. Data alone can stop even one that may import nothing: with nested tuples
+for a dictionary key, 130 bytes of file keep it hashing for years, and other files overflow its stack. Here the opcodes
+that pickletools decodes move data between containers and do nothing else, at a cost that grows with the file.
 """
 
 import io
@@ -34,13 +35,13 @@ STORAGES = {  # PyTorch's storage class -> element type
     "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
     "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
     "ByteStorage": "uint8", "BoolStorage": "bool", "ComplexFloatStorage": "complex64",
-    "ComplexDoubleStorage": "complex128", "UntypedStorage": "uint8",  # of types that came later
+    "ComplexDoubleStorage": "complex128", "UntypedStorage": "uint8",  # the last holds types that came later
 }  # fmt: skip
 NUMPY_TYPES = {name: np.dtype(name) for name in {*STORAGES.values(), "uint16", "uint32", "uint64"} - {"bfloat16"}}
 NUMPY_TYPES["bfloat16"] = np.dtype("uint16")  # as stored: the upper half of a float32
 MAX_DIMENSIONS = 32  # NumPy 1's
 
-# Calls that describe plain data, common in checkpoints: accepted, their results left out.
+# Calls that describe plain data and are common in checkpoints. They are accepted, and their results left out.
 HARMLESS = frozenset(
     [f"{module}.{name}" for module in ("builtins", "__builtin__")
      for name in ("set", "frozenset", "complex", "bytearray", "slice", "range", "xrange")]
@@ -50,7 +51,7 @@ HARMLESS = frozenset(
     + [f"numpy.{core}.{name}" for core in ("core", "_core")
        for name in ("multiarray.scalar", "multiarray._reconstruct", "numeric._frombuffer")]
     + ["numpy.dtype", "_codecs.encode", "torch.device", "collections.Counter", "collections.deque"]
-    + ["copyreg._reconstructor", "copy_reg._reconstructor"]  # an object, as NEWOBJ
+    + ["copyreg._reconstructor", "copy_reg._reconstructor"]  # make an object, as NEWOBJ does
 )  # fmt: skip
 
 # Opcodes that push the value they carry.
@@ -66,7 +67,7 @@ OPERANDS = {
 MARKED = frozenset(["TUPLE", "LIST", "FROZENSET", "DICT", "APPENDS", "ADDITEMS", "SETITEMS", "OBJ", "INST", "POP_MARK"])
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 
-# What decoding and rebuilding raise on bytes that are no checkpoint.
+# Errors that decoding and rebuilding raise on bytes that are no checkpoint.
 DAMAGE = (
     LookupError, TypeError, ValueError, ArithmeticError, AssertionError, MemoryError, NotImplementedError,
     struct.error, zipfile.BadZipFile,
@@ -75,19 +76,19 @@ RETRY = "download or copy it again"
 
 WEIGHTS_KEYS = ("model", "state_dict", "model_state_dict", "module", "net")
 AVERAGE_KEYS = ("ema", "model_ema", "state_dict_ema", "ema_state_dict", "ema_model")
-WRAPPERS = re.compile(r"((module|_orig_mod)\.)*")  # prefixes by DataParallel and by torch.compile
+WRAPPERS = re.compile(r"((module|_orig_mod)\.)*")  # prefixes that DataParallel and torch.compile add
 
 
 class PthError(UserError):
-    """A checkpoint that cannot be read, that wants to run code, or that cannot be written."""
+    """Says that a checkpoint cannot be read, wants to run code, or cannot be written."""
 
     def __init__(self, path: Path, problem: str):
-        # A problem may quote the file; nothing of it breaks the line or reaches the terminal's controls.
+        # The problem may quote the file, whose characters must neither break the line nor control the terminal.
         super().__init__(f"checkpoint {path}: " + "".join(c if c.isprintable() else "?" for c in problem))
 
 
 class Unknown:
-    """An object that the file describes and this module does not rebuild: its class' name. Its state is dropped."""
+    """Stands for an object that this module does not rebuild. It keeps the class's name and drops the state."""
 
     def __init__(self, name: str):
         self.name = name
@@ -97,31 +98,31 @@ class Unknown:
 
 
 class _Global(Unknown):
-    """A class or a function by its name. Nothing is imported."""
+    """Names a class or a function, which is not imported."""
 
 
 @dataclass(eq=False)
 class _Storage:
-    """A flat little-endian array in the file."""
+    """Finds and checks a flat little-endian array in the file."""
 
     path: Path
     name: str
     dtype: str
     nbytes: int
-    data: memoryview | None = None  # a window onto the mapped file, once it is found
-    crc: int = 0  # 0: the file has none
+    data: memoryview | None = None  # a window onto the mapped file, once the storage is found
+    crc: int = 0  # 0: the file has no checksum for it
 
     def bytes(self) -> memoryview:
-        assert self.data is not None  # whoever reads a file finds all storages first
+        assert self.data is not None  # loading finds all storages before any is read
         if self.crc and zlib.crc32(self.data) != self.crc:
             raise PthError(self.path, f"damaged (checksum of {self.name}); {RETRY}")
-        self.crc = 0  # once is enough
+        self.crc = 0  # one check is enough
         return self.data
 
 
 @dataclass(eq=False)
 class StoredTensor:
-    """A tensor still in its file: a view of a storage, with strides and offset in elements."""
+    """Describes a tensor that is still in its file: a view of a storage, with strides and offset in elements."""
 
     dtype: str  # PyTorch's name
     shape: tuple[int, ...]
@@ -131,11 +132,11 @@ class StoredTensor:
 
     @property
     def name(self) -> str:
-        """Its storage's name in the file."""
+        """The name of the tensor's storage in the file."""
         return self.storage.name
 
     def numpy(self) -> np.ndarray:
-        """The values as a new array [*shape]; bfloat16 comes as float32.
+        """Read the values into a new array [*shape]; bfloat16 comes as float32.
 
         Raises:
             PthError: the storage does not match its checksum.
@@ -151,9 +152,10 @@ class StoredTensor:
 
 
 def load(path: str | Path) -> Any:
-    """A checkpoint's content: dictionaries, lists (sets too), tuples, numbers, texts, a StoredTensor for each tensor.
+    """Load a checkpoint's content: dictionaries, lists (also for sets), tuples, numbers, texts, and StoredTensors.
 
-    Tensors are read when asked for; the file must stay as it is until then. Objects of other kinds are Unknown.
+    A tensor's values are read when its `numpy` is called; the file must stay as it is until then. Objects of other
+    kinds are Unknown.
 
     Raises:
         PthError: no such file, a damaged one, another format, or one that wants to run code.
@@ -182,27 +184,27 @@ def load(path: str | Path) -> Any:
 
 
 def state_dicts(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The raw and the averaged weights of a checkpoint by name: floating point as float32, integers as they are.
+    """Load the raw and the averaged weights of a checkpoint by name: floating point as float32, integers as they are.
 
-    Either a bare state dict, or one under a usual key (WEIGHTS_KEYS, AVERAGE_KEYS), without the prefixes of wrappers.
-    Averaged weights alone come as the raw ones.
+    The file is a bare state dict, or has one under a usual key (WEIGHTS_KEYS, AVERAGE_KEYS). Names come without the
+    prefixes of wrappers. Averaged weights without raw ones are returned as the raw ones.
 
     Raises:
-        PthError: what `load` raises, or no weights in the file.
+        PthError: as `load`, or the file has no weights.
     """
     content = load(path)
     top = content if isinstance(content, dict) else {}
     average = next(filter(None, (_tensors(top.get(key)) for key in AVERAGE_KEYS)), {})
-    # At the top of a training checkpoint, beside dictionaries, a tensor is a random state or the like.
-    bare = not any(isinstance(value, dict | list) for key, value in top.items() if not _is_extra_state(key))
-    raw = _tensors(top if bare else {key: top.get(key) for key in WEIGHTS_KEYS})
+    # A tensor beside dictionaries, at the top of a training checkpoint, is a random state or the like.
+    is_bare = not any(isinstance(value, dict | list) for key, value in top.items() if not _is_extra_state(key))
+    raw = _tensors(top if is_bare else {key: top.get(key) for key in WEIGHTS_KEYS})
     if not raw and not average:
         if isinstance(content, dict):  # a pickled module is named by its class
             keys = [f"{_brief(k)} (a {v.name})" if isinstance(v, Unknown) else _brief(k) for k, v in top.items()]
-            found = f"found the keys {', '.join(keys[:10]) or 'none'}"
+            summary = f"found the keys {', '.join(keys[:10]) or 'none'}"
         else:
-            found = f"it is a {_brief(content)}"
-        raise PthError(Path(path), f"no weights in it; {found}; save them with torch.save(model.state_dict(), ...)")
+            summary = f"it is a {_brief(content)}"
+        raise PthError(Path(path), f"no weights in it; {summary}; save them with torch.save(model.state_dict(), ...)")
     return _arrays(raw or average), _arrays(average if raw else {})
 
 
@@ -210,7 +212,7 @@ def save(path: str | Path, tensors: dict[str, np.ndarray]) -> None:
     """Write {"model": tensors by name} as a zip checkpoint, atomically; torch.load(weights_only=True) reads it.
 
     Raises:
-        PthError: a type of array that PyTorch lacks, no room or no permission; what was there before is untouched.
+        PthError: a type of array that PyTorch lacks, no room or no permission; an earlier file is untouched.
     """
     path = Path(path)
     storage_classes = {dtype: name for name, dtype in STORAGES.items() if name != "UntypedStorage"}
@@ -218,14 +220,14 @@ def save(path: str | Path, tensors: dict[str, np.ndarray]) -> None:
     for key, (name, array) in enumerate(tensors.items()):
         if array.dtype.name not in storage_classes:
             raise PthError(path, f"{name}: an array of {array.dtype} cannot be written; convert it to float32")
-        opcodes.append(_text(name) + _tensor_opcodes(str(key), storage_classes[array.dtype.name], array.shape))
+        opcodes.append(_text_opcode(name) + _tensor_opcodes(str(key), storage_classes[array.dtype.name], array.shape))
     model = EMPTY_ORDERED_DICT + pickle.MARK + b"".join(opcodes) + pickle.SETITEMS
-    content = pickle.PROTO + b"\2" + pickle.EMPTY_DICT + _text("model") + model + pickle.SETITEM + pickle.STOP
+    content = pickle.PROTO + b"\2" + pickle.EMPTY_DICT + _text_opcode("model") + model + pickle.SETITEM + pickle.STOP
     try:
         with (
             replacing(path) as temporary,
             zipfile.ZipFile(temporary, "w") as archive,
-        ):  # with ZipInfo: stored, and all of one date
+        ):  # entries made from ZipInfo are stored without compression, and all have one date
             archive.writestr(zipfile.ZipInfo("archive/data.pkl"), content)
             archive.writestr(zipfile.ZipInfo("archive/byteorder"), "little")
             for key, array in enumerate(tensors.values()):
@@ -241,12 +243,12 @@ class _Reader:
 
     def __init__(self, path: Path, data: mmap.mmap):
         self.path, self.data = path, data
-        self.file = cast(IO[bytes], data)  # which a mapped file is to whoever reads and seeks
+        self.file = cast(IO[bytes], data)  # a mapped file can be read and sought like an open one
         self.storages: dict[str, _Storage] = {}  # by key; their data is looked up when all are known
-        self.allowance = 16 * len(data) + 2**20  # more than the file, as tied weights count each time
+        self.allowance = 16 * len(data) + 2**20  # more than the file, because tied weights count each time
 
     def spend(self, amount: int) -> None:
-        """Bound what a file can ask for by naming the same bytes again and again."""
+        """Count an amount of data against the allowance, so that a file cannot ask for the same bytes without end."""
         self.allowance -= amount
         if self.allowance < 0:
             raise PthError(self.path, "refused: it claims far more data than the file holds")
@@ -258,7 +260,7 @@ class _Reader:
         return view
 
     def read(self, file: IO[bytes]) -> Any:
-        """The value of the pickle at the file's position, which moves behind it."""
+        """Return the value of the pickle at the file's position, which moves behind it."""
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
@@ -275,7 +277,7 @@ class _Reader:
             case _ if opcode in CONSTANTS:
                 stack.append(CONSTANTS[opcode])
             case "BINPUT" | "LONG_BINPUT" | "PUT":
-                self.memo[_key(argument)] = stack[-1]
+                self.memo[_checked_key(argument)] = stack[-1]
             case "MEMOIZE":
                 self.memo[len(self.memo)] = stack[-1]
             case "BINGET" | "LONG_BINGET" | "GET":
@@ -319,7 +321,7 @@ class _Reader:
                 raise PthError(self.path, f"refused: its pickle uses {opcode}, which PyTorch does not write")
 
     def operands(self, opcode: str) -> list:
-        """Take what an opcode works on from the stack: a number of values, or those above the last mark."""
+        """Take the operands of an opcode from the stack: a number of values, or those above the last mark."""
         start = self.marks.pop() if opcode in MARKED else len(self.stack) - OPERANDS.get(opcode, 0)
         if start < 0:
             raise IndexError("empty stack")
@@ -328,19 +330,20 @@ class _Reader:
         return items
 
     def set_items(self, items: list) -> None:
-        """Keys and values in turn."""
+        """Set keys and values, which `items` lists in turn, in the dictionary on top of the stack."""
         target = _expect(self.stack[-1], dict | Unknown)
         if isinstance(target, dict):
-            target.update((_key(key), value) for key, value in zip(items[::2], items[1::2], strict=True))
+            target.update((_checked_key(key), value) for key, value in zip(items[::2], items[1::2], strict=True))
 
     def call(self, function: Any, arguments: Any) -> Any:
-        """What a call in the file stands for, if it is one that rebuilds data; nothing is ever called."""
+        """Return the value of a call in the file, if it is one that rebuilds data; nothing is ever called."""
         name = function.name if isinstance(function, _Global) else _brief(function)
         arguments = arguments if isinstance(arguments, tuple) else (arguments,)
         match name, len(arguments):
             case "torch._utils._rebuild_tensor", 4:
                 return self.tensor(*arguments)
-            # Then requires_grad, hooks and (if negated or conjugated on reading: unsupported) metadata.
+            # The other arguments are requires_grad, hooks and metadata (of tensors that reading negates or conjugates,
+            # which are not supported).
             case "torch._utils._rebuild_tensor_v2", 6 | 7 if not any(arguments[6:]):
                 return self.tensor(*arguments[:4])
             case "torch._utils._rebuild_tensor_v3", 7 | 8 if not any(arguments[7:]):
@@ -355,21 +358,24 @@ class _Reader:
                 return _expect(arguments[0], tuple)
             case "collections.OrderedDict", 1:  # Python 2's, with its items
                 self.spend(len(_expect(arguments[0], list)))
-                return {_key(key): value for key, value in arguments[0]}
+                return {_checked_key(key): value for key, value in arguments[0]}
             case ("collections.OrderedDict", 0) | ("collections.defaultdict", 0 | 1):
                 return {}
         if name in HARMLESS:
             return Unknown(name)
-        shown = ", ".join(map(_brief, arguments[:8]))
-        shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+        preview = ", ".join(map(_brief, arguments[:8]))
+        preview = preview if len(preview) <= 80 else f"{preview[:77]}..."
         raise PthError(
             self.path,
-            f"refused: it wants to run {name[:80]}({shown}); if you trust its source, load it with PyTorch and "
+            f"refused: it wants to run {name[:80]}({preview}); if you trust its source, load it with PyTorch and "
             're-save its weights alone with torch.save(checkpoint["model"], ...)',
         )
 
     def storage(self, identity: Any) -> _Storage | _Global:
-        """By persistent id: ("storage", class, key, device, elements), and None for the whole of it in legacy files."""
+        """Return the storage of a persistent id: ("storage", class, key, device, elements).
+
+        Legacy files add None, for a view of the whole storage.
+        """
         match _expect(identity, tuple)[:7]:
             case ("module", _Global() as kind, *_):  # a legacy file's class, with its source code
                 return kind
@@ -385,7 +391,7 @@ class _Reader:
         raise ValueError("unknown persistent id")
 
     def tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, dtype: str | None = None) -> StoredTensor:
-        """A view, checked to lie within its storage."""
+        """Make a tensor, a view of a storage, after checking that it lies within the storage."""
         dtype = dtype or _expect(storage, _Storage).dtype
         if dtype not in NUMPY_TYPES:
             raise PthError(self.path, f"tensors of {dtype[:80]} cannot be read; convert them to float32")
@@ -393,7 +399,7 @@ class _Reader:
             raise ValueError(f"a tensor of {len(shape)} sizes and {len(strides)} strides")
         if not all(type(n) is int and 0 <= n < 2**62 for n in (offset, *shape, *strides)):
             raise ValueError("a tensor of impossible sizes, strides or offset")
-        if 0 in shape:  # reads nothing, wherever it points
+        if 0 in shape:  # such a tensor reads nothing, wherever it points
             offset, strides = 0, [0] * len(shape)
         strides = tuple(stride if n > 1 else 0 for n, stride in zip(shape, strides, strict=True))
         end = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + (0 not in shape)
@@ -441,7 +447,7 @@ def _load_legacy(reader: _Reader) -> Any:
     _check_byte_order(reader, _expect(reader.read(data), dict).get("little_endian"))
     content = reader.read(data)
     for key in _expect(reader.read(data), list):
-        storage = reader.storages[_key(key)]
+        storage = reader.storages[_checked_key(key)]
         (numel,) = struct.unpack("<q", data.read(8))
         if numel * NUMPY_TYPES[storage.dtype].itemsize != storage.nbytes:
             raise ValueError(f"storage {storage.name[:20]} has {numel} elements")
@@ -463,8 +469,11 @@ def _expect(value: Any, kind: Any) -> Any:
     return value
 
 
-def _key(value: Any) -> Any:
-    """A value whose hash costs little: no nested tuples, nor the large integers whose hashes can be made to collide."""
+def _checked_key(value: Any) -> Any:
+    """Return a dictionary key after checking that its hash costs little.
+
+    Nested tuples are refused, and so are large integers, whose hashes can be made to collide.
+    """
     for part in value if isinstance(value, tuple) and len(value) <= 8 else (value,):
         if isinstance(_expect(part, str | bytes | int | float | Unknown | None), int) and abs(part) >= 2**60:
             raise ValueError("a large integer as key")
@@ -472,7 +481,7 @@ def _key(value: Any) -> Any:
 
 
 def _brief(value: Any) -> str:
-    """A value within a message, never the whole of a large one."""
+    """Describe a value within a message, never the whole of a large one."""
     if isinstance(value, str | bytes):
         return repr(value[:80])
     if isinstance(value, Unknown):
@@ -482,7 +491,7 @@ def _brief(value: Any) -> str:
 
 
 def _tensors(value: Any, depth: int = 4) -> dict[str, StoredTensor]:
-    """The state dict that a value wraps under a usual key, or is; empty if none."""
+    """Return the state dict that a value is or has under a usual key; empty if there is none."""
     if not isinstance(value, dict) or not depth:
         return {}
     for key in WEIGHTS_KEYS:
@@ -492,13 +501,14 @@ def _tensors(value: Any, depth: int = 4) -> dict[str, StoredTensor]:
 
 
 def _is_extra_state(name: Any) -> bool:
-    """Whether an entry of a state dict is from nn.Module.get_extra_state, which may be anything."""
+    """Return whether an entry of a state dict is from nn.Module.get_extra_state, which may be anything."""
     return isinstance(name, str) and name.endswith("_extra_state")
 
 
 def _arrays(tensors: dict[str, StoredTensor]) -> dict[str, np.ndarray]:
-    """Tensors as arrays, by the names that the model itself gives them."""
-    tensors = {name: tensor for name, tensor in tensors.items() if name != "n_averaged"}  # torch.optim.swa_utils'
+    """Read tensors as arrays, by the names that the model itself gives them."""
+    # torch.optim.swa_utils adds n_averaged.
+    tensors = {name: tensor for name, tensor in tensors.items() if name != "n_averaged"}
     common = os.path.commonprefix(list(tensors))  # noqa: RUF071  (of texts, not of paths)
     wrapper = WRAPPERS.match(common)
     start = wrapper.end() if wrapper else 0
@@ -509,21 +519,23 @@ def _arrays(tensors: dict[str, StoredTensor]) -> dict[str, np.ndarray]:
 EMPTY_ORDERED_DICT = pickle.GLOBAL + b"collections\nOrderedDict\n" + pickle.EMPTY_TUPLE + pickle.REDUCE
 
 
-def _text(value: str) -> bytes:
+def _text_opcode(value: str) -> bytes:
     encoded = value.encode("utf-8", "surrogatepass")
     return pickle.BINUNICODE + struct.pack("<I", len(encoded)) + encoded
 
 
-def _tuple(*items: int | bytes) -> bytes:
-    """Opcodes of a tuple of integers, or of items given as opcodes."""
+def _tuple_opcodes(*items: int | bytes) -> bytes:
+    """Return the opcodes of a tuple of integers, or of items given as opcodes."""
     parts = [pickle.LONG1 + b"\x08" + struct.pack("<q", item) if isinstance(item, int) else item for item in items]
     return pickle.MARK + b"".join(parts) + pickle.TUPLE
 
 
 def _tensor_opcodes(key: str, storage_class: str, shape: tuple[int, ...]) -> bytes:
-    """A call of torch._utils._rebuild_tensor_v2 for a contiguous tensor and its storage."""
+    """Return the opcodes of a call of torch._utils._rebuild_tensor_v2 for a contiguous tensor and its storage."""
     kind = pickle.GLOBAL + f"torch\n{storage_class}\n".encode()
-    storage = _tuple(_text("storage"), kind, _text(key), _text("cpu"), math.prod(shape)) + pickle.BINPERSID
+    identity = (_text_opcode("storage"), kind, _text_opcode(key), _text_opcode("cpu"), math.prod(shape))
+    storage = _tuple_opcodes(*identity) + pickle.BINPERSID
     strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-    view = _tuple(storage, 0, _tuple(*shape), _tuple(*strides), pickle.NEWFALSE, EMPTY_ORDERED_DICT)
+    sizes = _tuple_opcodes(*shape), _tuple_opcodes(*strides)
+    view = _tuple_opcodes(storage, 0, *sizes, pickle.NEWFALSE, EMPTY_ORDERED_DICT)
     return pickle.GLOBAL + b"torch._utils\n_rebuild_tensor_v2\n" + view + pickle.REDUCE

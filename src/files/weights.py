@@ -2,7 +2,8 @@
 
 A checkpoint names LayerNorm and GroupNorm parameters as PyTorch does (weight, bias) or as MindSpore does (gamma, beta);
 both load. What a change of image size, window or class count explains is adapted and reported; anything else that does
-not fit is listed by name.
+not fit is listed by name. So is the file of another network with the same backbone, a classifier's for example: the
+backbone is found in the file and in the model, whatever stands before its names, and the rest is told.
 
 Training checkpoints hold more than weights, told apart by the prefixes below (written by src/training/checkpoint.py).
 """
@@ -21,12 +22,14 @@ from safetensors.numpy import load_file, save_file
 from src.errors import UserError
 from src.files import ckpt, pth
 from src.files.atomic import replacing
+from src.models.backbones.backbone import Backbone
 
 EMA_PREFIX = "ema."  # exponential moving average of the weights
 OPTIMIZER_PREFIX = "optimizer."  # moments
 STATE_PREFIX = "state."  # step counters, loss scale, best metric, configuration, class names
 
 CLASSES = STATE_PREFIX + "classes"  # class names by index, as JSON
+CONFIG = STATE_PREFIX + "config"  # the resolved configuration, as YAML
 
 PTH_SUFFIXES = (".pth", ".pt", ".tar", ".bin")
 ADAPTATIONS = ("size", "head")
@@ -39,13 +42,49 @@ class WeightsError(UserError):
 
 
 def official_names(model: nn.Cell) -> dict[str, Parameter]:
-    """The model's parameters by the names the original PyTorch code gives them."""
-    names = {}
-    for parameter in model.get_parameters():
-        path, _, local = parameter.name.rpartition(".")
-        local = {"gamma": "weight", "beta": "bias"}.get(local, local)  # MindSpore's norm layers
-        names[f"{path}.{local}" if path else local] = parameter
-    return names
+    """The model's parameters by the names the original PyTorch code gives them.
+
+    Of a part of a larger model, they are those from that part on.
+    """
+    return {_official(name): parameter for name, parameter in model.parameters_and_names()}
+
+
+def _official(name: str) -> str:
+    """The original's name for one of MindSpore's: its norm layers have gamma and beta."""
+    path, dot, local = name.rpartition(".")
+    return path + dot + {"gamma": "weight", "beta": "bias"}.get(local, local)
+
+
+@dataclass(frozen=True)
+class BackbonePlace:
+    """A model's backbone, and what stands before its parameters' names: "" in a classifier, "backbone." in a detector.
+
+    A model without one is all outside of it.
+    """
+
+    prefix: str = ""
+    backbone: Backbone | None = None
+
+    @classmethod
+    def of(cls, model: nn.Cell) -> "BackbonePlace":
+        """Where the backbone is in a model."""
+        for path, cell in model.cells_and_names():
+            if isinstance(cell, Backbone):
+                return cls(f"{path}." if path else "", cell)
+        return cls()
+
+    def local(self, name: str) -> str | None:
+        """A name as the backbone has it; None outside of it."""
+        if self.backbone is None or not name.startswith(self.prefix):
+            return None
+        return name.removeprefix(self.prefix)
+
+    def is_behind_stages(self, name: str) -> bool:
+        """Whether a parameter, of a model with a backbone, is of what comes after the backbone's stages."""
+        if self.backbone is None:
+            return False
+        local = self.local(name)
+        return local is None or self.backbone.is_behind_stages(local)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -146,7 +185,7 @@ def save_weights(model: nn.Cell, path: str | Path) -> None:
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix == ".ckpt":
-        write_checkpoint(path, {p.name: p.asnumpy() for p in model.get_parameters()})
+        write_checkpoint(path, {name: p.asnumpy() for name, p in model.parameters_and_names()})
         return
     arrays = {name: np.ascontiguousarray(p.asnumpy()) for name, p in official_names(model).items()}
     if suffix == ".safetensors":
@@ -158,7 +197,9 @@ def save_weights(model: nn.Cell, path: str | Path) -> None:
     elif suffix in PTH_SUFFIXES:
         # PyTorch indexes with int64.
         arrays = {name: a.astype(np.int64) if a.dtype.kind == "i" else a for name, a in arrays.items()}
-        pth.save(path, arrays | (model.original_buffers() if hasattr(model, "original_buffers") else {}))
+        place = BackbonePlace.of(model)
+        buffers = place.backbone.original_buffers() if place.backbone else {}
+        pth.save(path, arrays | {place.prefix + name: buffer for name, buffer in buffers.items()})
     else:
         raise WeightsError(f"checkpoint {path}: unknown format {path.suffix!r}; use .ckpt, .safetensors or .pth")
 
@@ -178,6 +219,9 @@ class LoadReport:
             initialised.
         reset: the head, for another number of classes; initialised.
         left_out: position parameters of the file that the model has in no block of a stage.
+        moved: what stands before the backbone's names in the file and here, where that differs.
+        begun: what comes after the backbone's stages, where the file has what another network has there; initialised.
+        not_here: what comes after them in the file, and not in the model.
         missing: other names of the model without a value.
         unexpected: other names of the file without a use, or of another shape.
     """
@@ -189,6 +233,9 @@ class LoadReport:
     new: list[str] = field(default_factory=list)
     reset: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    moved: tuple[str, str] | None = None
+    begun: list[str] = field(default_factory=list)
+    not_here: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
 
@@ -200,10 +247,16 @@ class LoadReport:
             "initialised (the file has none in these stages)": _listed(self.new),
             "initialised (the head, for another number of classes)": _listed(self.reset),
             "left out (the model has none in these stages)": _listed(self.left_out),
+            "initialised (behind the backbone; the file is another network's)": _listed(_layers(self.begun), 8),
+            "left out (behind the backbone of the file's network)": _listed(_layers(self.not_here), 8),
             "initialised (missing in the file)": _listed(self.missing),
             "left out (unknown, or of another shape)": _listed(self.unexpected),
         }
-        return [f"{what}: {names}" for what, names in told.items() if names]
+        lines = [f"{what}: {names}" for what, names in told.items() if names]
+        if self.begun or self.not_here or self.moved:
+            renamed = f", {self.moved[0]}NAME in the file as {self.moved[1]}NAME" if self.moved else ""
+            lines.insert(0, f"taken for the backbone: {self.loaded} of the model's {self.total} parameters{renamed}")
+        return lines
 
 
 def load_weights(
@@ -224,7 +277,8 @@ def load_weights(
         source: a file that read_checkpoint reads (averaged weights where it has them), or arrays or tensors by name.
         strict: raise unless every weight is matched; otherwise load what fits.
         adapt: "size" allows what another image or window size explains (position parameters are interpolated, tables
-            rebuilt), "head" another number of classes (the head keeps its initial values).
+            rebuilt), "head" another number of classes (the head keeps its initial values) and the file of another
+            network with the same backbone, of which the backbone is taken.
         announce: gets a line for each kind of name that was not simply copied.
         label: what to call a `source` that is no file, in messages.
 
@@ -236,41 +290,71 @@ def load_weights(
         label, path = f"checkpoint {source}", source
         source = select_weights(read_checkpoint(path), label=label)[0]
     targets = official_names(model)
-    official = {parameter.name: name for name, parameter in targets.items()}
-    derived = getattr(model, "derived_buffers", None)
-    arrays = {
-        official.get(name, name): _array(value)
-        for name, value in source.items()
-        if derived is None or not derived.search(name)
-    }
-    values, report, misshapen = _matched(model, targets, arrays, adapt)
+    place = BackbonePlace.of(model)
+    arrays = {_official(name): _array(value) for name, value in source.items()}
+    file_prefix = _prefix_in_file(place, targets, arrays) if "head" in adapt else place.prefix
+    outside = set()
+    if file_prefix != place.prefix:
+        outside = {name for name in arrays if not name.startswith(file_prefix)}
+        arrays = {name if name in outside else place.prefix + name[len(file_prefix) :]: a for name, a in arrays.items()}
+    if place.backbone is not None:
+        arrays = {
+            name: value
+            for name, value in arrays.items()
+            if (local := place.local(name)) is None or not place.backbone.is_derived_buffer(local)
+        }
+    moved = None if file_prefix == place.prefix else (file_prefix, place.prefix)
+    values, report, misshapen = _matched(place, targets, arrays, adapt, moved, outside)
     if strict and (report.missing or report.unexpected):
         raise WeightsError(f"{label}: not of this model; " + _differences(report, misshapen))
-    if targets.keys() - values.keys() >= {name for name in targets if not name.startswith(("head.", "norm."))}:
+    if not any(name in values for name in targets if not place.is_behind_stages(name)):
         raise WeightsError(f"{label}: of another model, nothing in it fits; " + _differences(report, misshapen))
     for name, value in values.items():
         targets[name].set_data(Tensor(np.ascontiguousarray(value), targets[name].dtype))
-    if hasattr(model, "adopt_key_tables"):
-        model.adopt_key_tables()
+    if place.backbone is not None:
+        place.backbone.adopt_key_tables()
     for line in report.lines():
         announce(f"{label}: {line}")
     return report
 
 
-def _matched(model, targets, arrays, adapt):
-    """The value of each of the model's parameters that gets one, the report, and what is of another shape, in words."""
-    values, report, misshapen = {}, LoadReport(total=len(targets)), {}
-    sizes = "size" in adapt and hasattr(model, "resized")
-    is_key_table = getattr(model, "is_key_table", lambda name: False)
+def _prefix_in_file(place, targets, arrays):
+    """What stands before the backbone's names in a file; the model's own where nothing tells."""
+    stages = [name for name in targets if not place.is_behind_stages(name)]
+    if place.backbone is None or any(name in arrays for name in stages):
+        return place.prefix
+    for local in map(place.local, stages):
+        found = [name.removesuffix(local) for name in arrays if name == local or name.endswith(f".{local}")]
+        if found:
+            return min(found, key=len)
+    return place.prefix
+
+
+def _matched(place, targets, arrays, adapt, moved, outside):
+    """The value of each of the model's parameters that gets one, the report, and what is of another shape, in words.
+
+    Args:
+        moved: what stands before the backbone's names in the file and in the model, if it differs.
+        outside: names of the file that are not of its backbone then.
+    """
+    values, report, misshapen = {}, LoadReport(total=len(targets), moved=moved), {}
+    backbone = place.backbone
+    behind = {name for name in targets if place.is_behind_stages(name)}
+    own_names, file_names = ([place.local(name) for name in names if place.local(name)] for names in (targets, arrays))
+    # Another network's file has nothing of what this one has behind the backbone's stages.
+    is_of_another = "head" in adapt and backbone is not None and not behind & arrays.keys()
     for name, parameter in targets.items():
-        array, shape = arrays.get(name), tuple(parameter.shape)
+        array, shape, local = arrays.get(name), tuple(parameter.shape), place.local(name)
+        sizes = "size" in adapt and local is not None
         if array is None:
-            if sizes and model.is_optional(name, arrays):
+            if sizes and backbone.is_optional(local, file_names):
                 report.new.append(name)
-            elif not is_key_table(name):
+            elif name in behind and (is_of_another or (moved and local is None)):
+                report.begun.append(name)
+            elif local is None or not backbone.is_key_table(local):
                 report.missing.append(name)
-        elif is_key_table(name):
-            if model.fits_key_table(name, array):
+        elif local is not None and backbone.is_key_table(local):
+            if backbone.fits_key_table(local, array):
                 values[name] = array
             elif sizes:
                 report.rebuilt.append(name)
@@ -278,22 +362,33 @@ def _matched(model, targets, arrays, adapt):
                 misshapen[name] = f"{name} (of another image size)"
         elif array.shape == shape:
             values[name] = array
-        elif "head" in adapt and name in ("head.weight", "head.bias") and array.shape[1:] == shape[1:]:
+        elif "head" in adapt and local in ("head.weight", "head.bias") and array.shape[1:] == shape[1:]:
             report.reset.append(name)
-        elif sizes and (resized := model.resized(name, array, shape)) is not None:
+        elif sizes and (resized := backbone.resized(local, array, shape)) is not None:
             values[name] = resized
             report.resized.append(name)
         else:
             misshapen[name] = f"{name} {array.shape}, here {shape}"
             report.missing.append(name)
-    for name in arrays:
+    in_stages = {name.split(".")[0] for name in own_names if not backbone.is_behind_stages(name)}
+    for name in (name for name in arrays if name in misshapen or name not in targets):
+        local = place.local(name)
+        is_stages = local is not None and local.split(".")[0] in in_stages
         if name in misshapen:
             report.unexpected.append(name)
-        elif name not in targets:
-            optional = sizes and model.is_optional(name, targets)
-            (report.left_out if optional else report.unexpected).append(name)
+        elif local is not None and "size" in adapt and backbone.is_optional(local, own_names):
+            report.left_out.append(name)
+        elif name in outside or (is_of_another and not is_stages) or (local and backbone.has_no_use_for(local)):
+            report.not_here.append(name)
+        else:
+            report.unexpected.append(name)
     report.loaded = len(values)
     return values, report, misshapen
+
+
+def _layers(names):
+    """The layers whose parameters these are."""
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in names))
 
 
 def _differences(report, misshapen):

@@ -1,1 +1,1 @@
-"""Trained networks outside of training: evaluated, exported, asked."""
+"""Evaluates, exports and runs trained networks."""

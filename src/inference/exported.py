@@ -1,7 +1,7 @@
-"""Exported files and how to run them: the model, and beside it a JSON file that says what goes in and comes out.
+"""Reads and runs exported files: the model, and beside it a JSON file that describes its inputs and outputs.
 
-The JSON file, NAME.onnx.json beside NAME.onnx, is all that a program in another language needs: preprocessing, names
-and shapes, class names, where the weights come from, and the SHA-256 of the model's file.
+The JSON file, NAME.onnx.json beside NAME.onnx, has all that a program in another language needs: preprocessing, names
+and shapes, class names, the source of the weights, and the SHA-256 of the model's file.
 """
 
 import json
@@ -12,7 +12,6 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from src.data.transforms import Preprocessing
 from src.errors import UserError
 from src.files.file_digest import sha256
 from src.inference.onnx_files import INSTALL, missing_packages
@@ -22,35 +21,36 @@ RUNNABLE = (SUFFIXES["MINDIR"], SUFFIXES["ONNX"])
 
 
 def description_path(path: Path) -> Path:
-    """The JSON file beside an exported one."""
+    """Return the path of the JSON file beside an exported one."""
     return path.with_name(f"{path.name}.json")
 
 
 def read_description(path: Path) -> dict:
-    """The description of an exported file.
+    """Read the description of an exported file.
 
     Raises:
-        UserError: either is missing, the description is of another file, or it is none.
+        UserError: either file is missing, or the JSON file is no description or describes another file.
     """
-    described = description_path(path)
+    description = description_path(path)
     if not path.is_file():
         raise UserError(f"model {path}: no such file")
     try:
-        content = json.loads(described.read_text(encoding="utf-8"))
+        content = json.loads(description.read_text(encoding="utf-8"))
         digest = content["sha256"]
     except FileNotFoundError as error:
         raise UserError(
-            f"model {path}: {described.name}, which tells its preprocessing, is not beside it; copy it or export again"
+            f"model {path}: {description.name}, which tells its preprocessing, is not beside it; copy it or export "
+            "again"
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"model {path}: {described.name} cannot be read as the description of a model") from error
+        raise UserError(f"model {path}: {description.name} cannot be read as the description of a model") from error
     if digest != sha256(path):
-        raise UserError(f"model {path}: not the file that {described.name} describes (another SHA-256); export again")
+        raise UserError(f"model {path}: not the file that {description.name} describes (another SHA-256); export again")
     return content
 
 
-def runner(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from images [B, C, H, W] float32 to logits [B, classes], for .mindir and .onnx files.
+def load_runner(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """Load a .mindir or .onnx file; return a function from inputs [B, ...] float32 to outputs [B, ...].
 
     Raises:
         UserError: another format, an unreadable file, or ONNX without a package to run it.
@@ -69,7 +69,7 @@ def runner(path: Path) -> Callable[[np.ndarray], np.ndarray]:
 
         try:
             session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises types of its own for every way a file can be bad
+        except Exception as error:  # onnxruntime has an exception type of its own for each kind of bad file
             raise UserError(f"model {path}: not a readable ONNX file ({' '.join(str(error).split())[:120]})") from error
         name = session.get_inputs()[0].name
         return lambda images: session.run(None, {name: images})[0]
@@ -77,21 +77,26 @@ def runner(path: Path) -> Callable[[np.ndarray], np.ndarray]:
 
 
 class ExportedModel:
-    """An exported file with its description, ready to classify.
+    """Loads an exported file with its description, ready to run.
 
     Attributes:
-        preprocessing: of its images.
-        classes: names by output, or None.
-        batch_size: that it takes, or None for any.
+        answer: computes outputs [B, ...] of inputs [B, ...].
+        preprocessing: describes how an image becomes an input.
+        configuration: configuration of the run that the model is from, by section.
+        classes: names of the classes by label, or None.
+        batch_size: number of inputs that `answer` takes, or None for any.
+
+    Raises:
+        UserError: see read_description and load_runner.
     """
 
     def __init__(self, path: Path):
-        """Raises UserError: see read_description and runner."""
-        described = read_description(path)
+        description = read_description(path)
         try:
-            self.preprocessing = Preprocessing.from_dict(described["preprocessing"])
-            self.classes = None if described["classes"] is None else tuple(described["classes"])
-            self.batch_size = described["input"]["shape"][0]
+            self.preprocessing = dict(description["preprocessing"])
+            self.configuration = dict(description["configuration"])
+            self.classes = None if description["classes"] is None else tuple(description["classes"])
+            self.batch_size = description["input"]["shape"][0]
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise UserError(f"model {path}: {description_path(path).name} lacks or mistakes {error}") from error
-        self.logits = runner(path)
+        self.answer = load_runner(path)

@@ -1,4 +1,4 @@
-"""Models as ONNX files: what MindSpore's exporter can express, its call, and the checks of what it wrote.
+"""Writes models as ONNX files with MindSpore's exporter, and checks the files.
 
 The exporter writes operators of opset 11, and has no converter for Im2Col (`ops.unfold`) and GroupNorm. A model to
 be exported is therefore a fresh one, built with real convolutions, in which `make_expressible` replaces the rest.
@@ -19,7 +19,7 @@ INSTALL = 'pip install "onnx>=1.16,<2" "onnxruntime>=1.17,<2"'
 
 
 class MapNorm(nn.Cell):
-    """GroupNorm of one group, out of sums and products: a map [B, C, H, W] by its own mean and variance."""
+    """Normalises a map [B, C, H, W] by its own mean and variance: GroupNorm of one group, out of sums and products."""
 
     def __init__(self, norm: nn.GroupNorm):
         super().__init__()
@@ -33,7 +33,7 @@ class MapNorm(nn.Cell):
 
 
 def make_expressible(model: nn.Cell) -> None:
-    """Replace, in place, the layers that ONNX has no words for by equal ones; the weights stay."""
+    """Replace in place the layers that the exporter cannot express by equal ones; the weights stay."""
     for _, cell in list(model.cells_and_names()):
         for name, child in cell.name_cells().items():
             if isinstance(child, nn.GroupNorm):
@@ -41,14 +41,14 @@ def make_expressible(model: nn.Cell) -> None:
 
 
 def write_onnx(model: nn.Cell, path: Path, batch_size: int | None, names: tuple[str, str]) -> None:
-    """Write a model, which nothing has been done with before: the exporter wants a fresh one.
+    """Write a model as an ONNX file. The exporter needs a fresh model, which has not run before.
 
     Args:
         batch_size: None for any number of images.
-        names: of the input and of the output.
+        names: names of the input and of the output.
 
     Raises:
-        UserError: an operator that MindSpore cannot export.
+        UserError: the model has an operator that MindSpore cannot export.
     """
     shape = (batch_size, model.in_chans, *model.img_size)
     images = Tensor(np.zeros(shape, np.float32)) if batch_size else Tensor(shape=list(shape), dtype=ms.float32)
@@ -63,18 +63,18 @@ def write_onnx(model: nn.Cell, path: Path, batch_size: int | None, names: tuple[
             dynamic_axes=axes,
         )
     except RuntimeError as error:
-        found = re.search(r"Can not find key (\w+) in convert map", str(error))
-        if found is None:
+        match = re.search(r"Can not find key (\w+) in convert map", str(error))
+        if match is None:
             raise
         raise UserError(
-            f"--format ONNX: MindSpore cannot export the operator {found[1]}; use --format MINDIR"
+            f"--format ONNX: MindSpore cannot export the operator {match[1]}; use --format MINDIR"
         ) from error
     if batch_size is None and find_spec("onnx"):
-        _name_the_batch(path)
+        _name_batch_axis(path)
 
 
-def _name_the_batch(path: Path) -> None:
-    """Call the output's first axis by the name of the input's; the exporter writes a size of -1, which is none."""
+def _name_batch_axis(path: Path) -> None:
+    """Name the output's first axis like the input's; the exporter writes -1, which is no valid size."""
     import onnx
 
     content = onnx.load(str(path))
@@ -83,12 +83,16 @@ def _name_the_batch(path: Path) -> None:
 
 
 def missing_packages() -> list[str]:
-    """What has to be installed for ONNX files to be checked and run."""
+    """Return the packages that have to be installed for checking and running ONNX files."""
     return [package for package in PACKAGES if not find_spec(package)]
 
 
 def check_onnx(path: Path) -> None:
-    """Raises UserError for a file that is not valid ONNX, by the checker of the `onnx` package."""
+    """Check with the `onnx` package that a file is valid ONNX.
+
+    Raises:
+        UserError: it is not.
+    """
     import onnx
 
     try:

@@ -1,7 +1,6 @@
-"""Trained models to be used outside training: what a checkpoint alone, or an exported file, is enough for."""
+"""Loads trained networks for use outside of training, from a checkpoint or an exported file."""
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,27 +8,67 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from src.config.load import Config, load_config, parse_config
-from src.data.transforms import Preprocessing, UnreadableImage
 from src.distributed.ranks import start
 from src.errors import UserError
-from src.files.weights import read_checkpoint
-from src.inference.evaluate import load_for_inference
+from src.files.weights import CONFIG, class_names, load_weights, read_checkpoint, select_weights
 from src.inference.exported import RUNNABLE, ExportedModel
-from src.training.checkpoint import CONFIG
+from src.tasks.find_task import create_task, task_of_run
+from src.tasks.task import Task
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A checkpoint's model in evaluation mode, float32, with what is known of it."""
+    """Holds a checkpoint's model in evaluation mode, float32, with its configuration and classes.
+
+    Attributes:
+        weights: "raw" or "ema".
+        classes: names of the classes by label, or None.
+    """
 
     config: Config
     network: nn.Cell
-    weights: str  # "raw" or "ema"
-    classes: tuple[str, ...] | None  # names by output
+    weights: str
+    classes: tuple[str, ...] | None
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        return Preprocessing.of(self.config, self.network.img_size)
+    def preprocessing(self) -> dict:
+        """The description of how an image becomes the network's input."""
+        return create_task(self.config).preprocessing(self.network)
+
+
+def run_checkpoint(config: Config, checkpoint: str | None) -> Path:
+    """Return the path of the checkpoint to use: the one given, or the best of the configuration's run.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    path = Path(checkpoint) if checkpoint else config.output / "checkpoints" / "best.ckpt"
+    if not path.is_file():
+        hint = "" if checkpoint else "; train first, or name one with --checkpoint"
+        raise UserError(f"checkpoint {path}: no such file{hint}")
+    return path
+
+
+def load_for_inference(
+    config: Config, checkpoint: Path, weights: str, device_target: str, content: dict | None = None
+) -> TrainedModel:
+    """Build a model in evaluation mode with a checkpoint's weights.
+
+    Args:
+        weights: "raw", "ema", or "auto": the averaged weights where the file has them.
+        content: the checkpoint's content, where it was read already.
+
+    Raises:
+        UserError: an unreadable file, weights of another model, or averaged weights that are not there.
+    """
+    content = content or read_checkpoint(checkpoint)
+    label = f"checkpoint {checkpoint}"
+    selected, used = select_weights(content, weights, label)
+    model = config.build_model(device_target)
+    # Position parameters of another image size are adapted. A head of another size is not: it would be untrained.
+    load_weights(model, selected, adapt=("size",), announce=print, label=label)
+    model.set_train(False)
+    return TrainedModel(config, model, used, class_names(content))
 
 
 def open_checkpoint(
@@ -39,10 +78,10 @@ def open_checkpoint(
     weights: str = "auto",
     device_target: str | None = None,
 ) -> TrainedModel:
-    """A model from a checkpoint, on this machine's device.
+    """Open a checkpoint's model on this machine's device.
 
     Args:
-        config_name: of the configuration; None for the one that training wrote into the checkpoint.
+        config_name: name of the configuration; None for the one that training wrote into the checkpoint.
         overrides: "section.key=value".
 
     Raises:
@@ -50,7 +89,7 @@ def open_checkpoint(
     """
     path = Path(checkpoint)
     content = read_checkpoint(path)
-    # Where the run was trained is no matter here.
+    # The device of the training run does not matter here.
     flags = {"runtime.device_target": device_target or "auto", "runtime.device_id": None}
     if config_name is not None:
         config = load_config(config_name, overrides, flags)
@@ -59,116 +98,47 @@ def open_checkpoint(
     else:
         raise UserError(f"checkpoint {path}: holds weights without their configuration; name it with --config NAME")
     dist = start(config)
-    network, used, classes = load_for_inference(config, path, weights, dist.device_target, content)
-    return TrainedModel(config, network, used, classes)
+    return load_for_inference(config, path, weights, dist.device_target, content)
 
 
 @dataclass(frozen=True)
-class Classifier:
-    """Images to logits, whatever kind of file the model came from.
+class OpenedModel:
+    """Holds a model that is ready to run, whatever kind of file it came from.
 
     Attributes:
-        logits: of images [B, C, H, W] float32, [B, classes].
-        batch_size: that `logits` takes, or None for any.
-        classes: names by output, or None.
+        task: the task that the model was trained for.
+        answer: computes outputs [B, ...] of inputs [B, ...], as NumPy arrays.
+        preprocessing: describes how an image becomes an input, see Task.preprocessing.
+        batch_size: number of inputs that `answer` takes, or None for any.
+        classes: names of the classes by label, or None.
     """
 
-    logits: Callable[[np.ndarray], np.ndarray]
-    preprocessing: Preprocessing
+    task: type[Task]
+    answer: Callable[[np.ndarray], np.ndarray]
+    preprocessing: dict
     batch_size: int | None
     classes: tuple[str, ...] | None
 
 
-def open_classifier(path: str, **options) -> Classifier:
-    """A classifier from a checkpoint, or from an exported file with its description beside it, by the suffix.
+def open_model(path: str, **options) -> OpenedModel:
+    """Open a checkpoint, or an exported file with its description beside it; the suffix tells which it is.
 
     Args:
-        options: of open_checkpoint; exported files have no choice.
+        options: options of open_checkpoint; exported files have none.
 
     Raises:
         UserError: see open_checkpoint and ExportedModel.
     """
     if Path(path).suffix.lower() in RUNNABLE:
-        model = ExportedModel(Path(path))
-        return Classifier(model.logits, model.preprocessing, model.batch_size, model.classes)
+        exported = ExportedModel(Path(path))
+        task = task_of_run(exported.configuration)
+        return OpenedModel(task, exported.answer, exported.preprocessing, exported.batch_size, exported.classes)
     model = open_checkpoint(path, **options)
     network = model.network
-    return Classifier(lambda images: network(Tensor(images)).asnumpy(), model.preprocessing, None, model.classes)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a classifier says of one image.
-
-    Attributes:
-        probabilities: [classes] float64, or None for an unreadable image.
-        problem: why it is unreadable.
-    """
-
-    image: str
-    probabilities: np.ndarray | None
-    problem: str | None = None
-
-    def top(self, count: int) -> list[tuple[int, float]]:
-        """(output, probability) of the most probable classes, the first of equals first.
-
-        Raises:
-            ValueError: the image was unreadable.
-        """
-        if self.probabilities is None:
-            raise ValueError(f"{self.image}: nothing was predicted of what could not be read")
-        order = np.argsort(-self.probabilities, kind="stable")[:count]
-        return [(int(index), float(self.probabilities[index])) for index in order]
-
-
-def predict(classifier: Classifier, images: list[str], batch_size: int, workers: int) -> Iterator[Prediction]:
-    """A prediction for every image file, in order. The next batch is read while one is classified.
-
-    Args:
-        batch_size: of models that take any; a short batch is filled up, for a graph to keep its shape.
-        workers: threads that read and decode.
-    """
-    size = classifier.batch_size or min(batch_size, len(images))
-    with ThreadPoolExecutor(workers) as threads:
-
-        def read_ahead(first: int) -> list:
-            return [threads.submit(_read, classifier.preprocessing, name) for name in images[first : first + size]]
-
-        ahead = read_ahead(0)
-        for first in range(0, len(images), size):
-            read, ahead = [future.result() for future in ahead], read_ahead(first + size)
-            yield from _classified(classifier, images[first : first + size], read, size)
-
-
-def _read(preprocessing: Preprocessing, name: str) -> np.ndarray | str:
-    """Pixels [H, W, C] of a file, or why there are none."""
-    try:
-        return preprocessing.pixels(np.fromfile(name, np.uint8))
-    except UnreadableImage as error:
-        return str(error)
-    except OSError as error:
-        return error.strerror or str(error)
-
-
-def _classified(
-    classifier: Classifier, names: list[str], read: list[np.ndarray | str], size: int
-) -> Iterator[Prediction]:
-    """Predictions of a batch, in one call of the model."""
-    blank = classifier.preprocessing.blank()
-    pixels = [entry if isinstance(entry, np.ndarray) else blank for entry in read]
-    if all(isinstance(entry, str) for entry in read):
-        logits = [None] * len(names)
-    else:
-        pixels += [blank] * (size - len(pixels))
-        logits = classifier.logits(classifier.preprocessing.normalise(np.stack(pixels)))
-    for name, entry, row in zip(names, read, logits, strict=False):
-        if isinstance(entry, str):
-            yield Prediction(name, None, entry)
-        else:
-            yield Prediction(name, softmax(row))
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities [classes] float64."""
-    powers = np.exp(logits.astype(np.float64) - logits.max())
-    return powers / powers.sum()
+    return OpenedModel(
+        task_of_run(model.config.to_dict()),
+        lambda images: network(Tensor(images)).asnumpy(),
+        model.preprocessing,
+        None,
+        model.classes,
+    )

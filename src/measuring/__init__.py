@@ -1,1 +1,1 @@
-"""Speed, memory and cost."""
+"""Measures the speed, memory and cost of models."""

@@ -1,9 +1,9 @@
-"""What a cell compiles to: its operators with their shapes, and what these cost.
+"""Lists the operators that a cell compiles to, with their shapes, and computes what they cost.
 
 Reading order: the operators of a compiled graph, the reader behind them, multiply-accumulates, memory.
 
 The graph is the one that MindSpore's front end hands to the backend: differentiated, simplified, shapes inferred. It is
-read in memory, in the MINDIR format, the only one of MindSpore's that keeps called graphs and the shapes of tuples.
+read in memory in the MINDIR format, MindSpore's only format that keeps called graphs and the shapes of tuples.
 """
 
 import math
@@ -21,14 +21,14 @@ from mindspore.train.mind_ir_pb2 import AttributeProto, GraphProto, ModelProto, 
 
 @dataclass(frozen=True)
 class TensorType:
-    """Shape (-1 for a dimension known only when it runs) and element type, e.g. "float32"."""
+    """Holds a tensor's shape (-1 for a dimension known only when it runs) and element type, e.g. "float32"."""
 
     shape: tuple[int, ...]
     dtype: str
 
     @property
     def elements(self) -> int:
-        """Number of elements.
+        """The number of elements.
 
         Raises:
             ValueError: the shape is dynamic.
@@ -44,10 +44,13 @@ class TensorType:
 
 @dataclass(frozen=True)
 class Value:
-    """Something that an operator reads.
+    """Describes a value that an operator reads.
 
-    `kind` is "operator" (output number `output` of operators[producer]), "input" or "parameter" (of the cell, called
-    `name`), or "constant". `type` is None for constants that are no tensors, such as an axis; these are in `literal`.
+    Attributes:
+        kind: "operator" (output number `output` of operators[producer]), "input" or "parameter" (of the cell, called
+            `name`), or "constant".
+        type: None for constants that are no tensors, such as an axis; these are in `literal`.
+        after: indices of operators that run before the value may be read.
     """
 
     kind: str
@@ -60,20 +63,20 @@ class Value:
 
     @property
     def tensor(self) -> TensorType:
-        """Its type, of what can only be a tensor."""
+        """The type of a value that can only be a tensor."""
         assert self.type is not None, self
         return self.type
 
 
 @dataclass(frozen=True)
 class Operator:
-    """One call of a primitive.
+    """Describes one call of a primitive.
 
     Attributes:
         index: its place in the list of operators, which is an order of execution.
         name: the primitive, e.g. "MatMul".
-        inputs: what it reads, tuples flattened.
-        outputs: what it computes, tuples flattened.
+        inputs: the values that it reads, tuples flattened.
+        outputs: the types of the values that it computes, tuples flattened.
         scope: the cells around it, e.g. "Default/head-Dense/MatMul-op0".
         returned: numbers of the outputs that the cell returns.
     """
@@ -92,14 +95,14 @@ def compiled_operators(cell: nn.Cell, *inputs) -> list[Operator]:
     The graph is that of the cell's current phase (`set_train`), whatever the context's mode; nothing global changes and
     no file is written. No kernel is looked up, so operators that this machine has none for are listed as well (an
     Ascend's overflow register, collectives of processes that are not there). Called graphs are expanded at every call.
-    Both branches of a condition are listed, the taken and the other, then a "Switch" that joins their results. What
-    only carries values from one operator to another (Load, Depend, UpdateState, tuples) is resolved: an operator's
-    inputs name the operators that computed them.
+    Both branches of a condition are listed, then a "Switch" that joins their results. Nodes that only carry values from
+    one operator to another (Load, Depend, UpdateState, tuples) are resolved: an operator's inputs name the operators
+    that computed them.
 
     Raises:
         ValueError: the graph has a loop, for which no list of operators exists.
     """
-    # As ms.export does: a phase of this name ends with the front end. Training and inference are two graphs.
+    # As in ms.export, a phase of this name ends with the front end. Training and inference are two graphs.
     phase, _ = _cell_graph_executor.compile(cell, *inputs, phase=f"export.{cell.phase}", do_convert=False)
     serialized = _cell_graph_executor._get_func_graph_proto(cell, phase, "mind_ir")
     return _Reader(ModelProto.FromString(serialized)).operators
@@ -132,7 +135,7 @@ _STATE = Value("state")  # orders side effects; carries no data
 
 @dataclass(frozen=True)
 class _Closure:
-    """A graph with the first of its arguments."""
+    """Holds a graph with the first of its arguments."""
 
     graph: str
     arguments: tuple = ()
@@ -140,7 +143,7 @@ class _Closure:
 
 @dataclass(frozen=True)
 class _Choice:
-    """The graph that a condition chooses."""
+    """Holds the graphs that a condition chooses among."""
 
     condition: Value
     branches: tuple[_Closure, ...]
@@ -148,7 +151,7 @@ class _Choice:
 
 
 class _Reader:
-    """Interprets a MINDIR model symbolically: values are where they come from, and every primitive is recorded.
+    """Interprets a MINDIR model symbolically: a value says where it comes from, and every primitive is recorded.
 
     A node's `op_type` is "Constant", or "REF::" and the name of a primitive, of a graph to call, or of a node whose
     value is a graph to call. Names of nodes hold their graph's name, so one table serves all of them; calling a graph
@@ -161,24 +164,24 @@ class _Reader:
         self.operators: list[Operator] = []
         self.calls: list[str] = []
         self.values: dict[str, Any] = {name: _Closure(name) for name in self.graphs}
-        # A constant stands in the graph that was written first, not in all that read it.
+        # A constant is only in the graph that was written first, not in every graph that reads it.
         for graph in self.graphs.values():
             for node in graph.node:
                 if node.op_type == "Constant":
-                    self.values[node.name] = _constant(node.attribute[0])
+                    self.values[node.name] = _constant_value(node.attribute[0])
 
         main = model.graph
         for parameter in main.parameter:
             name = parameter.name.removeprefix(main.name + ":")
             self.values[parameter.name] = Value("parameter", _tensor_type(parameter), name=name)
-        for value in _flatten(self.call(main, [_input(entry, main.name) for entry in main.input])):
+        for value in _flatten(self.call(main, [_input_value(entry, main.name) for entry in main.input])):
             if value.kind == "operator":
                 operator = self.operators[value.producer]
                 returned = tuple(sorted({*operator.returned, value.output}))
                 self.operators[value.producer] = replace(operator, returned=returned)
 
     def call(self, graph: GraphProto, arguments):
-        """The value of a graph for given arguments; its operators are recorded."""
+        """Return the value of a graph for given arguments, and record its operators."""
         if graph.name in self.calls:
             raise ValueError(f"the compiled graph has a loop ({graph.name}): how often it runs is not in the graph")
         self.calls.append(graph.name)
@@ -191,7 +194,7 @@ class _Reader:
         return self.values[graph.output[0].name]
 
     def evaluate(self, node: NodeProto):
-        """The value of one node."""
+        """Return the value of one node."""
         reference = node.op_type.removeprefix("REF::")
         arguments = [self.values[name] for name in node.input]
         name = self.primitives.get(reference)
@@ -200,7 +203,7 @@ class _Reader:
         if name == "Load":
             return arguments[0]
         if name == "Depend":
-            return _after(*arguments)
+            return _ordered_after(*arguments)
         if name == "UpdateState":
             return _STATE
         if name in ("MakeTuple", "MakeList"):
@@ -220,19 +223,19 @@ class _Reader:
         return self.record("Switch", [function.condition, *results], node, function.scope)
 
     def record(self, name, arguments, node: NodeProto, scope):
-        """Append an operator; returns its output, or the tuple of its outputs as nested as the node says."""
+        """Append an operator; return its output, or the tuple of its outputs as nested as the node says."""
         index = len(self.operators)
         outputs: list[TensorType] = []
 
-        def output(described: AttributeProto):
-            if described.type in (AttributeProto.TUPLE, AttributeProto.LIST):
-                return tuple(output(element) for element in described.values)
-            if described.type in (AttributeProto.UMONAD, AttributeProto.IOMONAD):
+        def output(attribute: AttributeProto):
+            if attribute.type in (AttributeProto.TUPLE, AttributeProto.LIST):
+                return tuple(output(element) for element in attribute.values)
+            if attribute.type in (AttributeProto.UMONAD, AttributeProto.IOMONAD):
                 return _STATE
-            if described.type not in (AttributeProto.TENSORS, AttributeProto.SCALAR):
-                kind = AttributeProto.AttributeType.Name(described.type)
+            if attribute.type not in (AttributeProto.TENSORS, AttributeProto.SCALAR):
+                kind = AttributeProto.AttributeType.Name(attribute.type)
                 raise ValueError(f"{scope or name}: an output of kind {kind} is not understood")
-            outputs.append(_described_type(described))
+            outputs.append(_attribute_type(attribute))
             return Value("operator", outputs[-1], producer=index, output=len(outputs) - 1)
 
         result = output(next(attribute for attribute in node.attribute if attribute.name == "shape"))
@@ -245,26 +248,26 @@ def _tensor_type(tensor: TensorProto) -> TensorType:
     return TensorType(tuple(tensor.dims), _DTYPES[tensor.data_type][0])
 
 
-def _described_type(described: AttributeProto) -> TensorType:
-    """The type of a value that is a tensor or, with dynamic shapes, a number."""
-    tensor_type = _tensor_type(described.tensors[0])
-    return replace(tensor_type, shape=()) if described.type == AttributeProto.SCALAR else tensor_type
+def _attribute_type(attribute: AttributeProto) -> TensorType:
+    """Return the type of a value that is a tensor or, with dynamic shapes, a number."""
+    tensor_type = _tensor_type(attribute.tensors[0])
+    return replace(tensor_type, shape=()) if attribute.type == AttributeProto.SCALAR else tensor_type
 
 
-def _input(entry: ValueInfoProto, graph_name: str):
-    """The value of an input of the cell: tensors and, given as `ms.mutable`, numbers and tuples."""
+def _input_value(entry: ValueInfoProto, graph_name: str):
+    """Return the value of an input of the cell: a tensor or, given as `ms.mutable`, a number or a tuple."""
     name = entry.name.removeprefix(graph_name + ":")
 
-    def value(described: AttributeProto):
-        if described.type in (AttributeProto.TUPLE, AttributeProto.LIST):
-            return tuple(value(element) for element in described.values)
-        return Value("input", _described_type(described), name=name)
+    def value(attribute: AttributeProto):
+        if attribute.type in (AttributeProto.TUPLE, AttributeProto.LIST):
+            return tuple(value(element) for element in attribute.values)
+        return Value("input", _attribute_type(attribute), name=name)
 
     return Value("input", _tensor_type(entry.tensor[0]), name=name) if entry.tensor else value(entry.attr_info)
 
 
-def _after(value, awaited):
-    """A value that may be read once others are computed; of what is no single value, the order is not kept."""
+def _ordered_after(value, awaited):
+    """Return a value that may be read only once others are computed; tuples of values do not keep the order."""
     if not isinstance(value, Value) or not isinstance(awaited, Value | tuple) or value is _STATE:
         return value
     producers = {other.producer for other in _flatten(awaited) if other.kind == "operator"}
@@ -272,7 +275,7 @@ def _after(value, awaited):
 
 
 def _flatten(value):
-    """The values in nested tuples, in order."""
+    """Yield the values in nested tuples, in order."""
     if isinstance(value, Value):
         yield value
     else:
@@ -280,18 +283,18 @@ def _flatten(value):
             yield from _flatten(element)
 
 
-def _constant(attribute: AttributeProto):
-    """The value of a constant; literals whose kind no rule here needs (types, names) become None."""
+def _constant_value(attribute: AttributeProto):
+    """Return the value of a constant; literals of kinds that no rule here needs (types, names) become None."""
     if attribute.type == AttributeProto.TENSORS:
         return Value("constant", _tensor_type(attribute.tensors[0]))
     if attribute.type in (AttributeProto.UMONAD, AttributeProto.IOMONAD):
         return _STATE
     if attribute.type in (AttributeProto.TUPLE, AttributeProto.LIST):
-        elements = tuple(_constant(element) for element in attribute.values)
+        elements = tuple(_constant_value(element) for element in attribute.values)
         if any(not isinstance(element, Value) or element.literal is None for element in elements):
             return elements
         return Value("constant", literal=tuple(element.literal for element in elements))
-    # An element of a tuple has its number in the repeated field, a constant by itself in the other.
+    # The number of a tuple's element is in the repeated field, that of a single constant in the other field.
     if attribute.type in (AttributeProto.FLOAT, AttributeProto.DOUBLE):
         numbers = [*attribute.floats, *attribute.doubles]
         return Value("constant", literal=numbers[0] if numbers else attribute.f or attribute.d)
@@ -318,47 +321,47 @@ _INTEGERS = (
 # --- multiply-accumulates -------------------------------------------------------------------------------------------
 
 
-def _matmul(operator: Operator) -> int:
-    """MatMul(a, b, transpose_a, transpose_b): every output element sums over the inner dimension."""
+def _matmul_products(operator: Operator) -> int:
+    """Count the products of MatMul(a, b, transpose_a, transpose_b), whose outputs sum over the inner dimension."""
     a, transpose_a = operator.inputs[0].tensor, operator.inputs[2].literal
     return operator.outputs[0].elements * a.shape[-2 if transpose_a else -1]
 
 
-def _last_dimension(operator: Operator) -> int:
-    """Every output element sums over the last dimension of the first input."""
+def _last_dimension_products(operator: Operator) -> int:
+    """Count the products of an operator whose output elements sum over the last dimension of the first input."""
     return operator.outputs[0].elements * operator.inputs[0].tensor.shape[-1]
 
 
-def _convolution(result: TensorType, weight: TensorType) -> int:
-    """Every element of the forward result sums over one kernel of a weight [out, in / groups, height, width].
+def _convolution_products(result: TensorType, weight: TensorType) -> int:
+    """Count the products of a convolution with a weight [out, in / groups, height, width].
 
-    Taps that fall on padding count, as is usual.
+    Every element of the forward result sums over one kernel. Taps that fall on padding count, as is usual.
     """
     return result.elements * (weight.elements // weight.shape[0])
 
 
 PRODUCT_RULES: dict[str, Callable[[Operator], int]] = {
-    "MatMul": _matmul,
-    "BatchMatMul": _matmul,
-    "MatMulExt": _last_dimension,
-    "BatchMatMulExt": _last_dimension,
-    "Dense": _last_dimension,
-    "Conv2D": lambda operator: _convolution(operator.outputs[0], operator.inputs[1].tensor),
-    # Both backward convolutions read the gradient of the forward result first, and cost what the forward one does.
-    "Conv2DBackpropInput": lambda operator: _convolution(operator.inputs[0].tensor, operator.inputs[1].tensor),
-    "Conv2DBackpropFilter": lambda operator: _convolution(operator.inputs[0].tensor, operator.outputs[0]),
+    "MatMul": _matmul_products,
+    "BatchMatMul": _matmul_products,
+    "MatMulExt": _last_dimension_products,
+    "BatchMatMulExt": _last_dimension_products,
+    "Dense": _last_dimension_products,
+    "Conv2D": lambda operator: _convolution_products(operator.outputs[0], operator.inputs[1].tensor),
+    # Both backward convolutions read the gradient of the forward result first, and cost as much as the forward one.
+    "Conv2DBackpropInput": lambda operator: _convolution_products(operator.inputs[0].tensor, operator.inputs[1].tensor),
+    "Conv2DBackpropFilter": lambda operator: _convolution_products(operator.inputs[0].tensor, operator.outputs[0]),
 }
 SUMS = ("ReduceSum", "SumExt")
 _LOOKS_LIKE_A_PRODUCT = re.compile(r"matmul|conv|dense|einsum|attention|mm(ext)?$|^(mv|dot|inner)$", re.IGNORECASE)
 
 
 def multiply_accumulates(operators: list[Operator]) -> int:
-    """Multiplications whose results are summed: of matrix products, convolutions and products summed out.
+    """Count the multiplications whose results are summed: of matrix products, convolutions and products summed out.
 
     A product summed out is a Mul whose output goes straight into a sum (the learned window pools of focal attention);
     its multiplications count. Everything else is elementwise work or copying and counts as nothing: normalisation,
-    softmax, activations, biases, gathers. What does not depend on the images (MLPs of position biases) is computed once
-    a batch and counted once; compiled for one image, the result is the cost of one image.
+    softmax, activations, biases, gathers. Operators that do not depend on the images (MLPs of position biases) are
+    computed once a batch and counted once; compiled for one image, the result is the cost of one image.
 
     Raises:
         ValueError: an operator with the name of a product, for which there is no rule; or dynamic shapes.
@@ -381,7 +384,7 @@ def multiply_accumulates(operators: list[Operator]) -> int:
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 VIEWS = ("Reshape", "ExpandDims", "Squeeze", "Flatten")
-# Outputs that are an input under another shape or name, and which input each is.
+# Operators whose outputs are inputs under another shape or name, with the number of the input for each output.
 SHARED_OUTPUTS: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(VIEWS, (0,)),
     "Assign": (0,),
@@ -392,11 +395,11 @@ SHARED_OUTPUTS: dict[str, tuple[int, ...]] = {
 
 
 def activation_bytes(operators: list[Operator]) -> int:
-    """Size of everything computed from the cell's inputs: the outputs of all operators that depend on them.
+    """Add up the bytes of all values computed from the cell's inputs: outputs of the operators that depend on them.
 
-    An upper bound of what training without recomputation holds for the backward pass (gradients of many operators need
-    less than all). Views share their input's memory and add nothing; the inputs themselves, parameters, and what is
-    computed from parameters and constants only are left out.
+    The sum is an upper bound of what training without recomputation holds for the backward pass (gradients of many
+    operators need less than all). Views share their input's memory and add nothing. The inputs themselves, parameters,
+    and values computed only from parameters and constants are left out.
     """
     depends: list[bool] = []
     total = 0
@@ -417,9 +420,9 @@ def activation_bytes(operators: list[Operator]) -> int:
 
 
 def moved_bytes(operator: Operator) -> int:
-    """What an operator by itself reads and writes: its tensors, constants and parameters among them; nothing for views.
+    """Return the bytes that an operator by itself reads and writes, constants and parameters included; 0 for views.
 
-    A gather reads of its first input only what it writes. Scalars that are no tensors are left out.
+    A gather reads only as much of its first input as it writes. Scalars that are no tensors are left out.
     """
     if operator.name in VIEWS:
         return 0
@@ -431,11 +434,11 @@ def moved_bytes(operator: Operator) -> int:
 
 
 def alive_at_peak(operators: list[Operator]) -> list[tuple[Operator, int]]:
-    """The outputs that are alive when they take most memory together: (operator, number of the output).
+    """List the outputs that are alive when they take most memory together: (operator, number of the output).
 
     Operators run in the order of the list. An output lives from the operator that computes it to the last that reads it
-    or a view of it, what the cell returns to the end; while an operator runs, its inputs and outputs are all alive. The
-    allocator's rounding and the operators' own workspaces come on top.
+    or a view of it; outputs that the cell returns live to the end. While an operator runs, its inputs and outputs are
+    all alive. The allocator's rounding and the operators' own workspaces come on top.
     """
     buffers = _buffers(operators)
     last_use: dict[tuple[int, int] | None, int] = {}
@@ -465,21 +468,27 @@ def alive_at_peak(operators: list[Operator]) -> list[tuple[Operator, int]]:
 
 
 def peak_bytes(operators: list[Operator]) -> int:
-    """Largest sum of the outputs alive at one time: what a graph needs beside parameters, constants and inputs."""
+    """Return the most bytes that outputs take at one time.
+
+    A graph needs them beside parameters, constants and inputs.
+    """
     return sum(operator.outputs[number].nbytes for operator, number in alive_at_peak(operators))
 
 
 def _buffers(operators: list[Operator]) -> list[list[tuple[int, int] | None]]:
-    """Where each output of each operator lies: (operator, output) that first wrote it, None for what none wrote."""
+    """Return the buffer of each output of each operator.
+
+    A buffer is the (operator, output) that first wrote it, or None if no operator did.
+    """
     buffers: list[list[tuple[int, int] | None]] = []
     for operator in operators:
         shared = SHARED_OUTPUTS.get(operator.name, ())
-        places: list[tuple[int, int] | None] = []
+        own: list[tuple[int, int] | None] = []
         for number in range(len(operator.outputs)):
             source = operator.inputs[shared[number]] if number < len(shared) else None
             if source is None:
-                places.append((operator.index, number))
+                own.append((operator.index, number))
             else:
-                places.append(buffers[source.producer][source.output] if source.kind == "operator" else None)
-        buffers.append(places)
+                own.append(buffers[source.producer][source.output] if source.kind == "operator" else None)
+        buffers.append(own)
     return buffers

@@ -1,27 +1,30 @@
-"""What else runs on this machine while something is measured. Linux; only the standard library."""
+"""Measures how busy other processes keep this machine during a measurement.
+
+It runs on Linux and needs only the standard library.
+"""
 
 import os
 import time
 from pathlib import Path
 
-TICKS = os.sysconf("SC_CLK_TCK")  # a second, in which the kernel counts CPU time
+TICKS = os.sysconf("SC_CLK_TCK")  # ticks a second, in which the kernel counts CPU time
 QUIET = 0.05  # share of the cores that others may take for a measurement to count as undisturbed
 
 
 def descendants(process: int) -> list[int]:
-    """The processes that a process started, and that these started, as far as they still run."""
-    found = []
+    """List the child processes of a process, their children and so on, as far as they still run."""
+    result = []
     for children in Path(f"/proc/{process}/task").glob("*/children"):
         try:
-            started = [int(child) for child in children.read_text().split()]
+            direct = [int(child) for child in children.read_text().split()]
         except OSError:  # the thread has ended
             continue
-        found += [other for child in started for other in (child, *descendants(child))]
-    return found
+        result += [process for child in direct for process in (child, *descendants(child))]
+    return result
 
 
 def process_seconds(process: int) -> float:
-    """CPU time that a process has used, in seconds; of one that has ended, 0."""
+    """Return the CPU time that a process has used, in seconds; 0 if it has ended."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -32,8 +35,7 @@ def process_seconds(process: int) -> float:
 class OthersLoad:
     """Watches how much of the cores others take: processes that this one did not start, and the host's other guests.
 
-    Of a child process that has ended, what it used since the watch began counts as this process' own once it was
-    waited for.
+    The CPU time of a child process that has ended counts as this process's own once it was waited for.
     """
 
     def __init__(self):
@@ -41,7 +43,7 @@ class OthersLoad:
         self.own = _own_seconds()
 
     def share(self) -> float:
-        """Since the watch began, as a share of all cores: from 0 to 1."""
+        """Return the share of all cores, from 0 to 1, that others took since the watch began."""
         busy, total = _processor_seconds()
         if total == self.total:
             return 0.0
@@ -49,14 +51,14 @@ class OthersLoad:
 
 
 def idle_load(seconds: float = 2.0) -> float:
-    """The share of all cores that others take while this process waits."""
+    """Wait some seconds and return the share of all cores that others took meanwhile."""
     watch = OthersLoad()
     time.sleep(seconds)
     return watch.share()
 
 
 def _processor_seconds() -> tuple[float, float]:
-    """CPU time since the machine started, of all cores: in use, or taken by the host (steal), and in all."""
+    """Return the seconds of all cores since the machine started: busy (in use, or taken by the host) and in total."""
     first = Path("/proc/stat").read_text().splitlines()[0].split()
     user, nice, system, idle, waiting, interrupts, soft_interrupts, steal = map(int, first[1:9])
     busy = user + nice + system + interrupts + soft_interrupts + steal
@@ -64,7 +66,7 @@ def _processor_seconds() -> tuple[float, float]:
 
 
 def _own_seconds() -> float:
-    """CPU time of this process, of those that it started, and of those of them that have ended."""
+    """Return the CPU seconds of this process and of its descendants, those that have ended included."""
     times = os.times()
     running = sum(map(process_seconds, descendants(os.getpid())))
     return times.user + times.system + times.children_user + times.children_system + running

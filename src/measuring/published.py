@@ -1,8 +1,11 @@
-"""What the authors publish of their models, to set beside what is measured here: size, cost, ImageNet-1K accuracy."""
+"""Lists the figures that the authors published of their models: size, cost and ImageNet-1K accuracy.
+
+They stand beside the figures that are measured here.
+"""
 
 from dataclasses import dataclass
 
-IMAGE_SIZE = (224, 224)  # of all figures below
+IMAGE_SIZE = (224, 224)  # size of images in all figures below
 
 _FOCAL = "https://github.com/microsoft/Focal-Transformer (README.md, commit 57bb303)"
 _TWINS = "https://github.com/Meituan-AutoML/Twins (README.md, commit c1ff671)"
@@ -10,7 +13,10 @@ _TWINS = "https://github.com/Meituan-AutoML/Twins (README.md, commit c1ff671)"
 
 @dataclass(frozen=True)
 class Published:
-    """Parameters in millions; multiply-accumulates in 10^9 an image (the authors write FLOPs); top-1 in percent."""
+    """Holds the published figures of a model.
+
+    Parameters are in millions, multiply-accumulates in 10^9 an image (the authors write FLOPs), top-1 in percent.
+    """
 
     parameters: float
     multiply_accumulates: float

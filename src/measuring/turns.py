@@ -1,7 +1,7 @@
-"""Processes that take turns, so that what they do can be timed side by side on a machine whose speed drifts.
+"""Lets processes take turns, so that they can be timed side by side on a machine whose speed drifts.
 
-Both ends of a protocol of JSON lines: `serve` in the process that works, `Worker` in the one that says whose turn it
-is. Only the standard library, so that other interpreters can run the working end.
+It has both ends of a protocol of JSON lines: `serve` runs in the process that works, `Worker` in the one that says
+whose turn it is. It needs only the standard library, so that other interpreters can run the working end.
 
 Every worker starts with the same number of threads on the same processors. It does not inherit them: MindSpore sets
 OMP_NUM_THREADS=1 in the C library's environment when it is imported, where os.environ does not show it, and a PyTorch
@@ -21,17 +21,18 @@ from pathlib import Path
 from src.errors import UserError
 from src.measuring.machine import descendants, process_seconds
 
-# Variables by which libraries choose the number of their threads, where these run and how they wait.
+# Variables that decide how many threads libraries use, where these run and how they wait.
 THREAD_VARIABLES = re.compile(r"(OMP|GOMP|KMP)_.*|\w+_NUM_THREADS|MKL_DYNAMIC")
 WAIT_POLICIES = ("passive", "active")
-PROCESSORS = os.sched_getaffinity(0)  # that this process was started with: what it imports later may bind it to fewer
+PROCESSORS = os.sched_getaffinity(0)  # read at the start, because a later import may bind this process to fewer
 
 
 def thread_environment(threads: int, wait_policy: str | None = None) -> dict[str, str]:
-    """This process' environment as it was started with, but for how many threads libraries use.
+    """Return the environment that this process was started with, changed to the given number of library threads.
 
     Args:
-        wait_policy: of OpenMP's threads between two parallel regions, see WAIT_POLICIES; None for the library's own.
+        wait_policy: what OpenMP's threads do between two parallel regions, see WAIT_POLICIES; None for the library's
+            own policy.
     """
     kept = {name: value for name, value in os.environ.items() if not THREAD_VARIABLES.fullmatch(name)}
     chosen = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
@@ -39,23 +40,23 @@ def thread_environment(threads: int, wait_policy: str | None = None) -> dict[str
 
 
 def resident_bytes(peak: bool) -> int:
-    """This process' resident size, now or at its peak so far.
+    """Return this process's resident size in bytes, now or at its peak so far.
 
-    Not getrusage's peak: a process started from a large one begins with the other's there.
+    It does not use getrusage's peak, where a process that a large one started begins with the large one's size.
     """
     status = Path("/proc/self/status").read_text(encoding="ascii")
     line = re.search(rf"{'VmHWM' if peak else 'VmRSS'}:\s+(\d+) kB", status)
-    assert line is not None  # Linux has it
+    assert line is not None  # Linux always has this line
     return int(line[1]) * 1024
 
 
 def serve(prepare: Callable[[], dict[str, Callable]]) -> None:
-    """Do what the other end asks for, until it closes the pipe.
+    """Run the functions that the other end asks for, until it closes the pipe.
+
+    Other output of this process to standard output goes to standard error.
 
     Args:
-        prepare: makes the functions that can be asked for, by name; what one returns is told, so it must be JSON.
-
-    Whatever else writes to standard output goes to standard error.
+        prepare: makes the functions that can be asked for, by name. Their results are sent back, so they must be JSON.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -78,21 +79,29 @@ def serve(prepare: Callable[[], dict[str, Callable]]) -> None:
 
 
 def _cpu_seconds() -> dict[int, float]:
-    """CPU time of all threads of this process, and of each of those that it started and that still run."""
+    """Return the CPU seconds of this process, and of each of its descendants that still runs, by process id."""
     return {os.getpid(): time.process_time()} | {child: process_seconds(child) for child in descendants(os.getpid())}
 
 
 class Worker:
-    """A process that serves, until it is closed.
+    """Starts a process that serves, and calls its functions until it is closed.
 
     Args:
-        name: what messages call it.
+        name: name of the process in messages.
         command: interpreter, script and arguments.
-        threads: for its libraries to use, on as many processors; None for what this process may use.
+        threads: number of threads for its libraries, on as many processors; None for as many as this process may use.
         wait_policy: see thread_environment.
+        all_processors: let the process run on all processors in spite of `threads`, as worker processes need.
     """
 
-    def __init__(self, name: str, command: list, threads: int | None = None, wait_policy: str | None = None):
+    def __init__(
+        self,
+        name: str,
+        command: list,
+        threads: int | None = None,
+        wait_policy: str | None = None,
+        all_processors: bool = False,
+    ):
         self.name = name
         self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed below
         processors = sorted(PROCESSORS)[:threads]
@@ -108,27 +117,29 @@ class Worker:
         except OSError as error:
             self.errors.close()
             raise UserError(f"{name}: {command[0]} cannot be started ({error.strerror})") from error
-        os.sched_setaffinity(self.process.pid, processors)  # before it has more than its first thread
+        if all_processors:
+            processors = sorted(PROCESSORS)
+        os.sched_setaffinity(self.process.pid, processors)  # while the process has only its first thread
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         self.process.kill()
         self.process.communicate()
         self.errors.close()
 
     def call(self, function: str) -> dict:
-        """Let it do one thing.
+        """Let the process run one of its functions, and measure it.
 
         Returns:
             "seconds" by the clock; "cpu_seconds" of all its threads and child processes, which other processes lengthen
-            less; "busy_children", how many child processes worked on it; "resident" and "peak" memory afterwards, in
-            bytes; "processors" that it may use; "result", what it returned.
+            less; "busy_children", the number of child processes that worked on it; "resident" and "peak" memory
+            afterwards, in bytes; "processors" that it may use; "result", the function's result.
 
         Raises:
             UserError: the process has ended; the exception, or the last line, that it wrote says why.
         """
         requests, answers = self.process.stdin, self.process.stdout
-        assert requests is not None and answers is not None  # pipes, see above
+        assert requests is not None and answers is not None  # the constructor makes both pipes
         try:
             print(function, file=requests, flush=True)
             answer = answers.readline()
@@ -144,22 +155,22 @@ class Worker:
 
 
 def check_same_threads(workers: dict[str, Worker]) -> dict[str, dict]:
-    """Read back how many threads each of several workers really has; they must serve a function "threads" for that.
+    """Check that workers really have the same threads; each must serve a function "threads" that says what it has.
 
     Returns:
-        For each of them "threads" and "processors".
+        For each worker "threads" and "processors".
 
     Raises:
-        UserError: they differ, and so cannot be compared.
+        UserError: the workers differ, and so cannot be compared.
     """
     used = {}
     for name, worker in workers.items():
         answer = worker.call("threads")
         used[name] = {"threads": answer["result"], "processors": answer["processors"]}
-    if len({json.dumps(found) for found in used.values()}) > 1:
-        told = "; ".join(
+    if len({json.dumps(reading) for reading in used.values()}) > 1:
+        readings = "; ".join(
             f"{worker.name}: {used[name]['threads']} on processors {', '.join(map(str, used[name]['processors']))}"
             for name, worker in workers.items()
         )
-        raise UserError(f"the processes do not use the same threads and cannot be compared: {told}")
+        raise UserError(f"the processes do not use the same threads and cannot be compared: {readings}")
     return used

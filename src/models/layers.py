@@ -1,7 +1,6 @@
 """Layers shared by the model families. Feature maps travel as tokens, [B, L, C] with L = H * W in row-major order."""
 
 import math
-from collections.abc import Sequence
 
 import mindspore as ms
 import numpy as np
@@ -9,106 +8,9 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, Uniform, initializer
 from mindspore.ops.functional import is_sequence_value_unknown
 
-from src.models.registry import ArgumentError
-
 # The originals draw with timm's trunc_normal_(std=0.02), which cuts at the absolute values -2 and 2: a hundred standard
 # deviations away, so it is a plain normal distribution.
 WEIGHT_INIT = Normal(0.02)
-
-
-class ImageClassifier(nn.Cell):
-    """What the models have in common.
-
-    A model sets img_size (height, width), in_chans, depths and drop_path_rates (two branches a block); gives by
-    `stage_blocks(stage)` the CellList of a stage's blocks and by `stage_map(stage)` its (H, W); and says by
-    `block_index(name)` where in the network a parameter or layer is: 0 for the patch embedding, i for what belongs with
-    the i-th block, counted over all stages from 1, and one more than there are blocks for the final norm and the head.
-    """
-
-    drop_path_rates: list[float]
-
-    def freeze(self, stages: int) -> None:
-        """Keep the patch embedding and the first stages, with the downsampling after them, as they are; 0: none.
-
-        They get no gradients, and neither stochastic depth nor dropout, which are there to regularise what is learned.
-        Call before an optimizer is built or a graph compiled.
-        """
-        if stages == 0:
-            return
-        last = sum(self.depths[:stages])
-        for parameter in self.get_parameters():
-            if self.block_index(parameter.name) <= last:
-                parameter.requires_grad = False
-        for name, cell in self.cells_and_names():
-            if isinstance(cell, DropPath | Dropout) and self.block_index(name) <= last:
-                cell.rate = 0.0
-        self.drop_path_rates = [0.0 if branch < 2 * last else rate for branch, rate in enumerate(self.drop_path_rates)]
-
-    def use_norm_gradient(self, norm_gradient: str) -> None:
-        """How the gradient of every LayerNorm is computed, see LayerNorm. Call before a graph is compiled."""
-        for _, cell in self.cells_and_names():
-            if isinstance(cell, LayerNorm):
-                cell.gradient = norm_gradient
-
-    def use_gelu(self, form: str) -> None:
-        """How every GELU is computed, see Gelu. Call before a graph is compiled."""
-        for _, cell in self.cells_and_names():
-            if isinstance(cell, Gelu):
-                cell.form = form
-
-    def draw_drop_path(self, generator: np.random.Generator, batch_size: int) -> Tensor | None:
-        """Stochastic-depth scales for one training step, or None for a model without stochastic depth."""
-        if not any(self.drop_path_rates):
-            return None
-        return Tensor(draw_drop_path(self.drop_path_rates, generator, batch_size))
-
-    def check_images(self, images):
-        """Raises ValueError, when the graph is compiled, for images of another size than the model's."""
-        if images.shape[1:] != (self.in_chans, *self.img_size):
-            raise ValueError(
-                f"images of shape {images.shape[1:]} for a model of {self.in_chans} channels, height "
-                f"{self.img_size[0]} and width {self.img_size[1]}; build it with another img_size"
-            )
-
-
-def check_common_arguments(
-    arguments: dict, rates: tuple[str, ...], positive: tuple[str, ...], per_stage: tuple[str, ...]
-) -> None:
-    """Refuse what no model can do.
-
-    Args:
-        rates: names of probabilities. positive: names of numbers, or lists of them, that must be at least 1.
-        per_stage: names of lists with an entry for each stage, or None.
-
-    Raises:
-        ArgumentError: names the argument.
-    """
-    a = arguments
-    if not a["depths"] or min(a["depths"]) < 1:
-        raise ArgumentError("depths", f"must be the number of blocks of each stage, at least 1, got {a['depths']}")
-    if not isinstance(a["img_size"], int) and len(a["img_size"]) != 2:
-        raise ArgumentError("img_size", f"must be one side or [height, width], got {a['img_size']}")
-    for key in ("img_size", "patch_size", "in_chans", "num_classes", *positive):
-        if min(a[key] if isinstance(a[key], list | tuple) else [a[key]]) < 1:
-            raise ArgumentError(key, f"must be at least 1, got {a[key]}")
-    for key in per_stage:
-        if a[key] is not None and len(a[key]) != len(a["depths"]):
-            stages = len(a["depths"])
-            raise ArgumentError(key, f"has {len(a[key])} entries for the {stages} stages of depths {a['depths']}")
-    for key in rates:
-        if not 0 <= a[key] < 1:
-            raise ArgumentError(key, f"must be in [0, 1), got {a[key]}")
-    if a["norm_gradient"] not in ("products", "operator"):
-        raise ArgumentError("norm_gradient", f"must be products or operator, got {a['norm_gradient']!r}")
-    if a["gelu"] not in ("polynomial", "erf"):
-        raise ArgumentError("gelu", f"must be polynomial or erf, got {a['gelu']!r}")
-    if a["conv_implementation"] not in ("unfold", "conv2d"):
-        raise ArgumentError("conv_implementation", f"must be unfold or conv2d, got {a['conv_implementation']!r}")
-
-
-def image_size(img_size: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width) of an img_size argument."""
-    return (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
 
 
 class AddBias(nn.Cell):
@@ -252,11 +154,15 @@ class Conv2d(nn.Cell):
 
     On CPU MindSpore's convolution is a naive kernel (700 ms for the stem at batch 8 where im2col and a matrix product
     take 5), so the default makes a row of every patch and multiplies the rows: of tokens by a gather, so that no map is
-    transposed to channels first and back, of images by `ops.unfold`. `implementation="conv2d"` uses the real operator:
-    the better choice on Ascend's cube unit, and the only one ONNX can express. Weights and results are the same.
+    transposed to channels first and back, of images by `ops.unfold`. The real operator is the better choice on Ascend's
+    cube unit, and the only one ONNX can express. Weights and results are the same.
 
     Args:
         map_size: (H, W) of the map whose tokens it takes; None: it takes images.
+        extra_padding: rows below and columns to the right, beside the padding on all sides.
+
+    Attributes:
+        implementation: "unfold", or "conv2d", the real operator.
     """
 
     def __init__(
@@ -267,10 +173,11 @@ class Conv2d(nn.Cell):
         stride,
         padding=0,
         map_size=None,
-        implementation="unfold",
+        extra_padding=(0, 0),
         fan_out_init=False,
     ):
         super().__init__()
+        self.implementation = "unfold"
         self.weight, self.bias = convolution_parameters(out_channels, in_channels, kernel_size, fan_out_init)
         self.in_channels = in_channels
         self.out_channels = out_channels
@@ -278,32 +185,34 @@ class Conv2d(nn.Cell):
         self.stride = stride
         self.padding = padding
         self.map_size = map_size
+        self.extra_padding = extra_padding
         self.fan_in = in_channels * kernel_size * kernel_size
-        self.unfold = implementation == "unfold"
         self.matmul = ops.MatMul(transpose_b=True)
         self.add_bias = AddBias()
         kernel = (kernel_size, kernel_size)  # a pair: MindSpore's ONNX exporter cannot read a single number
         self.conv2d = ops.Conv2D(out_channels, kernel, pad_mode="pad", pad=padding, stride=stride)
         if map_size is not None:
-            self.pick_patches = RowGather(patch_tokens(map_size, kernel_size, stride, padding))
+            self.pick_patches = RowGather(patch_tokens(map_size, kernel_size, stride, padding, extra_padding))
 
     def patches(self, x):
         """Rows of the patches, [B, L, fan_in], and the weight that fits them, [out_channels, fan_in]."""
         if self.map_size is None:
+            x = with_zeros_below_and_right(x, *self.extra_padding)
             rows = ops.unfold(x, self.kernel_size, padding=self.padding, stride=self.stride)  # [B, C * k * k, L]
             return rows.transpose((0, 2, 1)), self.weight.reshape((self.out_channels, self.fan_in))
-        tokens = with_padding_token(x) if self.padding else x
+        tokens = with_padding_token(x) if self.padding or any(self.extra_padding) else x
         rows = self.pick_patches(tokens).reshape((x.shape[0], -1, self.fan_in))  # of k * k tokens each
         weight = self.weight.reshape((self.out_channels, self.in_channels, -1)).transpose((0, 2, 1))
         return rows, weight.reshape((self.out_channels, self.fan_in))
 
     def construct(self, x):
-        if self.unfold:
+        if self.implementation == "unfold":
             rows, weight = self.patches(x)
             length = rows.shape[1]
             rows = self.matmul(rows.reshape((-1, self.fan_in)), weight.astype(x.dtype))  # [B * L, out]
         else:
             maps = x if self.map_size is None else x.transpose((0, 2, 1)).reshape((-1, x.shape[2], *self.map_size))
+            maps = with_zeros_below_and_right(maps, *self.extra_padding)
             maps = self.conv2d(maps, self.weight)  # [B, out, H', W']
             length = maps.shape[2] * maps.shape[3]
             rows = maps.reshape((-1, self.out_channels, length)).transpose((0, 2, 1))
@@ -312,11 +221,27 @@ class Conv2d(nn.Cell):
         return rows.reshape((-1, length, self.out_channels))
 
 
-def patch_tokens(map_size: tuple[int, int], kernel_size: int, stride: int, padding: int) -> np.ndarray:
-    """The tokens that a convolution sees from each place: [L, kernel_size^2]; H * W, one past the last, for padding."""
+def with_zeros_below_and_right(maps, rows, columns):
+    """Maps [B, C, H, W] with so many rows and columns of zeros more, at most as many as there are."""
+    if rows:
+        maps = ops.concat((maps, maps[:, :, :rows] * 0), 2)
+    if columns:
+        maps = ops.concat((maps, maps[:, :, :, :columns] * 0), 3)
+    return maps
+
+
+def patch_tokens(
+    map_size: tuple[int, int], kernel_size: int, stride: int, padding: int, extra_padding: tuple[int, int] = (0, 0)
+) -> np.ndarray:
+    """The tokens that a convolution sees from each place: [L, kernel_size^2]; H * W, one past the last, for padding.
+
+    Args:
+        extra_padding: rows below and columns to the right, beside the padding on all sides.
+    """
     height, width = map_size
     first_row, first_column = (
-        np.arange(0, side + 2 * padding - kernel_size + 1, stride) - padding for side in map_size
+        np.arange(0, side + 2 * padding + extra - kernel_size + 1, stride) - padding
+        for side, extra in zip(map_size, extra_padding, strict=True)
     )
     offset = np.arange(kernel_size)
     row = (first_row[:, None] + offset)[:, None, :, None]  # [H', 1, k, 1]
@@ -329,35 +254,35 @@ class DepthwiseConv2d(nn.Cell):
     """Convolution of every channel by itself, stride 1, zero padding that keeps the size: tokens [B, L, C] to the same.
 
     On CPU no kernel does this well: unfolding makes nine times the map, which has to be written, weighed and summed.
-    `implementation="unfold"` multiplies rows of the map by band matrices instead, each with a row of the kernel along
-    its diagonals. Most of what is multiplied is zero, and it takes a third of the time all the same.
+    So the default multiplies rows of the map by band matrices, each with a row of the kernel along its diagonals. Most
+    of what is multiplied is zero, and it takes a third of the time all the same.
 
     Args:
         map_size: (H, W) of the map.
         kernel_size: odd.
+
+    Attributes:
+        implementation: "unfold", the band matrices, or "conv2d", the real operator.
     """
 
-    def __init__(self, dim, map_size, kernel_size, implementation="unfold"):
+    def __init__(self, dim, map_size, kernel_size):
         super().__init__()
+        self.implementation = "unfold"
         self.weight, self.bias = convolution_parameters(dim, 1, kernel_size, fan_out_init=True, groups=dim)
         self.dim = dim
         self.map_size = tuple(map_size)
         self.kernel_area = kernel_size * kernel_size
-        self.by_bands = implementation == "unfold"
         self.add_bias = AddBias()
-        if self.by_bands:
-            reach = min(kernel_size // 2, map_size[0] - 1)  # rows further away are padding everywhere
-            self.offsets = tuple(range(-reach, reach + 1))
-            self.bands = Tensor(band_matrices(kernel_size, self.offsets, map_size[1]))
-            self.matmul = ops.MatMul()
-            self.product = ops.BatchMatMul()
-        else:
-            kernel, padding = (kernel_size, kernel_size), kernel_size // 2
-            self.conv2d = ops.Conv2D(dim, kernel, pad_mode="pad", pad=padding, group=dim)
+        reach = min(kernel_size // 2, map_size[0] - 1)  # rows further away are padding everywhere
+        self.offsets = tuple(range(-reach, reach + 1))
+        self.bands = Tensor(band_matrices(kernel_size, self.offsets, map_size[1]))
+        self.matmul = ops.MatMul()
+        self.product = ops.BatchMatMul()
+        self.conv2d = ops.Conv2D(dim, (kernel_size, kernel_size), pad_mode="pad", pad=kernel_size // 2, group=dim)
 
     def construct(self, tokens):
         channels, (height, width) = self.dim, self.map_size
-        if self.by_bands:
+        if self.implementation == "unfold":
             maps = tokens.reshape((-1, channels)).transpose((1, 0)).reshape((channels, -1, height, width))
             zeros = ops.zeros_like(maps)
             shifted = ()  # by whole rows, zeros where there are none: [C, B, H, W] each
@@ -406,6 +331,7 @@ class PatchEmbed(nn.Cell):
 
     Args:
         map_size: (H, W) of the map whose tokens it takes; None: it takes images [B, C, H, W].
+        extra_padding: rows of zeros below and columns to the right, before the convolution.
         pre_norm: also normalises the map before the convolution, over places and channels (Focal's use_pre_norm).
     """
 
@@ -417,16 +343,14 @@ class PatchEmbed(nn.Cell):
         stride,
         padding=0,
         map_size=None,
+        extra_padding=(0, 0),
         norm=True,
         pre_norm=False,
         fan_out_init=False,
-        conv_implementation="unfold",
     ):
         super().__init__()
         self.pre_norm = nn.GroupNorm(1, in_chans, eps=1e-5) if pre_norm else None
-        self.proj = Conv2d(
-            in_chans, embed_dim, kernel_size, stride, padding, map_size, conv_implementation, fan_out_init=fan_out_init
-        )
+        self.proj = Conv2d(in_chans, embed_dim, kernel_size, stride, padding, map_size, extra_padding, fan_out_init)
         self.norm = LayerNorm(embed_dim) if norm else None
 
     def construct(self, x):

@@ -7,7 +7,7 @@ import mindspore as ms
 from mindspore import amp, nn
 
 from src.errors import UserError
-from src.models.layers import ImageClassifier
+from src.models.device_options import set_device_options
 
 
 def apply_precision(model: nn.Cell, level: str) -> nn.Cell:
@@ -19,8 +19,7 @@ def apply_precision(model: nn.Cell, level: str) -> nn.Cell:
     """
     if level == "O0":
         return model
-    if isinstance(model, ImageClassifier):
-        model.use_norm_gradient("operator")  # the products would be in float16
+    set_device_options(model, norm_gradient="operator")  # the products would be in float16
     return amp.auto_mixed_precision(model, "auto" if level == "O1" else level, ms.float16)
 
 

@@ -2,8 +2,9 @@
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 class ArgumentError(ValueError):
@@ -17,22 +18,26 @@ class ArgumentError(ValueError):
 
 @dataclass(frozen=True)
 class Family:
-    """A constructor whose signature is the list of its arguments, and the check that they can work together."""
+    """A class whose constructor's signature is the list of its arguments; its `check` refuses what cannot work."""
 
-    build: type
-    check: Callable[[dict], None]
+    build: type[Any]
+
+    @property
+    def check(self) -> Callable[[dict], None]:
+        return self.build.check
 
     def parameters(self) -> dict[str, inspect.Parameter]:
-        """The constructor's arguments by name, with type annotations and defaults.
+        """The constructor's arguments by name, with type annotations and defaults, for those who describe a model.
 
-        A constructor with **arguments passes these on to its base class, whose own arguments count as well.
+        A constructor with **arguments passes these on to its base class, whose own arguments count as well. Not among
+        them is out_indices, which tells a backbone from a classifier: see create_model.
         """
         found: dict[str, inspect.Parameter] = {}
         for constructor in self.build.__mro__:
             parameters = inspect.signature(constructor).parameters
             found = {name: p for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD} | found
             if len(found) >= len(parameters) and all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
-                return found
+                return {name: p for name, p in found.items() if name != "out_indices"}
         raise TypeError(f"{self.build.__name__}: **arguments lead nowhere")
 
     def defaults(self) -> dict:
@@ -43,11 +48,11 @@ _FAMILIES: dict[str, Family] = {}
 _MODELS: dict[str, tuple[str, dict]] = {}
 
 
-def register_family(name: str, check: Callable[[dict], None]):
-    """Class decorator: make a constructor available under the family's name, with its own defaults."""
+def register_family(name: str):
+    """Class decorator: make a class on Backbone available under the family's name, with its constructor's defaults."""
 
     def register(build):
-        _FAMILIES[name] = Family(build, check)
+        _FAMILIES[name] = Family(build)
         return build
 
     return register
@@ -80,8 +85,13 @@ def find_model(name: str) -> tuple[Family, dict]:
     return _FAMILIES[family], arguments
 
 
-def resolve_arguments(name: str, overrides: dict) -> tuple[Family, dict]:
+def resolve_arguments(
+    name: str, overrides: dict, features_only: bool = False, out_indices: Sequence[int] | None = None
+) -> tuple[Family, dict]:
     """All constructor arguments of a model: family defaults, then its size, then the overrides, checked.
+
+    Args:
+        features_only, out_indices: see create_model.
 
     Raises:
         ValueError: unknown model name.
@@ -94,17 +104,28 @@ def resolve_arguments(name: str, overrides: dict) -> tuple[Family, dict]:
             near = difflib.get_close_matches(key, known, n=1)
             raise ArgumentError(key, f"not an argument of {name}" + (f"; did you mean {near[0]}?" if near else ""))
     arguments = {**known, **size, **overrides}
-    family.check(arguments)
-    return family, arguments
+    if features_only and "num_classes" in overrides:
+        raise ArgumentError("num_classes", "a backbone of features has no classes; leave it or features_only out")
+    if not features_only and out_indices is not None:
+        raise ArgumentError("out_indices", "a classifier gives no maps; add features_only=True")
+    every_stage = range(len(arguments["depths"]))
+    chosen = tuple(every_stage if out_indices is None else out_indices) if features_only else None
+    family.check(arguments | {"out_indices": chosen})
+    return family, arguments | ({"out_indices": chosen} if features_only else {})
 
 
-def create_model(name: str, **overrides):
+def create_model(name: str, features_only: bool = False, out_indices: Sequence[int] | None = None, **overrides):
     """Build a model by name, e.g. create_model("focalv2_tiny_useconv_patch4_window7_224", num_classes=10).
 
     A family name ("focalv2") builds from the original constructor's defaults.
 
+    Args:
+        features_only: a backbone, which gives token maps [B, H * W, C] (src/models/backbones/backbone.py), in place of
+            a classifier.
+        out_indices: the stages, from 0, whose maps it gives; None: all.
+
     Raises:
         ValueError, ArgumentError: see resolve_arguments.
     """
-    family, arguments = resolve_arguments(name, overrides)
+    family, arguments = resolve_arguments(name, overrides, features_only, out_indices)
     return family.build(**arguments)

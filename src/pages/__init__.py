@@ -1,1 +1,1 @@
-"""HTML pages that need no other file: tables, tiles, charts."""
+"""Makes HTML pages that need no other file, with tables, tiles and charts."""

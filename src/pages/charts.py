@@ -1,6 +1,6 @@
-"""Line charts as SVG, drawn without any library, for pages that need no other file.
+"""Draws line charts as SVG without any library, for pages that need no other file.
 
-Each chart is a <figure>: the curves as they stay without scripts, and their values as JSON, which charts.js shows where
+Each chart is a <figure> with the curves, which need no script, and their values as JSON, which charts.js shows where
 the pointer or the arrow keys are.
 """
 
@@ -9,23 +9,23 @@ import json
 import math
 from dataclasses import dataclass, field, replace
 
-WIDTH, HEIGHT = 640, 320  # of the drawing's own units
+WIDTH, HEIGHT = 640, 320  # size of the drawing in its own units
 LEFT, RIGHT, TOP, BOTTOM = 74, 12, 12, 44  # margins around the curves
-TICKS = 6  # at most, about, on an axis
-MARKED = 40  # points of a curve up to which each is marked
-FINE = 300  # points from which on a curve is drawn with a fine line
-DRAWN = 1200  # points of a curve, beyond which only the extremes of each part of the axis are drawn
-COLORS = 8  # that style.css has: --c0 to --c7
-OPENING = '<figure class="chart">'  # of each, by which pages know that they need charts.js
-DIGITS = 7  # of values shown; float32 has no more
+MAX_TICKS = 6  # ticks on an axis, at most (about)
+MAX_MARKED_POINTS = 40  # a curve of up to so many points has a mark at each
+MIN_FINE_POINTS = 300  # a curve of so many points or more is drawn with a fine line
+MAX_DRAWN_POINTS = 1200  # of a curve of more points, only the extremes of each part of the axis are drawn
+COLORS = 8  # style.css has these colours: --c0 to --c7
+OPENING = '<figure class="chart">'  # begins each chart; pages that contain it need charts.js
+DIGITS = 7  # significant digits of values in the JSON; float32 has no more
 
 
 @dataclass(frozen=True)
 class Series:
-    """A curve. Values that are None leave a gap.
+    """Holds the points of a curve. Values that are None leave a gap.
 
     Attributes:
-        color: which of the page's colours.
+        color: number of the curve's colour among the page's.
         dashed: drawn with a broken line, for a second curve of the same colour.
     """
 
@@ -38,12 +38,12 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of curves that share axes.
+    """Describes a chart of curves that share axes.
 
     Attributes:
-        x_label, y_label: with units.
-        powers: of what the axis of values has its ticks at powers, logarithmically (what is not positive is left out);
-            None for a linear one.
+        x_label, y_label: labels of the axes, with units.
+        powers: base of a logarithmic axis of values, whose ticks are at its powers (values that are not positive are
+            left out); None for a linear axis.
         from_zero: the axis of values begins at zero; that of x always does.
     """
 
@@ -56,11 +56,11 @@ class Chart:
 
 
 class Axis:
-    """Values along a line of the drawing.
+    """Maps values to positions along a line of the drawing.
 
     Args:
-        values: what must have room; not empty.
-        start, end: of the line, in units of the drawing.
+        values: the values that must have room on the line; not empty.
+        start, end: ends of the line, in units of the drawing.
         powers: see Chart.
     """
 
@@ -75,36 +75,36 @@ class Axis:
     def _scaled(self, value: float) -> float:
         return math.log(value, self.powers) if self.powers else value
 
-    def padded(self, below: bool, above: bool) -> "Axis":
-        """The same with a little room at its ends."""
+    def add_margins(self, below: bool, above: bool) -> "Axis":
+        """Add a little room at the ends; return the axis itself."""
         margin = 0.04 * (self.high - self.low)
         self.low, self.high = self.low - margin * below, self.high + margin * above
         return self
 
     def at(self, value: float) -> float:
-        """Where a value is."""
+        """Return the position of a value, in units of the drawing."""
         part = (self._scaled(value) - self.low) / (self.high - self.low)
         return self.start + part * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Round values between the ends."""
+        """Return round values between the ends, at which the axis has its ticks."""
         if self.powers:
-            step = max(1, math.ceil((self.high - self.low) / TICKS))
+            step = max(1, math.ceil((self.high - self.low) / MAX_TICKS))
             exponents = range(math.ceil(self.low), math.floor(self.high) + 1, step)
             return [float(self.powers) ** exponent for exponent in exponents]
-        step = round_step((self.high - self.low) / TICKS)
+        step = round_step((self.high - self.low) / MAX_TICKS)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [number * step for number in range(first, last + 1)]
 
 
 def round_step(least: float) -> float:
-    """The smallest of 1, 2 and 5 times a power of ten that is at least so much."""
+    """Return the smallest of 1, 2 and 5 times a power of ten that is at least `least`."""
     power = 10.0 ** math.floor(math.log10(least))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
 
 
-def shown(value: float | None) -> str:
-    """A number for reading, to five digits."""
+def format_number(value: float | None) -> str:
+    """Format a number for reading, to five digits; None becomes "-"."""
     if value is None:
         return "-"
     if value == 0 or 1e-3 <= abs(value) < 1e6:
@@ -114,7 +114,7 @@ def shown(value: float | None) -> str:
 
 
 def render(chart: Chart) -> str:
-    """A chart as HTML; empty where no curve has a value."""
+    """Draw a chart as HTML; return an empty text where no curve has a value."""
     positive = [
         replace(series, y=[y if y is None or chart.powers is None or y > 0 else None for y in series.y])
         for series in chart.series
@@ -125,27 +125,29 @@ def render(chart: Chart) -> str:
     values = [y for series in curves for y in series.y if y is not None]
     x_axis = Axis([0.0, *(x for series in curves for x in series.x)], LEFT, WIDTH - RIGHT)
     y_axis = Axis([*values, *([0.0] if chart.from_zero else [])], HEIGHT - BOTTOM, TOP, chart.powers)
-    y_axis.padded(below=not chart.from_zero, above=True)
+    y_axis.add_margins(below=not chart.from_zero, above=True)
     title = html.escape(chart.title)
-    described = html.escape(f"{chart.title}: {chart.y_label} against {chart.x_label}. {_said(curves)}", quote=True)
+    description = html.escape(
+        f"{chart.title}: {chart.y_label} against {chart.x_label}. {_last_values(curves)}", quote=True
+    )
     return (
         f"{OPENING}<figcaption>{title}</figcaption>{_legend(curves)}"
-        f'<div class="plot"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" aria-label="{described}">'
-        f"{_axes(chart, x_axis, y_axis)}{''.join(_curve(series, x_axis, y_axis) for series in curves)}"
+        f'<div class="plot"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" aria-label="{description}">'
+        f"{_draw_axes(chart, x_axis, y_axis)}{''.join(_draw_curve(series, x_axis, y_axis) for series in curves)}"
         '<line class="cursor" hidden></line><g class="dots"></g></svg>'
         '<div class="tip" role="status" hidden></div></div>'
-        f'<script type="application/json">{_data(chart, curves, x_axis, y_axis)}</script></figure>'
+        f'<script type="application/json">{_script_data(chart, curves, x_axis, y_axis)}</script></figure>'
     )
 
 
-def _said(curves: list[Series]) -> str:
-    """The last value of each curve, for those who do not see them."""
+def _last_values(curves: list[Series]) -> str:
+    """Describe the last value of each curve, for readers who cannot see the drawing."""
     lasts = [(series.name, next(y for y in reversed(series.y) if y is not None)) for series in curves]
-    return "Last values: " + ", ".join(f"{name} {shown(y)}" for name, y in lasts) + "."
+    return "Last values: " + ", ".join(f"{name} {format_number(y)}" for name, y in lasts) + "."
 
 
 def _legend(curves: list[Series]) -> str:
-    """Names of the curves; one alone has the chart's."""
+    """List the names of the curves; a single curve needs none, as the chart's title names it."""
     if len(curves) == 1:
         return ""
     entries = "".join(
@@ -156,18 +158,20 @@ def _legend(curves: list[Series]) -> str:
     return f'<ul class="legend">{entries}</ul>'
 
 
-def _axes(chart: Chart, x_axis: Axis, y_axis: Axis) -> str:
-    """Grid, ticks and labels."""
+def _draw_axes(chart: Chart, x_axis: Axis, y_axis: Axis) -> str:
+    """Draw the axes with grid, ticks and labels."""
     parts = []
     for value in y_axis.ticks():
         y = round(y_axis.at(value), 1)
         parts.append(f'<path class="grid" d="M{LEFT} {y}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y}" text-anchor="end" dy="0.32em">{shown(value)}</text>')
+        parts.append(
+            f'<text class="tick" x="{LEFT - 6}" y="{y}" text-anchor="end" dy="0.32em">{format_number(value)}</text>'
+        )
     for value in x_axis.ticks():
         x = round(x_axis.at(value), 1)
         parts.append(f'<path class="grid" d="M{x} {HEIGHT - BOTTOM}v5"/>')
         parts.append(
-            f'<text class="tick" x="{x}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{shown(value)}</text>'
+            f'<text class="tick" x="{x}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{format_number(value)}</text>'
         )
     middle = (TOP + HEIGHT - BOTTOM) / 2
     parts.append(f'<path class="axis" d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>')
@@ -182,30 +186,30 @@ def _axes(chart: Chart, x_axis: Axis, y_axis: Axis) -> str:
     return "".join(parts)
 
 
-def _curve(series: Series, x_axis: Axis, y_axis: Axis) -> str:
+def _draw_curve(series: Series, x_axis: Axis, y_axis: Axis) -> str:
     style = f"curve c{series.color % COLORS}" + (" dashed" if series.dashed else "")
     path, points, pen_is_down = [], [], False
-    for x, y in thinned(series.x, series.y):
+    for x, y in thin_points(series.x, series.y):
         if y is None:
             pen_is_down = False
             continue
-        place = f"{x_axis.at(x):.1f} {y_axis.at(y):.1f}"
-        path.append(("L" if pen_is_down else "M") + place)
-        points.append(place.split())
+        point = f"{x_axis.at(x):.1f} {y_axis.at(y):.1f}"
+        path.append(("L" if pen_is_down else "M") + point)
+        points.append(point.split())
         pen_is_down = True
     marks = ""
-    if len(points) <= MARKED:
+    if len(points) <= MAX_MARKED_POINTS:
         marks = "".join(f'<circle class="{style}" cx="{x}" cy="{y}" r="2.5"/>' for x, y in points)
-    fine = " fine" if len(points) >= FINE else ""
+    fine = " fine" if len(points) >= MIN_FINE_POINTS else ""
     return f'<path class="{style}{fine}" d="{"".join(path)}"/>{marks}'
 
 
-def thinned(x: list[float], y: list[float | None]) -> list[tuple[float, float | None]]:
-    """The points to draw: of long curves, the lowest and the highest of each part, in their order."""
+def thin_points(x: list[float], y: list[float | None]) -> list[tuple[float, float | None]]:
+    """Return the points of a curve to draw: of a long one, the lowest and the highest of each part, in their order."""
     points = list(zip(x, y, strict=True))
-    if len(points) <= DRAWN:
+    if len(points) <= MAX_DRAWN_POINTS:
         return points
-    size = math.ceil(2 * len(points) / DRAWN)
+    size = math.ceil(2 * len(points) / MAX_DRAWN_POINTS)
     kept = []
     for first in range(0, len(points), size):
         part = range(first, min(first + size, len(points)))
@@ -216,8 +220,8 @@ def thinned(x: list[float], y: list[float | None]) -> list[tuple[float, float | 
     return kept
 
 
-def _data(chart: Chart, curves: list[Series], x_axis: Axis, y_axis: Axis) -> str:
-    """What charts.js needs: the values, and how they lie in the drawing."""
+def _script_data(chart: Chart, curves: list[Series], x_axis: Axis, y_axis: Axis) -> str:
+    """Return the JSON that charts.js needs: the values, and how they lie in the drawing."""
     content = {
         "xLabel": chart.x_label,
         "x": [x_axis.low, x_axis.high, x_axis.start, x_axis.end],

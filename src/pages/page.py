@@ -1,4 +1,4 @@
-"""Pages in one file: style, script, numbers and pictures are all within."""
+"""Makes HTML pages in one file, which contains style, script, numbers and pictures."""
 
 import base64
 import html
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
-from src.pages.charts import OPENING, shown
+from src.pages.charts import OPENING, format_number
 
 HERE = Path(__file__).resolve().parent
-# The browser itself holds the page to needing nothing from elsewhere.
+# This makes the browser refuse anything that the page would load from elsewhere.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, and the HTML below it."""
+    """Holds a heading and the HTML below it."""
 
     title: str
     content: str
@@ -27,7 +27,7 @@ class Section:
 
 
 def page(title: str, subtitle: str, sections: Iterable[Section]) -> str:
-    """A page of sections, with links to them. `title` and `subtitle` are text, the rest is HTML."""
+    """Make a page of sections, with links to them. `title` and `subtitle` are text, the rest is HTML."""
     sections = [section for section in sections if section.content]
     links = "".join(f'<a href="#{section.anchor}">{html.escape(section.title)}</a>' for section in sections)
     content = "".join(
@@ -50,7 +50,7 @@ def page(title: str, subtitle: str, sections: Iterable[Section]) -> str:
 
 
 def tiles(entries: Iterable[tuple[str, str, str]]) -> str:
-    """What counts most, as (name, value, remark)."""
+    """Show the most important figures as tiles; each entry is (name, value, remark)."""
     return (
         '<dl class="tiles">'
         + "".join(
@@ -63,10 +63,10 @@ def tiles(entries: Iterable[tuple[str, str, str]]) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """Of a table.
+    """Describes a column of a table.
 
     Attributes:
-        format: of its numbers to be read, as ".2f"; empty for five digits.
+        format: format of its numbers for reading, as ".2f"; empty for five digits.
     """
 
     title: str
@@ -74,27 +74,26 @@ class Column:
 
 
 def table(columns: Sequence[Column | str], rows: Iterable[list], caption: str = "", name: str = "") -> str:
-    """A table of texts and numbers. Numbers are rounded to be read; the exact ones are in the attribute `value`."""
+    """Make a table of texts and numbers. Numbers are rounded for reading; the attribute `value` has the exact ones."""
     rows = list(rows)
-    described = [Column(column) if isinstance(column, str) else column for column in columns]
-    styles = [' class="number"' if any(_is_number(row[place]) for row in rows) else "" for place in range(len(columns))]
+    titled = [Column(column) if isinstance(column, str) else column for column in columns]
+    styles = [' class="number"' if any(_is_number(row[index]) for row in rows) else "" for index in range(len(columns))]
     head = "".join(
-        f'<th scope="col"{style}>{html.escape(column.title)}</th>'
-        for column, style in zip(described, styles, strict=True)
+        f'<th scope="col"{style}>{html.escape(column.title)}</th>' for column, style in zip(titled, styles, strict=True)
     )
     body = "".join(
         "<tr>"
         + "".join(
-            f"<td{style}>{_content(value, column.format)}</td>"
-            for value, column, style in zip(row, described, styles, strict=True)
+            f"<td{style}>{_cell_content(value, column.format)}</td>"
+            for value, column, style in zip(row, titled, styles, strict=True)
         )
         + "</tr>\n"
         for row in rows
     )
-    named = f' id="{name}"' if name else ""
-    told = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    identifier = f' id="{name}"' if name else ""
+    heading = f"<caption>{html.escape(caption)}</caption>" if caption else ""
     return (
-        f'<div class="scroll" tabindex="0"><table{named}>{told}<thead><tr>{head}</tr></thead>'
+        f'<div class="scroll" tabindex="0"><table{identifier}>{heading}<thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 
@@ -103,21 +102,21 @@ def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _content(value: object, spec: str) -> str:
+def _cell_content(value: object, spec: str) -> str:
     if not _is_number(value):
         return "-" if value is None else html.escape(str(value))
-    text = format(value, spec) if spec else str(value) if isinstance(value, int) else shown(value)
+    text = format(value, spec) if spec else str(value) if isinstance(value, int) else format_number(value)
     return f'<data value="{value!r}" title="{value!r}">{text}</data>'
 
 
 def details(summary: str, content: str) -> str:
-    """What is shown on demand."""
+    """Wrap content that the reader unfolds by clicking its summary."""
     return f"<details><summary>{html.escape(summary)}</summary>{content}</details>"
 
 
 def picture(content: bytes, kind: str, alt: str, is_small: bool) -> str:
-    """An image file, within the page."""
+    """Embed the content of an image file in the page."""
     data = base64.b64encode(content).decode()
-    named = html.escape(alt, quote=True)
+    title = html.escape(alt, quote=True)
     small = ' class="small"' if is_small else ""
-    return f'<img{small} src="data:image/{kind};base64,{data}" alt="{named}" title="{named}">'
+    return f'<img{small} src="data:image/{kind};base64,{data}" alt="{title}" title="{title}">'

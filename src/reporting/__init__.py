@@ -1,1 +1,1 @@
-"""Pages about runs: what a run came to (run_report), and several beside each other (comparison)."""
+"""Makes pages about runs: the report of one run (run_report) and the comparison of several (comparison)."""

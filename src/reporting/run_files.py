@@ -1,4 +1,4 @@
-"""What a run's folder says of it, read back for reports."""
+"""Reads the folder of a run back for reports."""
 
 import json
 import statistics
@@ -8,29 +8,31 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from src.errors import UserError
+from src.tasks.evaluation_file import check_keys
+from src.tasks.find_task import task_of_run
+from src.tasks.task import Figure, Task
 from src.training.progress import duration
 
-SHORT_NAMES = {"raw": "raw", "ema": "EMA"}  # of weights
+SHORT_NAMES = {"raw": "raw", "ema": "EMA"}  # short names of the kinds of weights
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as its files have it, at its end or at any time before.
+    """Holds the contents of a run's files, at its end or at any time before.
 
     Attributes:
         updates, evaluations: the lines of metrics.jsonl, in order.
         config: config.yaml by section; empty where there is none.
         sessions: the lines of sessions.jsonl.
         summary: summary.json, if the run came to its end.
-        evaluation: evaluation.json, of the best epoch, if one was evaluated; its "confusion" is an array
-            [labels, predictions].
+        evaluation: evaluation.json of the best epoch, as the run's task reads it, if an epoch was evaluated.
     """
 
     path: Path
+    task: type[Task]
     updates: list[dict]
     evaluations: list[dict]
     config: dict
@@ -42,125 +44,111 @@ class RunRecord:
     def name(self) -> str:
         return self.path.resolve().name
 
+    @property
+    def metric(self) -> Figure:
+        """The figure that chooses the best epoch."""
+        return self.task.figures[0]
+
     @cached_property
     def by_weights(self) -> dict[str, list[dict]]:
-        """The lines of evaluations by "raw" and "ema", of those that there are."""
-        found = {weights: [e for e in self.evaluations if e["weights"] == weights] for weights in SHORT_NAMES}
-        return {weights: lines for weights, lines in found.items() if lines}
+        """The evaluations by the kind of weights, "raw" and "ema"; a kind that was not evaluated is left out."""
+        by_kind = {weights: [e for e in self.evaluations if e["weights"] == weights] for weights in SHORT_NAMES}
+        return {weights: lines for weights, lines in by_kind.items() if lines}
 
     @property
     def best(self) -> dict | None:
-        """The evaluation that chose best.ckpt: of whole epochs and the averaged weights, the first of the highest."""
+        """The evaluation that chose best.ckpt, or None.
+
+        It is the first with the highest figure among those after whole epochs, of the averaged weights if there are
+        any.
+        """
         lines = self.by_weights.get("ema", self.by_weights.get("raw", []))
-        return max((e for e in lines if e["epochs_done"] == e["epoch"]), key=lambda e: e["top1"], default=None)
+        return max((e for e in lines if e["epochs_done"] == e["epoch"]), key=lambda e: e[self.metric.key], default=None)
 
     def last(self, weights: str) -> dict | None:
-        """The newest evaluation of raw or averaged weights."""
+        """Return the newest evaluation of raw or averaged weights, or None."""
         return self.by_weights.get(weights, [None])[-1]
 
     @property
     def newest(self) -> dict | None:
-        """The newest line of all."""
+        """The newest line of all, of an update or an evaluation."""
         return max([*self.updates[-1:], *self.evaluations[-1:]], key=lambda line: line["seconds"], default=None)
 
     @property
+    def loss_parts(self) -> list[str]:
+        """The names of the loss's parts; empty if the loss has only one."""
+        return [key for key in (self.updates[-1] if self.updates else {}) if key not in UPDATE]
+
+    @property
     def images_per_second(self) -> float | None:
-        """The median of the lines, which evaluation, saves and compilation are not in."""
+        """The median training speed of the log's lines, which leave out evaluation, saves and compilation."""
         rates = [line["images_per_second"] for line in self.updates if line["images_per_second"] is not None]
         return statistics.median(rates) if rates else None
 
     @property
     def state(self) -> str:
-        """How far training is, in words."""
+        """The progress of training in words."""
         newest = self.newest
         if newest is None:
             return "begun"
         epochs = self.config.get("train", {}).get("epochs")
-        where = f"{newest['epochs_done']:g} of {epochs} epochs" if epochs else f"{newest['epochs_done']:g} epochs"
+        done = f"{newest['epochs_done']:g} of {epochs} epochs" if epochs else f"{newest['epochs_done']:g} epochs"
         finished = self.summary is not None and self.summary["updates"] == newest["update"]
-        return f"{where} in {duration(newest['seconds'])}" + ("" if finished else ", not at its end")
+        return f"{done} in {duration(newest['seconds'])}" + ("" if finished else ", not at its end")
 
 
 def read_run(path: str | Path) -> RunRecord:
     """Read the folder of a run.
 
     Raises:
-        UserError: it is none, or a file in it is damaged.
+        UserError: the folder is not a run's, or a file in it is damaged.
     """
     path = Path(path)
-    if not any((path / name).is_file() for name in ("config.yaml", "metrics.jsonl")):  # the one comes before the other
+    if not any((path / name).is_file() for name in ("config.yaml", "metrics.jsonl")):  # a new run has only the first
         raise UserError(f"{path}: no folder of a run (it has neither config.yaml nor metrics.jsonl)")
-    updates: list[dict] = []
-    evaluations: list[dict] = []
-    for number, line in enumerate(_read(path / "metrics.jsonl", _lines) or [], 1):
-        is_evaluation = isinstance(line, dict) and "weights" in line
-        _check(line, EVALUATION if is_evaluation else UPDATE, f"{path / 'metrics.jsonl'}: line {number}")
-        (evaluations if is_evaluation else updates).append(line)
     config = _read(path / "config.yaml", yaml.safe_load) or {}
     if not isinstance(config, dict):
         raise UserError(f"{path / 'config.yaml'}: cannot be read (it has no sections)")
-    sessions = _read(path / "sessions.jsonl", _lines) or []
+    task = task_of_run(config)
+    needed = COMMON | {"weights"} | {figure.key for figure in task.figures}
+    updates: list[dict] = []
+    evaluations: list[dict] = []
+    for number, line in enumerate(_read(path / "metrics.jsonl", _parse_lines) or [], 1):
+        is_evaluation = isinstance(line, dict) and "weights" in line
+        check_keys(line, needed if is_evaluation else UPDATE, f"{path / 'metrics.jsonl'}: line {number}")
+        (evaluations if is_evaluation else updates).append(line)
+    sessions = _read(path / "sessions.jsonl", _parse_lines) or []
     for number, session in enumerate(sessions, 1):
-        _check(session, SESSION, f"{path / 'sessions.jsonl'}: line {number}")
+        check_keys(session, SESSION, f"{path / 'sessions.jsonl'}: line {number}")
     summary = _read(path / "summary.json", json.loads)
     if summary is not None:
-        _check(summary, SUMMARY, str(path / "summary.json"))
-    return RunRecord(path, updates, evaluations, config, sessions, summary, _evaluation(path / "evaluation.json"))
+        check_keys(summary, SUMMARY, str(path / "summary.json"))
+    evaluation = _read(path / "evaluation.json", json.loads)
+    if evaluation is not None:
+        evaluation = task.read_evaluation(path / "evaluation.json", evaluation)
+    return RunRecord(path, task, updates, evaluations, config, sessions, summary, evaluation)
 
 
-# What reports need of each file.
-PLACE = {"epoch", "update", "epochs_done", "seconds"}
-UPDATE = PLACE | {"loss", "grad_norm", "lr", "loss_scale", "images_per_second"}
-EVALUATION = PLACE | {"weights", "top1", "top5", "loss"}
+# Keys that reports need in each file.
+COMMON = {"epoch", "update", "epochs_done", "seconds"}
+UPDATE = COMMON | {"loss", "grad_norm", "lr", "loss_scale", "images_per_second"}
 SESSION = {
     "started", "after_update", "global_batch", "command", "device", "devices", "processor", "cores", "system", "python",
     "packages", "git",
 }  # fmt: skip
 SUMMARY = {"updates", "skipped_updates", "unreadable_images"}
-BEST = {"weights", "epoch", "count", "top1", "top1_correct", "classes", "confusion", "most_confused"}
-CLASS = {"name", "count", "correct", "accuracy"}
-PAIR = {"label", "predicted", "count", "images"}
 
 
-def _check(content: Any, needed: set[str], what: str) -> None:
-    """Raises UserError unless `content` is an object with the keys needed."""
-    if not isinstance(content, dict) or not needed <= content.keys():
-        missing = ", ".join(sorted(needed - content.keys())) if isinstance(content, dict) else "an object"
-        raise UserError(f"{what} lacks {missing}; was it written by this version?")
-
-
-def _evaluation(path: Path) -> dict | None:
-    content = _read(path, json.loads)
-    if content is None:
-        return None
-    _check(content, BEST, str(path))
-    for key, needed in (("classes", CLASS), ("most_confused", PAIR)):
-        for number, entry in enumerate(content[key], 1):
-            _check(entry, needed, f"{path}: entry {number} of {key}")
-    matrix, classes = content["confusion"], len(content["classes"])
-    matrix = _load_array(path.with_name(matrix)) if isinstance(matrix, str) else np.array(matrix, object)
-    if matrix.shape != (classes, classes):
-        raise UserError(f"{path}: its confusion matrix is not of its {classes} classes")
-    return content | {"confusion": matrix.astype(np.int64)}
-
-
-def _lines(text: str) -> list:
-    """JSON by line; without its end, the last is still being written."""
+def _parse_lines(text: str) -> list:
+    """Parse the JSON of each line; leave out a last line without an end, which is still being written."""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def _read(path: Path, parse: Callable[[str], Any]) -> Any:
-    """A file's content, None where there is no such file."""
+    """Read and parse a file; return None where there is no such file."""
     try:
         return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
-
-
-def _load_array(path: Path) -> np.ndarray:
-    try:
-        return np.load(path)
-    except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error

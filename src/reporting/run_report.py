@@ -1,4 +1,4 @@
-"""report.html: a run's curves, mistakes, configuration and environment on one page that needs nothing else."""
+"""Writes report.html: a run's curves, mistakes, configuration and environment on one page that needs no other file."""
 
 import html
 from dataclasses import replace
@@ -9,24 +9,23 @@ import yaml
 from src.files.atomic import write_text
 from src.pages.charts import Series, render
 from src.pages.page import Column, Section, details, page, table, tiles
-from src.reporting.curves import ACCURACY, LOSS, OF_UPDATES
+from src.reporting.curves import LOSS, LOSS_PARTS, UPDATE_CHARTS, metric_chart, with_unit
 from src.reporting.run_files import SHORT_NAMES, RunRecord, read_run
-from src.tasks.classification.confusion import confused_pairs, confusion_table, image_finder
 from src.training.progress import duration
 from src.training.saving import warn
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-LISTED_UPDATES = 1000  # lines of metrics.jsonl in the table of updates; of more, the last of each epoch
+LISTED_UPDATES = 1000  # up to so many lines of updates are listed; of more, only the last of each epoch
 WEIGHTS_NAMES = {"raw": "raw weights", "ema": "averaged weights (EMA)"}
 COLORS = {"ema": 0, "raw": 1, "training": 7}
 
 
 def write_report(run: str | Path, output: Path | None = None, data: Path | None = None) -> Path:
-    """Make the report of a run from its files, at its end or at any time before; returns the page's path.
+    """Make the report of a run from its files, at its end or at any time before; return the page's path.
 
     Args:
         run: the run's folder.
-        output: of the page; None for report.html in that folder.
+        output: path of the page; None for report.html in that folder.
         data: folder that holds the evaluation images, if they are not where the configuration says.
 
     Raises:
@@ -39,16 +38,19 @@ def write_report(run: str | Path, output: Path | None = None, data: Path | None 
 
 
 def report_or_warn(run: Path) -> None:
-    """The same at a run's end, where whatever goes wrong is one line: the run's files are whole, and worth more."""
+    """Make the report at a run's end; print a warning of one line if anything goes wrong.
+
+    The run's files are whole then, and worth more than the report.
+    """
     try:
         print(f"report: {write_report(run)}", flush=True)
-    except Exception as error:  # a defect here must not look like one of the run
+    except Exception as error:  # a defect of the report must not look like a failure of the run
         problem = " ".join(str(error).split()) or type(error).__name__
         warn(f"no report: {problem}; python scripts/report.py {run} makes it again")
 
 
 def report_page(run: RunRecord, data: Path | None = None) -> str:
-    """The page as HTML."""
+    """Make the report of a run as HTML."""
     return page(
         run.name,
         f"Training run, {run.state}.",
@@ -56,7 +58,7 @@ def report_page(run: RunRecord, data: Path | None = None) -> str:
             Section("Summary", summary(run)),
             Section("Curves", curves(run)),
             Section("Evaluations", evaluations(run)),
-            Section("Mistakes", mistakes(run, data)),
+            *run.task.sections(run.evaluation, run.config, data, [Path.cwd(), ROOT]),
             Section("Updates", updates(run)),
             Section("Configuration", configuration(run)),
             Section("Environment", environment(run)),
@@ -65,39 +67,43 @@ def report_page(run: RunRecord, data: Path | None = None) -> str:
 
 
 def summary(run: RunRecord) -> str:
-    """The figures that count most."""
-    entries = []
+    """Show the most important figures as tiles."""
+    entries, metric = [], run.metric
     if run.best is not None:
-        of = WEIGHTS_NAMES[run.best["weights"]]
-        entries.append(("Best top-1", f"{run.best['top1']:.2f}%", f"{of}, after epoch {run.best['epoch']}"))
+        weights = WEIGHTS_NAMES[run.best["weights"]]
+        value = metric.format_value(run.best[metric.key])
+        entries.append((f"Best {metric.title}", value, f"{weights}, after epoch {run.best['epoch']}"))
     for weights, lines in run.by_weights.items():
         last = lines[-1]
-        told = f"top-5 {last['top5']:.2f}%, after {last['epochs_done']:g} epochs"
-        entries.append((f"Last top-1, {SHORT_NAMES[weights]}", f"{last['top1']:.2f}%", told))
+        others = [f"{figure.title} {figure.format_value(last[figure.key])}" for figure in run.task.figures[1:2]]
+        explanation = ", ".join([*others, f"after {last['epochs_done']:g} epochs"])
+        entries.append(
+            (f"Last {metric.title}, {SHORT_NAMES[weights]}", metric.format_value(last[metric.key]), explanation)
+        )
     if run.newest is not None:
-        told = f"compilation and evaluation included; {run.newest['update']:,} updates"
-        entries.append(("Time", duration(run.newest["seconds"]), told))
+        explanation = f"compilation and evaluation included; {run.newest['update']:,} updates"
+        entries.append(("Time", duration(run.newest["seconds"]), explanation))
     if run.images_per_second is not None:
-        told = "images per second, median of the lines of the log"
-        entries.append(("Training speed", shown_rate(run.images_per_second), told))
+        explanation = "images per second, median of the lines of the log"
+        entries.append(("Training speed", format_rate(run.images_per_second), explanation))
     if run.summary is not None:
-        told = f"{len(run.summary['unreadable_images'])} unreadable images"
-        entries.append(("Skipped updates", f"{run.summary['skipped_updates']:,}", told))
+        explanation = f"{len(run.summary['unreadable_images'])} unreadable images"
+        entries.append(("Skipped updates", f"{run.summary['skipped_updates']:,}", explanation))
     return tiles(entries)
 
 
-def shown_rate(rate: float) -> str:
-    """Images per second for reading: whole ones of a hundred and more."""
+def format_rate(rate: float) -> str:
+    """Format images per second for reading; from a hundred on, without decimals."""
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
-def of_updates(run: RunRecord, key: str, name: str, color: int = 0) -> Series:
-    """A figure of the updates against epochs."""
+def update_curve(run: RunRecord, key: str, name: str, color: int = 0) -> Series:
+    """Return the curve of a figure of the updates against epochs."""
     return Series(name, [u["epochs_done"] for u in run.updates], [u[key] for u in run.updates], color)
 
 
-def of_evaluations(run: RunRecord, key: str, prefix: str = "") -> list[Series]:
-    """A figure of the evaluations against epochs, by weights."""
+def evaluation_curves(run: RunRecord, key: str, prefix: str = "") -> list[Series]:
+    """Return the curves of a figure of the evaluations against epochs, one for each kind of weights."""
     return [
         Series(
             prefix + WEIGHTS_NAMES[weights],
@@ -110,74 +116,48 @@ def of_evaluations(run: RunRecord, key: str, prefix: str = "") -> list[Series]:
 
 
 def curves(run: RunRecord) -> str:
-    """All curves of a run."""
+    """Draw all curves of a run."""
+    has_loss = any(figure.key == "loss" for figure in run.task.figures)
     charts = [
-        replace(ACCURACY, series=of_evaluations(run, "top1")),
+        replace(metric_chart(run.metric), series=evaluation_curves(run, run.metric.key)),
         replace(
             LOSS,
             series=[
-                of_updates(run, "loss", "training batches", COLORS["training"]),
-                *of_evaluations(run, "loss", "validation, "),
+                update_curve(run, "loss", "training batches", COLORS["training"]),
+                *(evaluation_curves(run, "loss", "validation, ") if has_loss else []),
             ],
         ),
-        *(replace(chart, series=[of_updates(run, key, chart.y_label)]) for key, chart in OF_UPDATES.items()),
+        replace(
+            LOSS_PARTS,
+            series=[update_curve(run, part, part, color) for color, part in enumerate(run.loss_parts)],
+        ),
+        *(replace(chart, series=[update_curve(run, key, chart.y_label)]) for key, chart in UPDATE_CHARTS.items()),
     ]
-    drawn = "".join(map(render, charts))
-    if not drawn:
+    rendered = "".join(map(render, charts))
+    if not rendered:
         return "<p>Nothing was logged yet.</p>"
-    told = (
+    explanation = (
         "Point at a curve, or choose a chart with the Tab key and go along it with the arrow keys, for its values. The "
         "training loss is of augmented images and smoothed labels, so it may lie above that of the validation images."
     )
-    return f'<p class="quiet">{told}</p><div class="charts">{drawn}</div>'
+    return f'<p class="quiet">{explanation}</p><div class="charts">{rendered}</div>'
 
 
 def evaluations(run: RunRecord) -> str:
-    """Every evaluation in numbers."""
+    """Tabulate every evaluation."""
     columns = {
         "epoch": Column("epoch"),
         "update": Column("update"),
         "weights": Column("weights"),
-        "top1": Column("top-1, %", ".2f"),
-        "top5": Column("top-5, %", ".2f"),
-        "loss": Column("loss", ".4f"),
+        **{figure.key: Column(with_unit(figure), figure.format) for figure in run.task.figures},
         "seconds": Column("seconds", ".1f"),
     }
     rows = [[line[key] for key in columns] for line in run.evaluations]
     return table(list(columns.values()), rows, "Validation images", "evaluations") if rows else ""
 
 
-def mistakes(run: RunRecord, data: Path | None) -> str:
-    """What the best epoch's model takes for what."""
-    evaluation = run.evaluation
-    if evaluation is None:
-        return "<p>No whole epoch was evaluated yet.</p>"
-    wrong = evaluation["count"] - evaluation["top1_correct"]
-    told = (
-        f"{WEIGHTS_NAMES[evaluation['weights']]} after epoch {evaluation['epoch']}: {wrong:,} of "
-        f"{evaluation['count']:,} images wrong (top-1 {evaluation['top1']:.2f}%), from evaluation.json."
-    )
-    classes = tuple(entry["name"] for entry in evaluation["classes"])
-    find = image_finder(run.config.get("data") or {}, data, [Path.cwd(), ROOT], classes)
-    pairs = confused_pairs(evaluation, find)
-    by_class = table(
-        ["class", "images", "right", Column("accuracy, %", ".2f")],
-        [
-            [entry["name"], entry["count"], entry["correct"], entry["accuracy"]]
-            for entry in sorted(evaluation["classes"], key=lambda entry: (entry["accuracy"] or 0, entry["name"]))
-        ],
-        "The worst first",
-        "classes",
-    )
-    return (
-        f"<p>{html.escape(told[:1].upper() + told[1:])}</p>{confusion_table(evaluation)}"
-        + (f"<h3>Most confused</h3>{pairs}" if pairs else "")
-        + details(f"Accuracy of each of {len(classes):,} classes", by_class)
-    )
-
-
 def updates(run: RunRecord) -> str:
-    """The lines of updates in numbers."""
+    """Tabulate the updates of the log, or the last of each epoch if there are many."""
     columns = {
         "epoch": Column("epoch"),
         "update": Column("update"),
@@ -188,15 +168,15 @@ def updates(run: RunRecord) -> str:
         "images_per_second": Column("images/s", ",.1f"),
         "seconds": Column("seconds", ".1f"),
     }
-    lines, told = run.updates, "Every line of the log"
+    lines, title = run.updates, "Every line of the log"
     if len(lines) > LISTED_UPDATES:
-        lines, told = list({line["epoch"]: line for line in lines}.values()), "The last line of each epoch"
+        lines, title = list({line["epoch"]: line for line in lines}.values()), "The last line of each epoch"
     rows = [[line[key] for key in columns] for line in lines]
-    return details(f"{told} ({len(rows):,})", table(list(columns.values()), rows, name="updates")) if rows else ""
+    return details(f"{title} ({len(rows):,})", table(list(columns.values()), rows, name="updates")) if rows else ""
 
 
 def configuration(run: RunRecord) -> str:
-    """config.yaml as it is."""
+    """Show config.yaml as it is."""
     if not run.config:
         return ""
     text = html.escape(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))
@@ -204,8 +184,8 @@ def configuration(run: RunRecord) -> str:
 
 
 def environment(run: RunRecord) -> str:
-    """Each process that trained, the newest last."""
-    shown_sessions = []
+    """Describe the environment of each process that trained, the newest last."""
+    tables = []
     for number, session in enumerate(run.sessions, 1):
         git = session["git"]
         commit = "no git clone" if git is None else git["commit"] + (", with changes" if git["modified"] else "")
@@ -219,5 +199,5 @@ def environment(run: RunRecord) -> str:
             ["Python", session["python"]],
             *session["packages"].items(),
         ]
-        shown_sessions.append(table(["", f"session {number}"], rows, name=f"session-{number}"))
-    return "".join(shown_sessions)
+        tables.append(table(["", f"session {number}"], rows, name=f"session-{number}"))
+    return "".join(tables)

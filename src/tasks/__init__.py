@@ -1,1 +1,1 @@
-"""What the product learns to do: each task in a folder of its own."""
+"""Defines the tasks that networks are trained for, each in a folder of its own."""

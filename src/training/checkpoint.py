@@ -1,9 +1,9 @@
-"""The state of a training run, and its way to disk and back.
+"""Saves the state of a training run as checkpoints and restores it.
 
 A checkpoint is one MindSpore .ckpt file: the weights under their own names (so `mindspore.load_checkpoint` and
 src/files/weights.py read it as weights), and by prefix the moving average, the optimizer's moments and the rest of the
 state. Files are written beside their final name, synced, and renamed: at every moment each name holds a whole
-checkpoint. They end with a checksum (src/files/ckpt.py), by which damage done later is seen.
+checkpoint. They end with a checksum (src/files/ckpt.py), which reveals later damage.
 """
 
 import json
@@ -24,6 +24,7 @@ from src.files import ckpt
 from src.files.atomic import LINKING, replace_synced
 from src.files.weights import (
     CLASSES,
+    CONFIG,
     EMA_PREFIX,
     STATE_PREFIX,
     WeightsError,
@@ -34,40 +35,41 @@ from src.files.weights import (
     write_checkpoint,
 )
 
-PROGRESS, CONFIG = STATE_PREFIX + "progress", STATE_PREFIX + "config"
+PROGRESS = STATE_PREFIX + "progress"
+RENAMED = {"best_top1": "best"}  # fields of Progress in files of earlier versions
 
 
 class CheckpointError(UserError):
-    """A checkpoint that cannot be written, or one that this run cannot go on from."""
+    """Says that a checkpoint cannot be written, or that this run cannot go on from it."""
 
 
 @dataclass
 class Progress:
-    """Where a run stands. Random streams are keyed by seed, epoch and update, so this is their whole state."""
+    """Says how far a run is. Random streams are keyed by seed, epoch and update, so this is their whole state."""
 
     epoch: int = 0  # whole epochs done
-    images: int = 0  # of the epoch begun, on all devices together
+    images: int = 0  # images of the epoch begun that were trained on, on all devices together
     update: int = 0  # updates done, skipped ones included
-    skipped: int = 0  # of these, skipped for overflow
-    seconds: float = 0.0  # spent so far, evaluation and compilation included
-    best_top1: float = -1.0  # per cent
+    skipped: int = 0  # number of these that were skipped for overflow
+    seconds: float = 0.0  # time spent so far, evaluation and compilation included
+    best: float = -1.0  # best value, after whole epochs, of the figure that the task chooses by
     best_epoch: int = 0
-    devices: int = 0  # that trained together, and
-    global_batch: int = 0  # images of one update on all of them; 0: saved before these were kept
+    devices: int = 0  # number of devices that trained together; 0 in files of earlier versions, which did not keep it
+    global_batch: int = 0  # images of one update on all devices; 0 in such files
 
     @staticmethod
     def of_texts(texts: dict) -> "Progress":
-        """The progress in a checkpoint.
+        """Read the progress from the texts of a checkpoint.
 
         Raises:
-            KeyError, ValueError, TypeError: there is none.
+            KeyError, ValueError, TypeError: the checkpoint holds none.
         """
-        saved = json.loads(texts[PROGRESS])
+        saved = {RENAMED.get(name, name): value for name, value in json.loads(texts[PROGRESS]).items()}
         return Progress(**{f.name: saved[f.name] for f in fields(Progress) if f.name in saved})
 
     @property
-    def where(self) -> str:
-        """In words."""
+    def description(self) -> str:
+        """The progress in words."""
         if not self.images:
             return f"epoch {self.epoch}"
         done = f"update {self.images // self.global_batch}" if self.global_batch else f"after {self.images} images"
@@ -76,7 +78,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state at one moment, in memory of its own: it can be written while training goes on."""
+    """Holds a copy of the state at one moment, which can be written while training goes on."""
 
     tensors: dict[str, np.ndarray]
     texts: dict[str, str]
@@ -85,7 +87,7 @@ class Snapshot:
 
 @dataclass
 class TrainState:
-    """Everything that training changes, in one object that saves and restores."""
+    """Holds everything that training changes, and takes and restores snapshots of it."""
 
     model: nn.Cell
     optimizer: nn.Cell
@@ -96,19 +98,19 @@ class TrainState:
     progress: Progress = field(default_factory=Progress)
 
     def parameters(self) -> list[Parameter]:
-        """Every tensor of the state, the model's first."""
+        """List every tensor of the state, the model's first."""
         parts = [self.optimizer, self.loss_scale] + ([self.ema] if self.ema is not None else [])
         return [*self.model.get_parameters(), *(p for part in parts for p in part.state())]
 
     def weights_checksum(self) -> int:
-        """32 bits that tell whether processes start from the same weights."""
+        """Return a checksum of 32 bits that tells whether processes start from the same weights."""
         checksum = 0
         for parameter in self.model.get_parameters():
             checksum = zlib.crc32(np.ascontiguousarray(parameter.asnumpy()).data, checksum)
         return checksum
 
     def snapshot(self) -> Snapshot:
-        """The state as it is now. On CPU, arrays of parameters share their memory: they are copied."""
+        """Copy the state as it is now. The copies are needed because, on CPU, arrays share the parameters' memory."""
         texts = {
             PROGRESS: json.dumps(asdict(self.progress)),
             CONFIG: self.config.to_yaml(),
@@ -117,13 +119,13 @@ class TrainState:
         return Snapshot({p.name: np.array(p.asnumpy()) for p in self.parameters()}, texts, replace(self.progress))
 
     def restore(self, content: dict, path: Path) -> dict:
-        """Take everything from the content of a checkpoint; returns the configuration it was written under.
+        """Restore the state from the content of a checkpoint; return the configuration it was written under.
 
         Args:
-            path: where the content is from, for messages.
+            path: the file of the content, for messages.
 
         Raises:
-            WeightsError: of another model (the first differing parameters are named).
+            WeightsError: weights of another model (the message names the first differing parameters).
             CheckpointError: weights without a training state, or a state of another kind.
         """
         if PROGRESS not in content:
@@ -151,7 +153,7 @@ class TrainState:
                 continue
             value = content.get(parameter.name)
             if value is None and parameter.name.startswith(EMA_PREFIX):
-                # The run had no average until now: it starts at the weights.
+                # The run had no average until now: the average starts at the weights.
                 value = content[parameter.name.removeprefix(EMA_PREFIX)]
             if value is None or tuple(value.shape) != tuple(parameter.shape):
                 raise CheckpointError(f"checkpoint {path}: holds no {parameter.name} of shape {tuple(parameter.shape)}")
@@ -161,7 +163,7 @@ class TrainState:
 
 
 class CheckpointFolder:
-    """The checkpoints of a run: epoch_0007.ckpt and so on, and the names last.ckpt and best.ckpt."""
+    """Keeps the checkpoints of a run: epoch_0007.ckpt and so on, and the names last.ckpt and best.ckpt."""
 
     def __init__(self, path: Path, keep: int):
         self.path = path
@@ -170,18 +172,19 @@ class CheckpointFolder:
         self.best = path / "best.ckpt"
 
     def save(self, snapshot: Snapshot, is_best: bool) -> Path:
-        """Write the state after an epoch, point best (if it is) and last at it, and drop the oldest beyond `keep`.
+        """Write the state after an epoch, make last.ckpt the same file, and drop the oldest files beyond `keep`.
 
-        Best comes before last: a run that goes on from last must find the best that last knows of.
+        If it is the best state so far, best.ckpt becomes the same file too. Best comes before last: a run that goes on
+        from last must find the best that last knows of.
 
         Raises:
-            CheckpointError: no room, no permission; every name still holds what it did, or the new state.
+            CheckpointError: no room, no permission; every name still holds its earlier file, or the new state.
         """
         path = self.path / f"epoch_{snapshot.progress.epoch:04d}.ckpt"
         self._write(path, snapshot)
         try:
             for name in [self.best, self.last] if is_best else [self.last]:
-                self._point(name, path)
+                self._link(name, path)
             for old in self.epochs()[: -self.keep]:
                 old.unlink()
         except OSError as error:
@@ -194,27 +197,28 @@ class CheckpointFolder:
         """Write the state as last.ckpt alone; the next save takes its place.
 
         Raises:
-            CheckpointError: no room, no permission; what was there before is untouched.
+            CheckpointError: no room, no permission; the earlier file is untouched.
         """
         self._write(self.last, snapshot)
 
     def epochs(self) -> list[Path]:
-        """Per-epoch files, oldest first."""
+        """List the files of epochs, oldest first."""
         return sorted(self.path.glob("epoch_*.ckpt"), key=lambda path: int(path.stem.split("_")[1]))
 
     def saves(self) -> list[Path]:
-        """Every checkpoint, one name for each file: last before epochs, best at the end."""
+        """List every checkpoint, one name for each file: last before epochs, best at the end."""
         names = [self.last, *reversed(self.epochs()), self.best]
         by_file = {path.stat().st_ino: path for path in reversed(names) if path.exists()}
         return [path for path in names if path in by_file.values()]
 
     def newest(self, announce: Callable[[str], None]) -> tuple[Path, dict]:
-        """The readable save that is furthest in training, and its content; `announce` gets a line for each skipped.
+        """Find the readable save that is furthest in training; return its path and content.
 
-        How far a save is stands in its texts: of tensors, only those of the save that is taken are read.
+        The texts of a save say how far it is: only the chosen save's tensors are read. `announce` gets a line for each
+        save that is skipped.
 
         Raises:
-            CheckpointError: none can be read.
+            CheckpointError: no save can be read.
         """
         saves, problems, progress = self.saves(), {}, {}
         for path in saves:
@@ -234,14 +238,16 @@ class CheckpointFolder:
             for other, problem in problems.items():
                 announce(f"skipped {other}: {problem}")
             return path, content
-        listed = "; ".join(f"{path.name} ({problem})" for path, problem in problems.items())
+        problem_list = "; ".join(f"{path.name} ({problem})" for path, problem in problems.items())
         raise CheckpointError(
-            f"none of the checkpoints in {self.path} can be read: {listed}; put a copy of one there as "
+            f"none of the checkpoints in {self.path} can be read: {problem_list}; put a copy of one there as "
             f"{self.last.name}, or begin anew with runtime.output=FOLDER"
         )
 
     def adopt(self, path: Path, progress: Progress) -> None:
-        """Point last, and best if it is, at a save that a run goes on from: a crash may have come in between.
+        """Make last.ckpt, and best.ckpt if it is the best, the save that a run goes on from.
+
+        A crash may have come between writing the save and naming it so.
 
         Raises:
             CheckpointError: the folder cannot be written.
@@ -250,7 +256,7 @@ class CheckpointFolder:
         try:
             for name in [self.best, self.last] if is_best else [self.last]:
                 if not (name.exists() and name.samefile(path)):
-                    self._point(name, path)
+                    self._link(name, path)
         except OSError as error:
             raise CheckpointError(f"checkpoints in {self.path}: cannot be written ({error.strerror})") from error
 
@@ -262,8 +268,8 @@ class CheckpointFolder:
             raise CheckpointError(f"{error}; earlier checkpoints are intact") from error
 
     @staticmethod
-    def _point(name: Path, path: Path) -> None:
-        """Make `name` the same file as `path`: a second hard link costs no space, and outlives the first."""
+    def _link(name: Path, path: Path) -> None:
+        """Make `name` the same file as `path`, by a second hard link, which takes no space and outlives the first."""
         temporary = name.with_name(f".{name.name}{LINKING}")
         temporary.unlink(missing_ok=True)
         try:

@@ -16,10 +16,14 @@ def _approach(weight, average, parameter):
 
 
 class ExponentialMovingAverage(nn.Cell):
-    """average = decay * average + (1 - decay) * weight after every update, starting at the initial weights.
+    """Keeps an average of the weights: average = decay * average + (1 - decay) * weight after every update.
 
-    Only trained parameters are averaged. The models here have no BatchNorm, so there are no running statistics that
-    would need averaging or copying; a model with them would.
+    It starts at the initial weights.
+
+    Only trained parameters are averaged. Buffers, which change in training without a gradient (BatchNorm's running mean
+    and variance), are copied into the averaged model, and a copy after every update is what the model itself holds: so
+    they are no part of this state, `applied` leaves them as they are, and a checkpoint's averaged weights come with its
+    own buffers (src/files/weights.py). Frozen parameters and key tables do not change and are shared in the same way.
 
     Args:
         warmup: limit the decay of update t (from 1) to (1 + t) / (10 + t), so that a short run's average is not mostly

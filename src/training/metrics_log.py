@@ -1,8 +1,8 @@
-"""The figures of a run in files: metrics.jsonl, a JSON object in each line, of an update or of an evaluation; and the
-same as TensorBoard events.
+"""Logs the figures of a run to metrics.jsonl and as TensorBoard events.
 
-metrics.jsonl is the original. Each process that trains on writes the events anew from its lines, in a file of a new
-name: what is cut off the one, because a run that resumes does it again, is never twice in the other.
+Each line of metrics.jsonl is a JSON object of an update or of an evaluation. metrics.jsonl is the original: each
+process that goes on with a run writes the events anew from its lines, to a file of a new name. Lines that are cut off
+because a resumed run does their updates again are therefore never twice among the events.
 """
 
 import json
@@ -18,9 +18,9 @@ from src.training.saving import warn
 
 
 class GrowingFile:
-    """A file that is appended to.
+    """Appends to a file, and keeps lines that cannot be written for the next attempt.
 
-    A disk that is full costs nothing while the run lasts: what could not be written is tried again with the next.
+    A full disk therefore loses nothing while the run lasts.
     """
 
     def __init__(self, path: Path):
@@ -33,7 +33,7 @@ class GrowingFile:
         self.flush()
 
     def flush(self) -> bool:
-        """Write what could not be written before; returns whether the file is complete."""
+        """Write what could not be written before; return whether the file is complete."""
         if not self.unwritten:
             return True
         try:
@@ -48,17 +48,17 @@ class GrowingFile:
 
 
 class MetricsLog:
-    """Adds lines to both files. On ranks other than the main one it does nothing."""
+    """Adds lines to metrics.jsonl and the events. On ranks other than the main one it does nothing."""
 
     def __init__(self, path: Path, enabled: bool):
         self.path = path
         self.enabled = enabled
         self.lines = GrowingFile(path)
         self.events: GrowingFile | None = None
-        self.clock_start, self.began = time.perf_counter(), time.time()
+        self.clock_start, self.start_time = time.perf_counter(), time.time()
 
     def keep_until(self, epoch: int, update: int) -> None:
-        """Drop what a run that resumes will do again: all after this many whole epochs and this many updates.
+        """Drop the lines of work that a resumed run will do again: all after so many whole epochs and updates.
 
         Raises:
             UserError: the file cannot be written.
@@ -66,7 +66,7 @@ class MetricsLog:
         if not self.enabled or not self.path.exists():
             return
         lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        kept = [line for line in lines if _is_before(line, epoch, update)]
+        kept = [line for line in lines if _is_within(line, epoch, update)]
         if kept != lines:
             write_text(self.path, "".join(kept))
 
@@ -78,7 +78,7 @@ class MetricsLog:
         """
         if not self.enabled:
             return
-        self.clock_start, self.began = time.perf_counter() - seconds, time.time() - seconds
+        self.clock_start, self.start_time = time.perf_counter() - seconds, time.time() - seconds
         folder = self.path.parent
         try:
             for earlier in folder.glob(tensorboard_events.PREFIX + "*"):
@@ -88,7 +88,7 @@ class MetricsLog:
             raise UserError(f"output folder {folder}: cannot be written ({error.strerror})") from error
         self.events = GrowingFile(tensorboard_events.new_path(folder))
         lines = [json.loads(line) for line in text.splitlines()]
-        records = [tensorboard_events.record(line, self.began) for line in lines if "seconds" in line]
+        records = [tensorboard_events.record(line, self.start_time) for line in lines if "seconds" in line]
         self.events.add(tensorboard_events.start_record() + b"".join(records))
 
     def add(self, **values: int | float | str | None) -> None:
@@ -102,16 +102,16 @@ class MetricsLog:
         }
         self.lines.add(json.dumps(line).encode() + b"\n")
         if self.events is not None:
-            self.events.add(tensorboard_events.record(line, self.began))
+            self.events.add(tensorboard_events.record(line, self.start_time))
 
     def flush(self) -> bool:
-        """Write what could not be written before; returns whether the files are complete."""
+        """Write what could not be written before; return whether the files are complete."""
         complete = self.lines.flush()
         return (self.events is None or self.events.flush()) and complete
 
 
 def _append(path: Path, content: bytes) -> None:
-    """Append all of it, or nothing."""
+    """Append all of the content, or nothing."""
     with open(path, "ab", buffering=0) as file:
         size = file.tell()
         try:
@@ -122,8 +122,11 @@ def _append(path: Path, content: bytes) -> None:
             raise
 
 
-def _is_before(line: str, epoch: int, update: int) -> bool:
-    """Whether a line is of what was done by then. Without its end it was being written when the run was killed."""
+def _is_within(line: str, epoch: int, update: int) -> bool:
+    """Return whether a line is about work of the first `epoch` whole epochs or the first `update` updates.
+
+    A line without an end does not count: it was being written when the run was killed.
+    """
     try:
         values = json.loads(line)
         first_epochs = values["epoch"] <= epoch

@@ -1,4 +1,4 @@
-"""Optimizers and parameter groups."""
+"""Defines the optimizers AdamW, SGD and LAMB, and the weight decay and learning rate of each parameter."""
 
 import math
 
@@ -9,16 +9,17 @@ from src.config.schema import OptimizerConfig
 from src.files.weights import OPTIMIZER_PREFIX
 
 
-def decays(name: str, parameter: Parameter, no_weight_decay: tuple[str, ...] = ()) -> bool:
-    """Whether weight decay applies: not to 1-D parameters, biases, or names that hold a word of `no_weight_decay`.
+def has_weight_decay(name: str, parameter: Parameter, no_weight_decay: tuple[str, ...] = ()) -> bool:
+    """Return whether weight decay applies to a parameter.
 
-    Source: set_weight_decay in the original optimizer.py.
+    It does not apply to 1-D parameters, biases, and names that hold a word of `no_weight_decay`. Source:
+    set_weight_decay in the original optimizer.py.
     """
     return len(parameter.shape) > 1 and not name.endswith(".bias") and not any(word in name for word in no_weight_decay)
 
 
 def layer_rate_scales(model: nn.Cell, names: list[str], layer_decay: float) -> list[float]:
-    """What the learning rate of each named parameter is multiplied by: layer_decay^(blocks between it and the head).
+    """Return the factor of each named parameter's learning rate: layer_decay^(blocks between it and the head).
 
     Source: layer-wise rate decay as in BEiT (arXiv 2106.08254, appendix), over the blocks of all stages in turn.
     """
@@ -29,36 +30,36 @@ def layer_rate_scales(model: nn.Cell, names: list[str], layer_decay: float) -> l
 
 
 class Optimizer(nn.Cell):
-    """What the optimizers have in common: parameter groups, moments, the count of updates.
+    """Holds what all optimizers have: parameters with their decay and rate, moments, the count of updates.
 
     A subclass lists its moments, tuples in the order of the parameters, in `moments`, and defines
     `construct(gradients, learning_rate)`, which updates the parameters in place and returns the float number of updates
     made, this one included. Gradients are in the order of the parameters, the learning rate is a scalar tensor.
 
     Args:
-        weight_decays: of each parameter.
-        rate_scales: what each parameter's learning rate is multiplied by, decay included; None: all 1.
+        weight_decays: weight decay of each parameter.
+        rate_scales: factor of each parameter's learning rate, decay included; None: all 1.
     """
 
     def __init__(self, parameters, weight_decays: list[float], rate_scales: list[float] | None = None):
         super().__init__(auto_prefix=False)
         self.parameters = ParameterTuple(parameters)
-        # Python numbers: what a group does not do is not in the graph.
+        # Python numbers, so that operations which a parameter does not need are not in the graph.
         self.weight_decays = tuple(weight_decays)
         self.rate_scales = (1.0,) * len(self.parameters) if rate_scales is None else tuple(rate_scales)
         self.step = Parameter(Tensor(0, ms.int32), name=OPTIMIZER_PREFIX + "step", requires_grad=False)
         self.map = ops.HyperMap()
 
     def zeros(self, name: str) -> ParameterTuple:
-        """A moment of every parameter."""
+        """Make a moment of every parameter, which starts at zero."""
         return self.parameters.clone(OPTIMIZER_PREFIX + name, init="zeros")
 
     def state(self) -> list[Parameter]:
-        """Everything that a checkpoint must hold."""
+        """List the tensors that a checkpoint must hold."""
         return [self.step, *(moment for moments in self.moments for moment in moments)]
 
     def count_step(self):
-        """The number of updates made, this one included, as a float scalar."""
+        """Count this update; return the number of updates made, this one included, as a float scalar."""
         ops.assign_add(self.step, 1)
         return self.step.astype(ms.float32)
 
@@ -73,7 +74,7 @@ lamb_update = ops.MultitypeFuncGraph("lamb_update")
 def _adam_update(
     adam, learning_rate, rate, beta1, beta2, eps, uncorrected, decay, scale, parameter, moment1, moment2, gradient
 ):
-    """One parameter's update: decay, then the fused Adam kernel."""
+    """Update one parameter: weight decay, then the fused Adam kernel."""
     if scale != 1:
         learning_rate = learning_rate * scale
         rate = rate * scale
@@ -83,7 +84,7 @@ def _adam_update(
 
 
 class AdamW(Optimizer):
-    """AdamW with bias correction (arXiv 1711.05101), the update of torch.optim.AdamW.
+    """Updates parameters by AdamW with bias correction (arXiv 1711.05101), as torch.optim.AdamW does.
 
     At step t, with gradient g: p *= 1 - lr * decay; m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2;
     p -= lr / (1 - b1^t) * m / (sqrt(v / (1 - b2^t)) + eps). MindSpore's nn.AdamWeightDecay leaves out the bias
@@ -91,7 +92,7 @@ class AdamW(Optimizer):
 
     The fused Adam kernel does the work (4 times faster than the fused AdamWeightDecay kernel, on CPU, 28M parameters).
     Multiplying numerator and denominator of the quotient by sqrt(1 - b2^t) moves both corrections into its learning
-    rate and epsilon. They are computed by expm1, for 1 - 0.999^t in float32 would lose four digits at the first steps.
+    rate and epsilon. They are computed by expm1, as 1 - 0.999^t in float32 would lose four digits at the first steps.
     """
 
     def __init__(self, parameters, weight_decays, betas=(0.9, 0.999), eps=1e-8, rate_scales=None):
@@ -118,7 +119,7 @@ class AdamW(Optimizer):
 
 @sgd_update.register("Function", "Tensor", "Number", "Bool", "Number", "Number", "Tensor", "Tensor", "Tensor")
 def _sgd_update(apply_momentum, learning_rate, momentum, nesterov, decay, scale, parameter, velocity, gradient):
-    """One parameter's update: decay as a part of the gradient, then the fused kernel."""
+    """Update one parameter: weight decay as a part of the gradient, then the fused kernel."""
     if scale != 1:
         learning_rate = learning_rate * scale
     if decay > 0:
@@ -130,10 +131,10 @@ def _sgd_update(apply_momentum, learning_rate, momentum, nesterov, decay, scale,
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent with momentum, the update of torch.optim.SGD.
+    """Updates parameters by stochastic gradient descent with momentum, as torch.optim.SGD does.
 
     With gradient g: g += decay * p; v = momentum * v + g; p -= lr * v, or with Nesterov's (arXiv 1212.0901, section
-    3.5) p -= lr * (g + momentum * v). The rate is not a part of v, so that it acts at once where it changes.
+    3.5) p -= lr * (g + momentum * v). The rate is not a part of v, so that a change of it acts at once.
 
     On CPU the fused kernel ignores its use_nesterov: Nesterov's step is a plain one of rate lr * momentum and one of lr
     along the gradient.
@@ -159,16 +160,17 @@ class SGD(Optimizer):
 def _lamb_update(
     learning_rate, correction1, correction2, beta1, beta2, eps, decay, scale, parameter, moment1, moment2, gradient
 ):
-    """One parameter's update."""
+    """Update one parameter."""
     first = moment1 * beta1 + gradient * (1 - beta1)
     second = moment2 * beta2 + ops.square(gradient) * (1 - beta2)
     direction = (first / correction1) / (ops.sqrt(second / correction2) + eps)
     if decay > 0:
         direction = direction + parameter * decay
-        weight_norm, length = ops.sqrt(ops.square(parameter).sum()), ops.sqrt(ops.square(direction).sum())
-        known = ops.logical_and(weight_norm > 0, length > 0)
-        # The divisor of the branch that is not taken must not be 0 either.
-        ratio = ops.select(known, weight_norm / ops.select(known, length, ops.ones_like(length)), ops.ones_like(length))
+        weight_norm, direction_norm = ops.sqrt(ops.square(parameter).sum()), ops.sqrt(ops.square(direction).sum())
+        nonzero = ops.logical_and(weight_norm > 0, direction_norm > 0)
+        # Both branches are computed, so the divisor must not be 0 where the other branch is chosen either.
+        one = ops.ones_like(direction_norm)
+        ratio = ops.select(nonzero, weight_norm / ops.select(nonzero, direction_norm, one), one)
         direction = direction * ratio
     if scale != 1:
         learning_rate = learning_rate * scale
@@ -178,7 +180,7 @@ def _lamb_update(
 
 
 class LAMB(Optimizer):
-    """LAMB (arXiv 1904.00962, algorithm 2) with bias correction.
+    """Updates parameters by LAMB (arXiv 1904.00962, algorithm 2) with bias correction.
 
     At step t, with gradient g: m and v as in AdamW; u = m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay * p;
     p -= lr * |p| / |u| * u, of each parameter by itself. The ratio is 1 where either norm is 0, and for parameters
@@ -203,15 +205,15 @@ class LAMB(Optimizer):
 
 
 def log_betas(betas: list[float]) -> tuple[float, ...]:
-    """Logarithms, by which 1 - beta^t is -expm1(t log(beta))."""
+    """Return the logarithms of betas, with which 1 - beta^t is -expm1(t log(beta))."""
     return tuple(math.log(beta) if beta > 0 else -math.inf for beta in betas)
 
 
 def create_optimizer(model: nn.Cell, options: OptimizerConfig) -> Optimizer:
-    """The configured optimizer over a model's trainable parameters, decaying those that the originals decay."""
+    """Create the configured optimizer of a model's trainable parameters; it decays those that the originals decay."""
     parameters = model.trainable_params()
     exempt = getattr(model, "no_weight_decay", ())
-    weight_decays = [options.weight_decay if decays(p.name, p, exempt) else 0.0 for p in parameters]
+    weight_decays = [options.weight_decay if has_weight_decay(p.name, p, exempt) else 0.0 for p in parameters]
     rate_scales = layer_rate_scales(model, [p.name for p in parameters], options.layer_decay)
     match options.name:
         case "adamw":

@@ -1,4 +1,4 @@
-"""What training shows while it runs: a progress bar on a terminal, plain lines elsewhere."""
+"""Shows the progress of training: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -21,12 +21,12 @@ class ProgressLog:
         self.enabled = enabled
         self.terminal = enabled and sys.stdout.isatty() and not output_is_forwarded()
         self.bar: tqdm | None = None
-        self.started = first_update
-        self.timed_updates, self.timed_seconds = 0, 0.0  # without compilation, evaluation and checkpoints
+        self.last_started = first_update
+        self.timed_updates, self.timed_seconds = 0, 0.0  # leave out compilation, evaluation and checkpoints
         self.window_updates, self.window_start = 0, 0.0
 
     def start_epoch(self, epoch: int) -> None:
-        """`epoch` counts from 1."""
+        """Start an epoch, counted from 1: show its bar on a terminal."""
         if self.terminal:
             self.bar = tqdm(
                 total=self.updates_per_epoch,
@@ -41,62 +41,67 @@ class ProgressLog:
         self._start_window()
 
     def advance(self, update: int, wait: Callable[[], object]) -> None:
-        """An update was started; `update` counts from 1 over the whole run. `wait` returns when it is done."""
-        self.started = update
+        """Count an update that was started.
+
+        Args:
+            update: its number from 1 over the whole run.
+            wait: returns when the update is done.
+        """
+        self.last_started = update
         if self.bar is not None:
             self.bar.update(1)
         if update > self.first_update + 1:
             self.window_updates += 1
-        else:  # its time says how long compilation takes, not how fast training is
+        else:  # the first update's time is that of compilation, not of training
             wait()
             self.line(f"compiled the training graph in {time.perf_counter() - self.window_start:.0f} s")
             self._start_window()
 
     def is_due(self, update: int) -> bool:
-        """Whether an update is one of those that are shown."""
-        in_epoch = self._in_epoch(update)
-        return in_epoch % self.log_interval == 0 or in_epoch == self.updates_per_epoch
+        """Return whether an update is one of those that are shown."""
+        number = self._number_in_epoch(update)
+        return number % self.log_interval == 0 or number == self.updates_per_epoch
 
     def show(self, update: int, images: int, loss: float, learning_rate: float) -> float | None:
-        """Show an update of so many images; returns images per second since the last shown, None if that is unknown."""
+        """Show an update of so many images; return the images per second since the last one shown, None if unknown."""
         rate, speed = None, ()
         if self.window_updates:
             seconds = max(time.perf_counter() - self.window_start, 1e-9)
             rate = self.window_updates * images / seconds
             self.timed_updates += self.window_updates
             self.timed_seconds += seconds
-            left = (self.total - self.started) * self.timed_seconds / self.timed_updates
+            left = (self.total - self.last_started) * self.timed_seconds / self.timed_updates
             speed = f"{rate:.0f} img/s", f"{duration(left)} left"
             self._start_window()
         if self.bar is not None:
             self.bar.set_postfix_str(", ".join([f"loss {loss:.4f}", f"lr {learning_rate:.2e}", *speed]))
         elif self.enabled:
             epoch = (update - 1) // self.updates_per_epoch + 1
-            where = f"epoch {epoch}/{self.epochs}  update {self._in_epoch(update)}/{self.updates_per_epoch}"
-            print("  ".join([where, f"loss {loss:.4f}", f"lr {learning_rate:.3e}", *speed]), flush=True)
+            done = f"epoch {epoch}/{self.epochs}  update {self._number_in_epoch(update)}/{self.updates_per_epoch}"
+            print("  ".join([done, f"loss {loss:.4f}", f"lr {learning_rate:.3e}", *speed]), flush=True)
         return rate
 
-    def _in_epoch(self, update: int) -> int:
-        """The number of an update in its epoch, from 1."""
+    def _number_in_epoch(self, update: int) -> int:
+        """Return the number of an update in its epoch, from 1."""
         return (update - 1) % self.updates_per_epoch + 1
 
     def _start_window(self) -> None:
         self.window_updates, self.window_start = 0, time.perf_counter()
 
     def end_epoch(self) -> None:
-        """Take the bar off the terminal, so that lines can follow."""
+        """Remove the bar from the terminal, so that lines can follow."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None
 
     def line(self, text: str) -> None:
-        """One line of text, above the bar if there is one."""
+        """Print a line of text, above the bar if there is one."""
         if self.enabled:
             tqdm.write(text, file=sys.stdout) if self.bar is not None else print(text, flush=True)
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 1:02:03 or 2:03."""
+    """Format seconds as 1:02:03 or 2:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,4 +1,4 @@
-"""What a run that resumes says of the differences to the run it goes on from."""
+"""Lists how a run that resumes differs from the run it goes on from."""
 
 from src.config.load import Config, flatten
 from src.training.checkpoint import Progress
@@ -29,11 +29,11 @@ INCIDENTAL = (
 def changes(
     saved_config: dict, config: Config, saved: Progress, now: Progress, images: int, updates_per_epoch: int
 ) -> list[str]:
-    """A line for each thing that is not as it was when the checkpoint was written.
+    """Return a line for each setting that differs from when the checkpoint was written.
 
     Args:
         saved, now: the progress in the checkpoint, and the one training goes on with.
-        images: in the training set.
+        images: number of images in the training set.
     """
     lines = [f"{key} {before} -> {value}" for key, before, value in changed_keys(saved_config, config)]
     if saved.devices and saved.devices != now.devices:
@@ -56,7 +56,11 @@ def changes(
 
 
 def changed_keys(then: dict, config: Config) -> list[tuple[str, object, object]]:
-    """(key, value then, value now) of what an earlier configuration has otherwise, where it matters."""
-    then, now = flatten(then), flatten(config.to_dict())
+    """Return (key, value then, value now) of the keys whose values differ, but for INCIDENTAL ones.
+
+    Keys that the earlier version did not have count as if they had been left at their defaults.
+    """
+    now = flatten(config.to_dict())
+    then = flatten(config.defaults()) | flatten(then)
     keys = [key for key in {**then, **now} if key not in INCIDENTAL]
     return [(key, then.get(key), now.get(key)) for key in keys if then.get(key) != now.get(key)]

@@ -1,4 +1,4 @@
-"""The folder of a run: what is in it when a run begins or resumes, and the files beside the checkpoints."""
+"""Prepares the folder of a run when it begins or resumes, and writes the files beside the checkpoints."""
 
 import json
 from collections.abc import Callable
@@ -11,17 +11,17 @@ from src.data.pipeline import UnreadableImages
 from src.errors import UserError
 from src.files.atomic import remove_unfinished, write_text
 from src.files.weights import read_checkpoint
-from src.tasks.classification.evaluation_report import write_evaluation
+from src.tasks.evaluation_file import write_evaluation
 from src.training.checkpoint import CheckpointFolder, Progress
 from src.training.metrics_log import GrowingFile, MetricsLog
 from src.training.saving import warn
 
 
 class RunFolder:
-    """runs/<name>: checkpoints, config.yaml, sessions.jsonl, metrics.jsonl and its TensorBoard events, evaluation.json,
-    summary.json, unreadable images by rank.
+    """Keeps the files of a run in runs/<name>; only the main rank writes.
 
-    Writing is for the main rank.
+    They are checkpoints, config.yaml, sessions.jsonl, metrics.jsonl and its TensorBoard events, evaluation.json,
+    summary.json, and the unreadable images of each rank.
     """
 
     def __init__(self, path: Path, keep_checkpoints: int, is_main: bool):
@@ -29,18 +29,18 @@ class RunFolder:
         self.checkpoints = CheckpointFolder(path / "checkpoints", keep_checkpoints)
         self.metrics = MetricsLog(path / "metrics.jsonl", is_main)
         self.sessions = GrowingFile(path / "sessions.jsonl")
-        self.evaluation: tuple[dict, np.ndarray] | None = None  # the best epoch's, until it is written
-        self.named: set[str] = set()
+        self.evaluation: tuple[dict, dict[str, np.ndarray]] | None = None  # the best epoch's, until it is written
+        self.announced: set[str] = set()
 
     def save_to_resume(self, resume: bool | str, announce: Callable[[str], None]) -> tuple[Path | None, dict | None]:
-        """The checkpoint to go on from and its content; None to begin.
+        """Return the checkpoint to resume from and its content; (None, None) to begin a run.
 
         Args:
             resume: train.resume of the configuration.
             announce: gets a line for each save that cannot be read.
 
         Raises:
-            UserError: there is a run, and another was asked for; or no save that can be read.
+            UserError: the folder holds a run that was not asked for, or no save can be read.
         """
         saves, last = self.checkpoints.saves(), self.checkpoints.last
         path = Path(resume) if isinstance(resume, str) and resume != "auto" else None
@@ -64,7 +64,7 @@ class RunFolder:
             raise UserError(f"output folder {self.path}: cannot be written ({error.strerror})") from error
 
     def prepare(self, resume_from: Path | None, progress: Progress) -> None:
-        """Clear away what a killed run left unfinished, and what training after `progress` will do again.
+        """Remove unfinished files of a killed run, and records of work that training after `progress` does again.
 
         Raises:
             UserError: no room or no permission.
@@ -91,15 +91,15 @@ class RunFolder:
         write_text(self.path / "config.yaml", config.to_yaml())
 
     def note_session(self, session: dict) -> None:
-        """Add a line to sessions.jsonl, of a process that begins or goes on with the run."""
+        """Add a line to sessions.jsonl about a process that begins or goes on with the run."""
         self.sessions.add(json.dumps(session).encode() + b"\n")
 
-    def keep_evaluation(self, content: dict, confusion: np.ndarray) -> None:
-        """Have `write_pending` write evaluation.json."""
-        self.evaluation = content, confusion
+    def keep_evaluation(self, content: dict, arrays: dict[str, np.ndarray]) -> None:
+        """Keep an evaluation until `write_pending` writes it to evaluation.json."""
+        self.evaluation = content, arrays
 
     def write_pending(self) -> bool:
-        """Write what is still to be written, which may have failed before; returns whether nothing is left."""
+        """Write everything that is still pending, new or failed before; return whether nothing is left."""
         written = [self.sessions.flush(), self.metrics.flush()]
         try:
             if self.evaluation is not None:
@@ -110,11 +110,11 @@ class RunFolder:
         return all(written) and self.evaluation is None
 
     def unreadable(self, rank: int) -> UnreadableImages:
-        """Where a rank's workers note unreadable images."""
+        """Return the record of unreadable images that a rank's workers write to."""
         return UnreadableImages(self.path / f"unreadable_images_{rank}.txt")
 
     def unreadable_images(self) -> dict[str, str]:
-        """Reason by image of all that were unreadable since the run began, on any rank."""
+        """Return the reason of each image that was unreadable since the run began, on any rank."""
         found: dict[str, str] = {}
         for path in sorted(self.path.glob("unreadable_images_*.txt")):
             found |= UnreadableImages(path).read()
@@ -123,23 +123,23 @@ class RunFolder:
     def name_unreadable(self, announce: Callable[[str], None]) -> None:
         """Announce images that were found unreadable since the last call."""
         found = self.unreadable_images()
-        new = [image for image in found if image not in self.named]
+        new = [image for image in found if image not in self.announced]
         for image in new:
             announce(
-                f"unreadable image {image} ({found[image]}): the next of its class takes its place in training, "
-                "evaluation does not count it"
+                f"unreadable image {image} ({found[image]}): another takes its place in training, evaluation does not "
+                "count it"
             )
-        self.named.update(new)
+        self.announced.update(new)
         if new:
-            announce(f"{len(self.named)} unreadable images so far")
+            announce(f"{len(self.announced)} unreadable images so far")
 
     def summary(self) -> dict | None:
-        """The summary of a run that came to its end."""
+        """Read the summary of a run that came to its end; None if there is none."""
         path = self.path / "summary.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def finish(self, summary: dict) -> None:
-        """Write the summary, and what could not be written before.
+        """Write the summary, and everything that could not be written before.
 
         Raises:
             UserError: no room or no permission.

@@ -1,4 +1,4 @@
-"""When a run saves itself, and how it survives that a save fails."""
+"""Decides when a run saves itself, and lets it go on when a save fails."""
 
 import sys
 import threading
@@ -9,12 +9,12 @@ from src.training.checkpoint import CheckpointError, CheckpointFolder, Snapshot
 
 
 def warn(text: str) -> None:
-    """One line on stderr."""
+    """Print a warning of one line on stderr."""
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 class Saver:
-    """Saves of the main rank: their times, their writing in the background, their errors.
+    """Saves the run on the main rank: it knows when, writes in the background, and reports errors.
 
     A save that fails (a full disk) is one line on stderr; training goes on, and the next save tries again.
 
@@ -22,7 +22,7 @@ class Saver:
         interval: updates between saves within an epoch, or None.
         minutes: the longest time without a save, or None.
         background: write in a thread while training goes on, one save at a time.
-        last_good: what a run that resumes started from, in words.
+        last_good: the save that a resumed run started from, in words.
     """
 
     def __init__(
@@ -41,13 +41,13 @@ class Saver:
         self.last_time = clock()
         self.postponed = False
         self.thread: threading.Thread | None = None
-        self.error: Exception | None = None  # of the newest save
+        self.error: Exception | None = None  # error of the newest save
         self.unreported = False
 
     def is_due(self, update: int) -> bool:
-        """Whether to save after this update; true from then on until there is a save.
+        """Return whether to save after this update; once true, it stays true until there is a save.
 
-        Errors of the save before are reported here, for this is asked after every update.
+        It also reports errors of the save before, because it is called after every update.
         """
         if self.thread is None or not self.thread.is_alive():
             self.wait()
@@ -61,11 +61,11 @@ class Saver:
         self._save(lambda: self.folder.save_within_epoch(snapshot), snapshot)
 
     def save_epoch(self, snapshot: Snapshot, is_best: bool) -> None:
-        """Write the epoch's file, and point last and (if it is) best at it."""
+        """Write the epoch's file, and make last.ckpt and, if it is the best, best.ckpt the same file."""
         self._save(lambda: self.folder.save(snapshot, is_best), snapshot)
 
     def wait(self) -> None:
-        """Until the save in progress is written or has failed, which is reported."""
+        """Wait until the save in progress is written or has failed; report a failure."""
         self._join()
         if self.unreported:
             self.unreported = False
@@ -75,7 +75,7 @@ class Saver:
         """Wait for the last save.
 
         Raises:
-            CheckpointError: it failed.
+            CheckpointError: the last save failed.
         """
         self._join()
         self.unreported = False
@@ -90,18 +90,18 @@ class Saver:
             try:
                 write()
                 self.error = None
-                self.last_good = f"{self.folder.last} ({snapshot.progress.where})"
-            except Exception as error:  # for the main thread
+                self.last_good = f"{self.folder.last} ({snapshot.progress.description})"
+            except Exception as error:  # kept for the main thread
                 self.error = error
 
-        # No daemon: whatever ends the run, its save is ended first.
+        # The thread is no daemon: Python finishes the save before the process ends.
         self.thread = threading.Thread(target=job, name="save")
         self.thread.start()
         if not self.background:
             self._join()
 
     def _join(self) -> None:
-        """Wait for the thread; what no full disk explains is a defect and raised."""
+        """Wait for the thread; raise an error that is no CheckpointError, because it is a defect."""
         if self.thread is None:
             return
         self.thread.join()

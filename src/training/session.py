@@ -1,4 +1,4 @@
-"""What a run's folder says of each process that trained it: when, from where, by which command, on what."""
+"""Describes the process that trains a run, for the run's folder: time, command, code, machine and packages."""
 
 import os
 import platform
@@ -14,11 +14,11 @@ from src.training.checkpoint import Progress
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("mindspore", "numpy", "pillow", "simplejpeg", "scipy", "safetensors", "pydantic", "tensorboardX")
-GIT_SECONDS = 10  # longest wait for it: the folder may be on a slow file system
+GIT_SECONDS = 10  # longest wait for git: the folder may be on a slow file system
 
 
 def session(dist: Dist, progress: Progress, updates_per_epoch: int) -> dict:
-    """A line of sessions.jsonl, of the process that begins to train at `progress`."""
+    """Return the line of sessions.jsonl about this process, which begins to train at `progress`."""
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "after_update": progress.update,
@@ -31,7 +31,7 @@ def session(dist: Dist, progress: Progress, updates_per_epoch: int) -> dict:
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {name: installed for name in PACKAGES if (installed := _version(name))},
         "git": _commit(),
     }
 
@@ -44,7 +44,7 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> str:
-    """Its name as Linux has it."""
+    """Return the processor's name as Linux knows it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -54,14 +54,14 @@ def _processor() -> str:
 
 
 def _commit() -> dict | None:
-    """The commit of this code, and whether files differ from it; None outside of a git clone of its own."""
+    """Return the commit of this code and whether files differ from it; None outside of a git clone of its own."""
     git = ["git", "--no-optional-locks", "-C", str(ROOT)]
     try:
-        found, changes = (
+        location, changes = (
             subprocess.run([*git, *command], capture_output=True, text=True, check=True, timeout=GIT_SECONDS).stdout
             for command in (["rev-parse", "--show-toplevel", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    folder, commit = found.splitlines()
+    folder, commit = location.splitlines()
     return {"commit": commit, "modified": bool(changes.strip())} if Path(folder).resolve() == ROOT else None

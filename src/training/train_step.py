@@ -3,10 +3,12 @@
 from typing import Any
 
 import mindspore as ms
+import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.ops.operations.math_ops import NPUClearFloatStatusV2, NPUGetFloatStatusV2  # mindspore.ops has neither
 
 from src.files.weights import STATE_PREFIX
+from src.models.batch_norm import batch_norms, running_statistics_kept
 
 # What is done to every gradient goes through HyperMap: loops over hundreds of parameters exceed the compiler's depth.
 multiply = ops.MultitypeFuncGraph("multiply")
@@ -38,6 +40,16 @@ def _square_sum(gradient):
     return reduce_sum(squares) if squares.ndim else squares
 
 
+def _zeros(name, shape):
+    """A sum over the batches of an update."""
+    return Parameter(Tensor(np.zeros(shape, np.float32)), name=name, requires_grad=False)
+
+
+def outcome(loss, norm, finite, votes, scale, parts):
+    """The vector [5 + K] that a step returns, of scalars and parts [K]."""
+    return ops.concat((ops.stack((loss, norm, finite, votes, scale)), parts))
+
+
 class LossScale(nn.Cell):
     """Dynamic loss scale: halved at an overflow, doubled after `growth_interval` updates without one.
 
@@ -66,41 +78,105 @@ class LossScale(nn.Cell):
         return self.value
 
 
-class LossCell(nn.Cell):
-    """Scaled loss of a batch, with the loss itself beside it."""
+class SumOverRanks(nn.Cell):
+    """Adds up a tensor over the ranks, without a gradient.
 
-    def __init__(self, network, criterion):
+    Args:
+        all_reduce: the collective, or None on one rank.
+    """
+
+    def __init__(self, all_reduce):
         super().__init__(auto_prefix=False)
-        self.network = network
-        self.criterion = criterion
+        self.all_reduce = all_reduce
 
-    def construct(self, images, targets, scale, drop_path, dropout_seed):
-        loss = self.criterion(self.network(images, drop_path, dropout_seed), targets)
-        return loss * scale, loss
+    def construct(self, x):
+        x = ops.stop_gradient(x)
+        if self.all_reduce is not None:
+            x = ops.stop_gradient(self.all_reduce(x))
+        return x
+
+
+class ScaledLoss(nn.Cell):
+    """Computes the loss of a batch times the loss scale, and the parts [K] that it is the sum of.
+
+    Parts with weights are multiplied by (batches of the update) / (weights of the whole update), so that the mean over
+    those batches is the quotient of the totals: from there on they are averaged as parts without weights are.
+
+    Args:
+        losses: see Losses.
+        batches: forward passes of an update, on all ranks together.
+        sum_over_ranks: see SumOverRanks.
+    """
+
+    def __init__(self, losses, batches, sum_over_ranks):
+        super().__init__(auto_prefix=False)
+        self.losses = losses
+        self.batches = batches
+        self.sum_over_ranks = sum_over_ranks
+        self.weighted = losses.weight_floors is not None
+        if self.weighted:
+            self.floors = Tensor(losses.weight_floors, ms.float32)
+
+    def construct(self, scale, total_weights, *inputs):
+        """`total_weights`: [K] over the whole update where they have been counted, else None."""
+        parts, weights = self.losses(*inputs)
+        if (weights is None) == self.weighted:
+            raise ValueError("a loss returns weights where it states weight_floors, and None elsewhere")
+        if self.weighted:
+            if total_weights is None:
+                total_weights = self.sum_over_ranks(weights)
+            parts = parts * (self.batches / ops.maximum(total_weights, self.floors))
+        return reduce_sum(parts) * scale, parts
+
+
+class WeightCount(nn.Cell):
+    """Adds the weights of a batch to a sum; returns them."""
+
+    def __init__(self, losses, weight_sum):
+        super().__init__(auto_prefix=False)
+        self.losses = losses
+        self.weight_sum = weight_sum
+
+    def construct(self, *inputs):
+        _, weights = self.losses(*inputs)
+        return ops.depend(weights, ops.assign_add(self.weight_sum, weights))
 
 
 class TrainStep(nn.Cell):
-    """Forward, backward and update on one batch.
+    """Runs forward and backward pass and the update on one batch.
 
     In order: gradients of the scaled loss; the overflow flag; all-reduce of both, with the loss and the votes to stop
     beside the flag; unscale and clip by global norm; optimizer; EMA. After an overflow nothing changes but the loss
-    scale. Unscaling waits until it can share a pass over the gradients with clipping: both multiply by a scalar, which
-    commutes with the reduction.
+    scale (and running statistics of BatchNorm, which the forward pass has taken by then). Unscaling waits until it can
+    share a pass over the gradients with clipping: both multiply by a scalar, which commutes with the reduction.
+
+    **Losses that are not means.** A part of the loss with weights is its sum over all ranks and accumulated batches,
+    divided by the sum of its weights over the same. On one batch a rank, the weights are all-reduced in the forward
+    pass. With accumulation, the first backward pass needs the weights of batches still to come, so they are counted
+    first: where `counts_first` is True, give `count` all batches of an update, then `construct` the same batches again.
+    Parameters do not change within an update and noise is an input, so both passes see the same numbers. Where weights
+    are a function of the batch alone (counts of matched anchors, of valid pixels) the compiler leaves the network out
+    of `count`, which then costs nothing; where they arise in the network (sampled masks, refined points) it costs a
+    forward pass. What else was thought of: totals given by the host, which only knows the former kind; a gradient sum
+    for each part, which takes K backward passes and K times the memory of the gradients.
 
     Args:
-        network: images, drop-path scales and dropout seed to logits; `parameters` are the weights it trains.
-        criterion: logits and targets to a scalar loss.
+        losses: the parts of the loss of a batch, see Losses.
+        parameters: the weights that are trained.
         clip_norm: limit of the global gradient norm, or None.
-        accumulation_steps: batches whose mean gradient makes one update; see `construct`.
+        accumulation_steps: batches that make one update; see `construct`.
         reducer: averages a tuple of gradients over the devices, or None on one device.
         ranks: the number of devices.
         float_status: read the Ascend 910's overflow register, for its arithmetic saturates instead of giving inf.
+
+    Attributes:
+        loss_names: of the parts of the loss, in the order in which outcomes hold them.
+        counts_first: whether `count` is needed.
     """
 
     def __init__(
         self,
-        network,
-        criterion,
+        losses,
         parameters,
         optimizer,
         loss_scale,
@@ -112,8 +188,9 @@ class TrainStep(nn.Cell):
         float_status=False,
     ):
         super().__init__(auto_prefix=False)
+        self.losses = losses
+        self.loss_names = losses.names
         self.parameters = ParameterTuple(parameters)
-        self.gradients = ops.value_and_grad(LossCell(network, criterion), None, self.parameters, has_aux=True)
         self.optimizer = optimizer
         self.loss_scale = loss_scale
         self.ema = ema
@@ -122,51 +199,85 @@ class TrainStep(nn.Cell):
         self.reducer = reducer
         self.ranks = ranks
         self.all_reduce: Any = ops.AllReduce() if reducer is not None else None
+        self.sum_over_ranks = SumOverRanks(self.all_reduce)
+        scaled_loss = ScaledLoss(losses, ranks * accumulation_steps, self.sum_over_ranks)
+        self.gradients = ops.value_and_grad(scaled_loss, None, self.parameters, has_aux=True)
         self.accumulation_steps = accumulation_steps
+        self.counts_first = accumulation_steps > 1 and losses.weight_floors is not None
         if accumulation_steps > 1:
             self.gradient_sum = self.parameters.clone("gradient_sum", init="zeros")
-            self.loss_sum = Parameter(Tensor(0.0, ms.float32), name="loss_sum", requires_grad=False)
-            self.overflow_sum = Parameter(Tensor(0.0, ms.float32), name="overflow_sum", requires_grad=False)
+            self.part_sum = _zeros("part_sum", (len(losses.names),))
+            self.overflow_sum = _zeros("overflow_sum", ())
+        if self.counts_first:
+            self.weight_sum = _zeros("weight_sum", (len(losses.names),))
+            self.counting = WeightCount(losses, self.weight_sum)
         self.float_status = float_status
         if float_status:
             self.get_status = NPUGetFloatStatusV2()
             self.clear_status = NPUClearFloatStatusV2()
 
-    def construct(self, images, targets, learning_rate, drop_path=None, dropout_seed=None, update=True, stop_vote=0.0):
-        """One batch of images [B, C, H, W] and soft targets [B, classes].
+    def count(self, *inputs):
+        """Take in the weights of a batch of the update to come; returns them, [K]. Only where `counts_first` is True.
 
-        With accumulation, pass `update=False` for all batches of an update but the last.
+        BatchNorm normalises as in training, but does not take the batch into its running statistics yet.
 
         Args:
+            inputs: those that `construct` will be given.
+        """
+        with running_statistics_kept(self.losses):
+            return self.counting(*inputs)
+
+    def accumulation_caveat(self) -> str | None:
+        """One line on why accumulated batches are not one large batch, or None where they are."""
+        if self.accumulation_steps == 1 or not batch_norms(self.losses):
+            return None
+        return (
+            f"train.accumulation_steps: BatchNorm takes the statistics of each batch by itself, so "
+            f"{self.accumulation_steps} accumulated batches are not one of {self.accumulation_steps} times the size"
+        )
+
+    def construct(self, learning_rate, update, stop_vote, *inputs):
+        """Take in one batch; with `update`, update the weights.
+
+        Args:
+            learning_rate: float32 scalar.
+            update: a Python bool. With accumulation, False for all batches of an update but the last.
             stop_vote: float32 scalar, 1 where this process has been asked to stop.
+            inputs: the batch's arrays and the step's noise, as `losses` takes them. The network has to begin with the
+                first.
 
         Returns:
-            The update's outcome, the same on all devices, float32 [5]: loss (mean over accumulated batches and
-            devices), global gradient norm before clipping, 1 if the step was finite (otherwise it was skipped), the
-            sum of the votes to stop, and the loss scale that it was made with. Before the last batch of an update,
-            loss and overflow are this batch's and nothing else is told.
+            The update's outcome, the same on all devices, float32 [5 + K]: loss; global gradient norm before clipping;
+            1 if the step was finite (otherwise it was skipped); the sum of the votes to stop; the loss scale that it
+            was made with; the parts of the loss. Before the last batch of an update, loss, parts and overflow are this
+            batch's and nothing else is told.
         """
         scale = self.loss_scale.value + 0.0  # the value, not the parameter, which changes below
         if self.float_status:
-            images = ops.depend(images, self.clear_status(Tensor([0] * 8, ms.int32)))
-        (_, loss), gradients = self.gradients(images, targets, scale, drop_path, dropout_seed)
-        overflows = self.count_overflows(loss, gradients)
+            inputs = (ops.depend(inputs[0], self.clear_status(Tensor([0] * 8, ms.int32))),) + inputs[1:]
+        total_weights = None
+        if self.counts_first:
+            total_weights = self.sum_over_ranks(self.weight_sum + 0.0)
+        (_, parts), gradients = self.gradients(scale, total_weights, *inputs)
+        overflows = self.count_overflows(reduce_sum(parts), gradients)
 
         if self.accumulation_steps > 1:
             self.map(ops.partial(add_part, self.accumulation_steps), self.gradient_sum, gradients)
-            ops.assign_add(self.loss_sum, loss / self.accumulation_steps)
+            ops.assign_add(self.part_sum, parts / self.accumulation_steps)
             ops.assign_add(self.overflow_sum, overflows)
             if not update:
-                return ops.stack((loss, loss, 1.0 - overflows, ops.zeros_like(loss), scale))
+                loss = reduce_sum(parts)
+                return outcome(loss, loss, 1.0 - overflows, ops.zeros_like(loss), scale, parts)
             gradients = self.gradient_sum
-            loss = self.loss_sum + 0.0  # the value, not the parameter that is reset below
+            parts = self.part_sum + 0.0  # the value, not the parameter that is reset below
             overflows = self.overflow_sum + 0.0
 
-        votes = ops.zeros_like(loss) + stop_vote
+        votes = ops.zeros_like(overflows) + stop_vote
         if self.reducer is not None:
             gradients = self.reducer(gradients)
-            sums = self.all_reduce(ops.stack((overflows, loss / self.ranks, votes)))
-            overflows, loss, votes = sums[0], sums[1], sums[2]
+            of_rank = ops.concat((overflows.reshape(1), parts / self.ranks, votes.reshape(1)))
+            sums = self.all_reduce(of_rank)
+            overflows, parts, votes = sums[0], sums[1:-1], sums[-1]
         norm = self.global_norm(gradients) / scale
         finite = ops.logical_and(ops.equal(overflows, 0), ops.isfinite(norm))
         # One pass over the gradients both unscales and clips them.
@@ -178,9 +289,11 @@ class TrainStep(nn.Cell):
         norm = ops.depend(norm, self.loss_scale(finite))
         if self.accumulation_steps > 1:
             self.map(clear, self.gradient_sum)
-            ops.assign(self.loss_sum, ops.zeros_like(self.loss_sum))
+            ops.assign(self.part_sum, ops.zeros_like(self.part_sum))
             ops.assign(self.overflow_sum, ops.zeros_like(self.overflow_sum))
-        return ops.stack((loss, norm, finite.astype(ms.float32), votes, scale))
+        if self.counts_first:
+            ops.assign(self.weight_sum, ops.zeros_like(self.weight_sum))
+        return outcome(reduce_sum(parts), norm, finite.astype(ms.float32), votes, scale, parts)
 
     def count_overflows(self, loss, gradients):
         """1.0 if this device's backward pass overflowed, else 0.0.

@@ -2,212 +2,65 @@
 
 import math
 import time
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
 from src.config.load import Config
-from src.data.image_set import ImageSet, check_classes
-from src.data.open_images import open_images
-from src.data.pipeline import EvalBatches, TrainBatches, configure_reading, resolve_workers
-from src.data.transforms import EvalTransform, TrainTransform
 from src.distributed.compile_cache import CompileCache
 from src.distributed.ranks import Dist, collective_failures_named
 from src.errors import UserError
-from src.files.weights import load_weights
-from src.inference.evaluate import evaluate, valid_labels
-from src.models.precision import apply_precision, missing_kernels_named
+from src.models.precision import missing_kernels_named
 from src.random_streams import Stream, generator
-from src.tasks.classification.evaluation_report import report
-from src.tasks.classification.label_maps import LabelSpace
-from src.tasks.classification.loss import SoftTargetCrossEntropy
-from src.tasks.classification.metrics import Metrics, Scoring
-from src.training.checkpoint import CheckpointError, TrainState
-from src.training.ema import ExponentialMovingAverage
+from src.tasks.task import Result, evaluate
+from src.training.assemble import assemble
+from src.training.checkpoint import CheckpointError
 from src.training.interruption import Interruption, Stopped
-from src.training.optimizer import create_optimizer
 from src.training.outcomes import Diverged, Outcome, Outcomes
 from src.training.progress import ProgressLog, duration
 from src.training.resuming import changes
-from src.training.run_folder import RunFolder
 from src.training.saving import Saver
 from src.training.schedule import learning_rate
 from src.training.session import session
-from src.training.train_step import LossScale, TrainStep
 from src.training.watchdog import Watchdog
 
 
 class Trainer:
-    """One training run: built from a configuration, then `run`.
+    """One training run: assembled from a configuration, then `run`.
 
     Raises:
-        UserError: data, checkpoints or options that do not fit; nothing saved has been touched by then.
+        UserError: data, checkpoints or options that do not fit; nothing on disk has been touched by then.
     """
 
     def __init__(self, config: Config, dist: Dist):
         self.config, self.dist = config, dist
-        self.folder = RunFolder(config.output, config.train.keep_checkpoints, dist.is_main)
+        self.parts = parts = assemble(config, dist)
+        self.task, self.folder, self.state = parts.task, parts.folder, parts.state
+        self.model, self.network, self.step = parts.model, parts.network, parts.step
+        self.train_batches, self.eval_batches, self.evaluator = parts.train_batches, parts.eval_batches, parts.evaluator
+        self.updates_per_epoch, self.global_batch = parts.updates_per_epoch, parts.global_batch
         self.checkpoints, self.metrics = self.folder.checkpoints, self.folder.metrics
-        self.resume_from, saved = self.folder.save_to_resume(config.train.resume, self._announce_line)
-
-        if config.eval.class_map:
-            raise config.error("eval.class_map", "is for eval.py; training evaluates on the classes it trains")
-        arguments = config.model.resolved()
-        train_images = open_images(config.data.path, config.data.train)
-        val_images = open_images(config.data.path, config.data.val, train_images.classes)
-        check_classes(train_images, val_images, arguments["num_classes"])
-        self.num_classes = arguments["num_classes"]
-
-        self.model = config.build_model(dist.device_target)
-        self.compile_cache = CompileCache(config, dist, self.model, lambda line: self.log.line(line))
-        if config.train.pretrained and saved is None:
-            self._load_pretrained(Path(config.train.pretrained))
-        self.model.freeze(config.train.frozen_stages)
-        self.state = TrainState(
-            model=self.model,
-            optimizer=create_optimizer(self.model, config.optimizer),
-            loss_scale=LossScale(
-                1.0 if config.amp.loss_scale == "none" else config.amp.init_scale,
-                config.amp.loss_scale == "dynamic",
-                config.amp.growth_interval,
-            ),
-            ema=ExponentialMovingAverage(self.model.trainable_params(), config.ema.decay, config.ema.warmup)
-            if config.ema.enabled
-            else None,
-            config=config,
-            classes=train_images.classes,
-        )
-        self.saved_config: dict | None = None
-        if saved is not None and self.resume_from is not None:
-            self.saved_config = self.state.restore(saved, self.resume_from)
-        del saved  # gigabytes
-        self.saved_progress = replace(self.state.progress)
-        progress = self.state.progress
-        if not dist.agree(np.array([progress.epoch, progress.images])).all():
-            raise UserError(
-                f"the processes found different checkpoints under {config.output}; a run needs a folder that all see"
-            )
-        if dist.size > 1 and not dist.agree(np.array([self.state.weights_checksum()])).all():
-            raise UserError(
-                "the processes start from different weights; give all the same file, and the same versions of packages"
-            )
-        self.folder.make()
-        if dist.is_main:  # before any rank reads images, which the next line sees to
-            self.folder.prepare(self.resume_from, progress)
-        dist.barrier()
-        if not self.checkpoints.best.exists():  # going on in another folder, whose best is still to come
-            progress.best_top1, progress.best_epoch = -1.0, 0
-        self._build_data(train_images, val_images)
-
-        self.network = apply_precision(self.model, config.amp.level)
-        parameters = self.model.trainable_params()
-        self.step = TrainStep(
-            self.network,
-            SoftTargetCrossEntropy(),
-            parameters,
-            self.state.optimizer,
-            self.state.loss_scale,
-            ema=self.state.ema,
-            clip_norm=config.optimizer.clip_norm,
-            accumulation_steps=config.train.accumulation_steps,
-            reducer=dist.gradient_reducer(parameters),
-            ranks=dist.size,
-            float_status=dist.device_target == "Ascend",
-        )
-        self.step.set_train()
-        self.log = ProgressLog(
-            config.train.epochs,
-            self.updates_per_epoch,
-            progress.update,
-            config.train.log_interval,
-            dist.is_main,
-        )
+        self.metric = self.task.figures[0]
+        self.epochs = parts.length.epochs
+        progress, train = self.state.progress, config.train
+        self.log = ProgressLog(self.epochs, self.updates_per_epoch, progress.update, train.log_interval, dist.is_main)
+        self.compile_cache = CompileCache(config, dist, self.model, self.log.line)
         self.saver = None
         if dist.is_main:
+            where = f"{parts.resume_from} ({parts.saved_progress.description})" if parts.resume_from else None
             self.saver = Saver(
-                self.checkpoints,
-                config.train.save_interval,
-                config.train.save_minutes,
-                config.train.async_save,
-                last_good=f"{self.resume_from} ({self.saved_progress.where})" if self.resume_from else None,
+                self.checkpoints, train.save_interval, train.save_minutes, train.async_save, last_good=where
             )
-        self.outcomes = Outcomes(
-            progress, self.log, self.metrics, self.updates_per_epoch, config.train.max_skipped_updates
-        )
+        most, names = train.max_skipped_updates, self.step.loss_names
+        self.outcomes = Outcomes(progress, self.log, self.metrics, self.updates_per_epoch, most, names)
         self.interruption = Interruption()
-        self.watchdog = Watchdog(config.output / "stalled", dist, config.train.stall_seconds)
+        self.watchdog = Watchdog(config.output / "stalled", dist, train.stall_seconds)
 
-    def _announce_line(self, line: str) -> None:
-        """For the main rank, before there is a log."""
-        if self.dist.is_main:
-            print(line, flush=True)
-
-    def _load_pretrained(self, path: Path) -> None:
-        """Start from weights, of other image sizes and classes too; what is not simply copied is announced."""
-        if not path.exists():
-            raise self.config.error(
-                "train.pretrained", f"{path}: no such file; name another, or null for random initial weights"
-            )
-        load_weights(self.model, path, announce=self._announce_line)
-
-    def _build_data(self, train_images: ImageSet, val_images: ImageSet) -> None:
-        config, dist, progress = self.config, self.dist, self.state.progress
-        train = config.train
-        size = tuple(self.model.img_size)
-        # Every rank names what its own workers could not read; the main one gathers the files.
-        self.unreadable = self.folder.unreadable(dist.rank)
-        self.global_batch = train.batch_size * train.accumulation_steps * dist.size
-        self.updates_per_epoch = train_images.size // self.global_batch
-        # Epochs and images are what a checkpoint counts: under another global batch they are another number of updates.
-        updates_done = min(progress.images // self.global_batch, max(self.updates_per_epoch - 1, 0))
-        progress.update = progress.epoch * self.updates_per_epoch + updates_done
-        progress.images = updates_done * self.global_batch
-        progress.devices, progress.global_batch = dist.size, self.global_batch
-        configure_reading(config.data)
-        cooldown = config.schedule.cooldown_epochs
-        reading: dict[str, Any] = {
-            "unreadable": self.unreadable,
-            "rank": dist.rank,
-            "ranks": dist.size,
-            "workers": resolve_workers(config.data.workers, dist.local_size),
-        }
-        self.train_batches = TrainBatches(
-            train_images,
-            TrainTransform(
-                size,
-                config.augment,
-                config.runtime.seed,
-                config.data.mean,
-                math.floor(train.epochs - cooldown) if cooldown else math.inf,
-            ),
-            config.data,
-            batch_size=train.batch_size,
-            batches_per_update=train.accumulation_steps,
-            epochs=train.epochs,
-            first_epoch=progress.epoch,
-            first_batch=updates_done * train.accumulation_steps,
-            **reading,
-        )
-        remaining = max(train.epochs - progress.epoch, 1)
-        self.eval_batches = EvalBatches(
-            val_images,
-            EvalTransform(size, config.eval.crop_ratio, config.augment.interpolation),
-            config.data,
-            batch_size=config.eval.batch_size,
-            passes=remaining * (2 if config.ema.enabled else 1),
-            **reading,
-        )
-        self.val_images = val_images
-        self.scoring = Scoring(
-            LabelSpace.of_names(val_images.classes, val_images.classes),
-            val_images.size,
-            valid_labels(config, val_images, self.num_classes),
-            config.eval.flip,
-        )
+    # --- a run --------------------------------------------------------------------------------------------------------
 
     def run(self) -> dict:
         """Train to the end; returns the run's summary, which is also in summary.json.
@@ -217,12 +70,13 @@ class Trainer:
             UserError: training diverged, or the last save failed.
         """
         config, progress = self.config, self.state.progress
-        last_epoch = min(config.train.epochs, config.train.stop_after_epoch or config.train.epochs)
+        last_epoch = min(self.epochs, config.train.stop_after_epoch or self.epochs)
+        self._prepare_folder()
         self._announce()
         if progress.epoch >= last_epoch or progress.update >= (config.train.stop_after_update or math.inf):
-            self.log.line(f"already trained to {progress.where}: {self.newest_or_best}")
+            self.log.line(f"already trained to {progress.description}: {self.newest_or_best}")
             summary = self.folder.summary()
-            if summary is None or summary["updates"] != self.saved_progress.update:  # none, or of an earlier end
+            if summary is None or summary["updates"] != self.parts.saved_progress.update:  # none, or of an earlier end
                 summary = self._finish()
             return summary
         if self.dist.is_main:
@@ -242,13 +96,20 @@ class Trainer:
             self.dist.barrier()
             last_good = self.saver.last_good if self.saver is not None else None
             raise UserError(f"{error}; last good save: {last_good or 'none'}; {Diverged.REMEDY}") from error
-        trained = f"to {progress.where}" if progress.images else f"{progress.epoch} epochs"
-        best = f"best {self.best_weights} top-1 {progress.best_top1:.2f}% (epoch {progress.best_epoch})"
-        self.log.line(
-            f"trained {trained} in {duration(progress.seconds)}; {best if progress.best_epoch else 'saved'}: "
-            f"{self.newest_or_best}"
-        )
+        trained = f"to {progress.description}" if progress.images else f"{progress.epoch} epochs"
+        best = f"best {self.best_weights} {self.metric.title} {self.metric.format_value(progress.best)}"
+        best = f"{best} (epoch {progress.best_epoch})" if progress.best_epoch else "saved"
+        self.log.line(f"trained {trained} in {duration(progress.seconds)}; {best}: {self.newest_or_best}")
         return self._finish()
+
+    def _prepare_folder(self) -> None:
+        """Make the run's folder ready: the first change on disk."""
+        self.folder.make()
+        if self.dist.is_main:  # before any rank reads images, which the next line sees to
+            self.folder.prepare(self.parts.resume_from, self.parts.saved_progress)
+        self.dist.barrier()
+        if not self.checkpoints.best.exists():  # going on in another folder, whose best is still to come
+            self.state.progress.best, self.state.progress.best_epoch = -1.0, 0
 
     def _train(self, last_epoch: int) -> None:
         """Train, evaluate and save, epoch by epoch."""
@@ -257,13 +118,13 @@ class Trainer:
             if not self._train_epoch(epoch):
                 if not self._is_last_update():
                     self._stop()
-                self._measure()
+                self._evaluate()
                 self._save()
                 break
             progress.epoch, progress.images = epoch + 1, 0
             ends = progress.epoch == last_epoch or self._is_last_update()
             evaluates = ends or progress.epoch % self.config.eval.interval == 0
-            is_best = self._evaluate() if evaluates else False
+            is_best = self._keep_if_best(self._evaluate()) if evaluates else False
             if self.dist.is_main:
                 self.folder.write_pending()
             self._save(is_best)
@@ -274,6 +135,150 @@ class Trainer:
             if self._is_stop_agreed() and progress.epoch < last_epoch:
                 self._stop()
         self._await_saves()
+
+    def _train_epoch(self, epoch: int) -> bool:
+        """Make an epoch's updates, or what is left of them; returns whether all were made."""
+        config, progress, length = self.config, self.state.progress, self.parts.length
+        # The last epoch of a run whose length is given in updates may be shorter.
+        whole = min(self.updates_per_epoch, length.updates - epoch * self.updates_per_epoch) * self.global_batch
+        self.network.set_train()
+        self.log.start_epoch(epoch + 1)
+        self.watchdog.at("reading images for", progress.update + 1)
+        for batches in self._updates():
+            rate = learning_rate(
+                config.schedule,
+                config.optimizer,
+                length.updates,
+                progress.update,
+                self.updates_per_epoch,
+                self.global_batch,
+            )
+            returned = self._update(batches, rate)
+            progress.update += 1
+            progress.images += self.global_batch
+            self.log.advance(progress.update, returned.asnumpy)
+            self.outcomes.add(Outcome(progress.update, rate, returned))
+            if progress.images == whole:
+                if progress.update == length.updates:
+                    break
+                continue  # the epoch's end has its own save, and the batches must come to theirs
+            asked = self.outcomes.stop_agreed or (self.dist.size == 1 and self.interruption.requested)
+            if asked or self._is_last_update():
+                break
+            self._save_if_due()
+        self.outcomes.drain()
+        self.log.end_epoch()
+        if self.outcomes.skipped:
+            scale = float(self.state.loss_scale.value.asnumpy())
+            self.log.line(f"{self.outcomes.skipped} updates skipped for overflow, loss scale now {scale:g}")
+        return progress.images == whole
+
+    def _updates(self) -> Iterator[Iterable[tuple[np.ndarray, ...]]]:
+        """The epoch's batches, in as many at a time as make an update; all of them are to be taken before the next."""
+        batches = iter(self.train_batches)
+        for first in batches:
+            yield chain([first], islice(batches, self.config.train.accumulation_steps - 1))
+
+    def _update(self, batches: Iterable[tuple[np.ndarray, ...]], rate: float) -> Tensor:
+        """Make one update of its batches; returns what TrainStep returns for the last of them."""
+        config, update, returned = self.config, self.state.progress.update, None
+        if self.step.counts_first:
+            batches = list(batches)
+            for part, batch in enumerate(batches):
+                self.step.count(*self._inputs(batch, part))
+        for part, batch in enumerate(batches):
+            self.watchdog.at("in", update + 1)
+            completes = part + 1 == config.train.accumulation_steps
+            with missing_kernels_named(config.amp.level, self.dist.device_target), collective_failures_named():
+                returned = self.compile_cache.call(
+                    self.step,
+                    Tensor(rate, ms.float32),
+                    completes,
+                    Tensor(float(self.interruption.requested), ms.float32),
+                    *self._inputs(batch, part),
+                )
+            self.watchdog.at("reading images for", update + 1 + completes)
+        return returned
+
+    def _inputs(self, batch: tuple[np.ndarray, ...], part: int) -> tuple:
+        """The inputs of the loss for a batch, the part-th of its update: its arrays, and the step's noise."""
+        noise = generator(self.config.runtime.seed, Stream.NOISE, self.state.progress.update, part, self.dist.rank)
+        return (*map(Tensor, batch), *self.task.noise(self.model, noise, batch))
+
+    # --- evaluation ---------------------------------------------------------------------------------------------------
+
+    def _evaluate(self) -> Result:
+        """Evaluate raw and, where there are, averaged weights; returns the result of the latter."""
+        result = evaluate(self.network, self._watched_eval_batches(), self.evaluator, self.compile_cache.call)
+        self._log_evaluation("raw", result)
+        if self.state.ema is not None:
+            with self.state.ema.applied():
+                result = evaluate(self.network, self._watched_eval_batches(), self.evaluator, self.compile_cache.call)
+            self._log_evaluation("ema", result)
+        return result
+
+    def _watched_eval_batches(self) -> Iterator:
+        """One pass, each batch a sign of life: a whole evaluation may take longer than the watchdog waits."""
+        self.watchdog.at("evaluating after", self.state.progress.update)
+        for batch in self.eval_batches:
+            self.watchdog.at("evaluating after", self.state.progress.update)
+            yield batch
+
+    def _log_evaluation(self, weights: str, result: Result) -> None:
+        progress = self.state.progress
+        epoch, done = progress.epoch, ""
+        if progress.images:  # train.stop_after_update ends a run within an epoch
+            epoch += 1
+            done = f"  update {progress.update - progress.epoch * self.updates_per_epoch}/{self.updates_per_epoch}"
+        self.log.line(f"epoch {epoch}/{self.epochs}{done}  {weights} {result}")
+        self.metrics.add(
+            epoch=epoch,
+            update=progress.update,
+            epochs_done=round(progress.update / self.updates_per_epoch, 6),
+            weights=weights,
+            **result.figures,
+        )
+
+    def _keep_if_best(self, result: Result) -> bool:
+        """Take in an epoch's result; returns whether it is the best so far, whose evaluation is kept for the report."""
+        progress = self.state.progress
+        value = result.figures[self.metric.key]
+        if not value > progress.best:
+            return False
+        progress.best, progress.best_epoch = value, progress.epoch
+        if self.dist.is_main:
+            content: dict[str, object] = {
+                "checkpoint": str(self.checkpoints.best),
+                "weights": self.best_weights.lower(),
+                "epoch": progress.epoch,
+            }
+            self.folder.keep_evaluation(content | result.content(), result.arrays())
+        return True
+
+    # --- saves and ends -----------------------------------------------------------------------------------------------
+
+    def _save_if_due(self) -> None:
+        """Save within an epoch, on the main rank alone; not while updates are skipped."""
+        newest = self.outcomes.newest
+        if self.saver is None or not self.saver.is_due(self.state.progress.update):
+            return
+        if newest is None or not newest.finite:
+            return
+        self.outcomes.note(newest)  # what is logged of it must be there when the run resumes from here
+        self._save()
+
+    def _save(self, is_best: bool | None = None) -> None:
+        """Save on the main rank: within an epoch, or at its end where it is said whether that is the best."""
+        progress = self.state.progress
+        self.watchdog.at("saving after", progress.update)
+        progress.seconds = time.perf_counter() - self.started
+        if self.saver is None:
+            return
+        self.saver.wait()  # before the next copy of the state: there is room for one
+        if is_best is None:
+            self.saver.save_within_epoch(self.state.snapshot())
+        else:
+            self.saver.save_epoch(self.state.snapshot(), is_best)
 
     def _is_last_update(self) -> bool:
         """Whether train.stop_after_update ends the run here."""
@@ -321,169 +326,31 @@ class Trainer:
             "go on with train.resume=auto"
         )
 
+    # --- what is told -------------------------------------------------------------------------------------------------
+
     def _announce(self) -> None:
-        config, progress = self.config, self.state.progress
+        """Say what will be trained on what and, where a run goes on, what has changed."""
+        config, progress, parts = self.config, self.state.progress, self.parts
         parameters = sum(parameter.size for parameter in self.model.trainable_params())
         self.log.line(
-            f"{config.model.name}: {parameters:,} parameters, {self.num_classes} classes, "
+            f"{config.model.name}: {parameters:,} parameters, {len(self.state.classes)} classes, "
             f"{self.dist.device_target} x {self.dist.size}, {self.updates_per_epoch} updates of {self.global_batch} "
             f"images an epoch, amp {config.amp.level}"
         )
-        if config.train.frozen_stages:
-            frozen = config.train.frozen_stages
+        if frozen := config.train.frozen_stages:
             stages = len(self.model.depths)
             self.log.line(f"frozen: the patch embedding and {frozen} of {stages} stages, beside the parameters above")
-        if self.saved_config is not None:
+        if caveat := self.step.accumulation_caveat():
+            self.log.line(caveat)
+        if parts.saved_config is not None:
             within = progress.update - progress.epoch * self.updates_per_epoch
             where = f"epoch {progress.epoch}" + (f" and {within} updates of the next" if within else "")
-            self.log.line(f"resuming {self.resume_from} after {where}")
+            self.log.line(f"resuming {parts.resume_from} after {where}")
+            images = self.train_batches.data.size
             for line in changes(
-                self.saved_config,
-                config,
-                self.saved_progress,
-                progress,
-                self.train_batches.images.size,
-                self.updates_per_epoch,
+                parts.saved_config, config, parts.saved_progress, progress, images, self.updates_per_epoch
             ):
                 self.log.line(line)
-
-    def _train_epoch(self, epoch: int) -> bool:
-        """One epoch of updates, or what is left of it; returns whether all were made, and not ended by a signal."""
-        config, progress = self.config, self.state.progress
-        accumulation = config.train.accumulation_steps
-        whole = self.updates_per_epoch * self.global_batch
-        self.network.set_train()
-        self.log.start_epoch(epoch + 1)
-        self.watchdog.at("reading images for", progress.update + 1)
-        for index, (images, targets) in enumerate(self.train_batches):
-            rate = learning_rate(
-                config.schedule,
-                config.optimizer,
-                config.train.epochs,
-                progress.update,
-                self.updates_per_epoch,
-                self.global_batch,
-            )
-            completes = (index + 1) % accumulation == 0
-            returned = self._step(images, targets, rate, index % accumulation, completes)
-            self.watchdog.at("reading images for", progress.update + 1 + completes)
-            if not completes:
-                continue
-            progress.update += 1
-            progress.images += self.global_batch
-            self.log.advance(progress.update, returned.asnumpy)
-            self.outcomes.add(Outcome(progress.update, rate, returned))
-            if progress.images == whole:
-                continue  # the epoch's end has its own save, and the batches must come to theirs
-            asked = self.outcomes.stop_agreed or (self.dist.size == 1 and self.interruption.requested)
-            if asked or self._is_last_update():
-                break
-            self._save_if_due()
-        self.outcomes.drain()
-        self.log.end_epoch()
-        if self.outcomes.skipped:
-            scale = float(self.state.loss_scale.value.asnumpy())
-            self.log.line(f"{self.outcomes.skipped} updates skipped for overflow, loss scale now {scale:g}")
-        return progress.images == whole
-
-    def _save_if_due(self) -> None:
-        """Save within an epoch, on the main rank alone; not while updates are skipped."""
-        newest = self.outcomes.newest
-        if self.saver is None or not self.saver.is_due(self.state.progress.update):
-            return
-        if newest is None or not newest.finite:
-            return
-        self.outcomes.note(newest)  # what is logged of it must be there when the run resumes from here
-        self._save()
-
-    def _save(self, is_best: bool | None = None) -> None:
-        """Save on the main rank: within an epoch, or at its end where it is said whether that is the best."""
-        progress = self.state.progress
-        self.watchdog.at("saving after", progress.update)
-        progress.seconds = time.perf_counter() - self.started
-        if self.saver is None:
-            return
-        self.saver.wait()  # before the next copy of the state: there is room for one
-        if is_best is None:
-            self.saver.save_within_epoch(self.state.snapshot())
-        else:
-            self.saver.save_epoch(self.state.snapshot(), is_best)
-
-    def _step(self, images: np.ndarray, targets: np.ndarray, rate: float, part: int, completes: bool):
-        config, progress = self.config, self.state.progress
-        noise = generator(config.runtime.seed, Stream.NOISE, progress.update, part, self.dist.rank)
-        self.watchdog.at("in", progress.update + 1)
-        with missing_kernels_named(config.amp.level, self.dist.device_target), collective_failures_named():
-            return self.compile_cache.call(
-                self.step,
-                Tensor(images),
-                Tensor(targets),
-                Tensor(rate, ms.float32),
-                self.model.draw_drop_path(noise, len(targets)),
-                Tensor(noise.integers(2**31), ms.int32),
-                completes,
-                Tensor(float(self.interruption.requested), ms.float32),
-            )
-
-    def _evaluate(self) -> bool:
-        """Evaluate after an epoch; returns whether this is the best so far."""
-        metrics = self._measure()
-        is_best = self._is_best(metrics)
-        if is_best and self.dist.is_main:
-            content: dict[str, object] = {
-                "checkpoint": str(self.checkpoints.best),
-                "weights": self.best_weights.lower(),
-            }
-            content |= {"epoch": self.state.progress.epoch}
-            content |= report(metrics, self.scoring, self.config, self.val_images, self.model.img_size)
-            self.folder.keep_evaluation(content, metrics.confusion)
-        return is_best
-
-    def _measure(self) -> Metrics:
-        """Evaluate raw and, where there are, averaged weights; returns the metrics of the latter."""
-        batch_size = self.config.eval.batch_size
-        metrics = evaluate(
-            self.network, self._watched_eval_batches(), batch_size, self.dist, self.scoring, self.compile_cache
-        )
-        self._log_evaluation("raw", metrics)
-        if self.state.ema is not None:
-            with self.state.ema.applied():
-                metrics = evaluate(
-                    self.network, self._watched_eval_batches(), batch_size, self.dist, self.scoring, self.compile_cache
-                )
-            self._log_evaluation("ema", metrics)
-        return metrics
-
-    def _watched_eval_batches(self):
-        """One pass, each batch a sign of life: a whole evaluation may take longer than the watchdog waits."""
-        self.watchdog.at("evaluating after", self.state.progress.update)
-        for batch in self.eval_batches:
-            self.watchdog.at("evaluating after", self.state.progress.update)
-            yield batch
-
-    def _log_evaluation(self, weights: str, metrics: Metrics) -> None:
-        progress = self.state.progress
-        epoch, done = progress.epoch, ""
-        if progress.images:  # train.stop_after_update ends a run within an epoch
-            epoch += 1
-            done = f"  update {progress.update - progress.epoch * self.updates_per_epoch}/{self.updates_per_epoch}"
-        self.log.line(f"epoch {epoch}/{self.config.train.epochs}{done}  {weights} {metrics}")
-        self.metrics.add(
-            epoch=epoch,
-            update=progress.update,
-            epochs_done=round(progress.update / self.updates_per_epoch, 6),
-            weights=weights,
-            top1=metrics.top1,
-            top5=metrics.top5,
-            loss=metrics.loss,
-        )
-
-    def _is_best(self, metrics: Metrics) -> bool:
-        progress = self.state.progress
-        if metrics.top1 <= progress.best_top1:
-            return False
-        progress.best_top1, progress.best_epoch = metrics.top1, progress.epoch
-        return True
 
     @property
     def best_weights(self) -> str:
@@ -496,11 +363,13 @@ class Trainer:
         return self.checkpoints.best if self.state.progress.best_epoch else self.checkpoints.last
 
     def _finish(self) -> dict:
+        """Write and return the summary of a run that has come to its end."""
         progress = self.state.progress
         summary = {
             "epochs": progress.epoch,
             "updates": progress.update,
-            "best_top1": progress.best_top1,
+            "metric": self.metric.key,
+            "best": progress.best,
             "best_epoch": progress.best_epoch,
             "weights": self.best_weights,
             "seconds": round(progress.seconds, 1),

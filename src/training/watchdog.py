@@ -1,8 +1,8 @@
-"""Says when training stands still, and which rank the others wait for.
+"""Reports when training stands still, and which rank the others wait for.
 
 While training moves, this costs an assignment per step. A thread of each rank notices by itself when its rank has been
-at one thing for too long, and then says so in a file of the run's folder, which all ranks see. The main rank's thread
-gathers the files into one line. A rank that cannot even write one is the more suspicious for it.
+in one stage for too long, and then writes that to a file in the run's folder, which all ranks see. The main rank's
+thread gathers the files into one line. A rank without a file is suspect, because it cannot even write one.
 """
 
 import json
@@ -17,16 +17,16 @@ from pathlib import Path
 
 from src.distributed.ranks import Dist
 
-STAGES = ("reading images for", "in", "evaluating after", "saving after")  # an update, in this order
+STAGES = ("reading images for", "in", "evaluating after", "saving after")  # stages of an update, in this order
 
 
 @dataclass(frozen=True)
 class Position:
-    """What a rank is at: a stage of an update, which counts from 1."""
+    """Says which stage of which update, counted from 1, a rank is in."""
 
     update: int
     stage: int
-    seconds: float = 0.0  # since it began
+    seconds: float = 0.0  # time since the stage began
     process: str = ""  # host and number of the process
 
     def __str__(self):
@@ -34,11 +34,11 @@ class Position:
 
 
 class Watchdog:
-    """Watches this rank from `with` on: `at` says what it begins.
+    """Watches this rank while its context is open; the training loop calls `at` when it begins a stage.
 
     Args:
-        folder: for the files of ranks that stand still; gone when they move.
-        seconds: at one thing before it is reported, or None for never.
+        folder: folder for the files of ranks that stand still; the files are removed when they move.
+        seconds: time in one stage before it is reported, or None for never.
         announce: called with the line, on the main rank.
     """
 
@@ -50,12 +50,12 @@ class Watchdog:
         self.thread = threading.Thread(target=self._watch, args=(seconds,), name="watchdog", daemon=True)
 
     def at(self, stage: str, update: int) -> None:
-        """This rank begins a stage (of STAGES) of an update."""
+        """Note that this rank begins a stage (of STAGES) of an update."""
         self.position = (update, STAGES.index(stage), time.monotonic())
 
     def __enter__(self) -> "Watchdog":
         if self.seconds is not None:
-            self._file(self.dist.rank).unlink(missing_ok=True)  # of a run that was killed while it stood still
+            self._file(self.dist.rank).unlink(missing_ok=True)  # left by a run that was killed while it stood still
             self.thread.start()
         return self
 
@@ -109,38 +109,41 @@ class Watchdog:
 
 
 def stall_line(positions: list[Position | None], own: tuple[int, int, float], seconds: float) -> str:
-    """One line on a training that stands still.
+    """Return the line that reports a training that stands still.
 
     Args:
-        positions: of each rank; None for one that did not say.
-        own: update and stage of the rank that asks.
-        seconds: for how long it has been there.
+        positions: position of each rank; None for a rank without a file.
+        own: update and stage of this rank, and when the stage began.
+        seconds: for how long this rank has been there.
     """
-    here = Position(*own[:2])
+    own_position = Position(*own[:2])
     silent = [rank for rank, position in enumerate(positions) if position is None]
     known = {rank: position for rank, position in enumerate(positions) if position is not None}
-    least = min(((position.update, position.stage) for position in known.values()), default=(here.update, here.stage))
+    least = min(
+        ((position.update, position.stage) for position in known.values()),
+        default=(own_position.update, own_position.stage),
+    )
     behind = {rank: position for rank, position in known.items() if (position.update, position.stage) == least}
     line = f"nothing has moved for {seconds:.0f} s: "
     if silent:
         return line + (
-            f"{_ranks(silent)} give{'s' if len(silent) == 1 else ''} no sign (stopped, or on a machine that is gone or "
-            f"does not see this folder), {_ranks(known)} {_are(known)} {here}"
+            f"{_name_ranks(silent)} give{'s' if len(silent) == 1 else ''} no sign (stopped, or on a machine that is "
+            f"gone or does not see this folder), {_name_ranks(known)} {_is_or_are(known)} {own_position}"
         )
     if len(behind) == len(positions):
-        return line + f"{'every rank is' if len(positions) > 1 else 'this process is'} {here}"
+        return line + f"{'every rank is' if len(positions) > 1 else 'this process is'} {own_position}"
     waited_for = "; ".join(
         f"rank {rank}, {position} for {position.seconds:.0f} s ({position.process})"
         for rank, position in behind.items()
     )
     ahead = [rank for rank in known if rank not in behind]
-    return line + f"{_ranks(ahead)} {'wait' if len(ahead) > 1 else 'waits'} for {waited_for}"
+    return line + f"{_name_ranks(ahead)} {'wait' if len(ahead) > 1 else 'waits'} for {waited_for}"
 
 
-def _ranks(ranks) -> str:
+def _name_ranks(ranks) -> str:
     ranks = list(ranks)
     return ("ranks " if len(ranks) > 1 else "rank ") + ", ".join(map(str, ranks))
 
 
-def _are(ranks) -> str:
+def _is_or_are(ranks) -> str:
     return "are" if len(ranks) > 1 else "is"

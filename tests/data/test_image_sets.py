@@ -7,8 +7,9 @@ import mindspore.dataset as ds
 import numpy as np
 import pytest
 
+from src.data.dataset import DataError
 from src.data.image_folder import ImageFolder
-from src.data.image_set import DataError, check_classes
+from src.data.image_set import check_classes
 from src.data.mindrecord_images import MindRecordImages
 from src.data.open_images import open_images
 from src.data.pack_mindrecord import make_mindrecord

@@ -5,8 +5,17 @@ import math
 import numpy as np
 import pytest
 
-from src.config.schema import AugmentConfig
-from src.data.mixup import Mixing, draw_box, draw_minmax_box, draw_mixing, is_on, mix_images, mix_targets, soft_targets
+from src.config.classification import ClassificationAugment
+from src.data.mixup import (
+    Mixing,
+    draw_box,
+    draw_minmax_box,
+    draw_mixing,
+    is_mixing_enabled,
+    mix_images,
+    mix_targets,
+    soft_targets,
+)
 
 DRAWS = 20000
 
@@ -18,7 +27,7 @@ def test_smoothed_targets():
 
 def draw(count, batch=2, size=(224, 192), **augment):
     generator = np.random.default_rng(0)
-    return [draw_mixing(generator, AugmentConfig(**augment), batch, *size) for _ in range(count)]
+    return [draw_mixing(generator, ClassificationAugment(**augment), batch, *size) for _ in range(count)]
 
 
 def test_draws_of_the_original_recipe():
@@ -93,9 +102,9 @@ def test_probabilities():
 
 
 def test_nothing_on_mixes_nothing():
-    assert not is_on(AugmentConfig())
-    assert not is_on(AugmentConfig(mixup=0.8, mixup_prob=0.0))
-    assert is_on(AugmentConfig(cutmix=1.0))
+    assert not is_mixing_enabled(ClassificationAugment())
+    assert not is_mixing_enabled(ClassificationAugment(mixup=0.8, mixup_prob=0.0))
+    assert is_mixing_enabled(ClassificationAugment(cutmix=1.0))
     (mixing,) = draw(1)
     images = np.random.default_rng(0).standard_normal((2, 3, 4, 4)).astype(np.float32)
     expected = images.copy()
@@ -107,7 +116,7 @@ def test_nothing_on_mixes_nothing():
 @pytest.mark.parametrize("batch", [1, 6, 7])
 def test_mixing_equals_a_plain_loop(mode, batch):
     generator = np.random.default_rng(0)
-    augment = AugmentConfig(mixup=0.8, cutmix=1.0, mixup_prob=0.8, mixup_mode=mode)
+    augment = ClassificationAugment(mixup=0.8, cutmix=1.0, mixup_prob=0.8, mixup_mode=mode)
     labels = generator.integers(0, 5, batch)
     for _ in range(30):
         mixing = draw_mixing(generator, augment, batch, 10, 12)

@@ -8,28 +8,28 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from src.config.schema import AugmentConfig, DataConfig
+from src.config.classification import ClassificationAugment, ClassificationData
+from src.data.dataset import DataError
 from src.data.image_folder import ImageFolder
-from src.data.image_set import DataError
 from src.data.open_images import open_images
 from src.data.pack_mindrecord import make_mindrecord
 from src.data.pipeline import (
     EvalBatches,
     TrainBatches,
-    TrainSamples,
     UnreadableImages,
     configure_reading,
     epoch_order,
     rank_positions,
     resolve_workers,
 )
-from src.data.transforms import EvalTransform, TrainTransform
+from src.data.transforms import EvalTransform, Preprocessing, TrainTransform
+from src.tasks.classification.samples import LabelledEvalSamples, LabelledTrainSamples
 from tests.image_files import make_folder, zip_folder
 
-DATA = DataConfig(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0])
-AUGMENT = AugmentConfig(scale=[0.3, 1.0], label_smoothing=0.0)
+DATA = ClassificationData(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0])
+AUGMENT = ClassificationAugment(scale=[0.3, 1.0], label_smoothing=0.0)
 # Every random choice there is.
-FULL = AugmentConfig(
+FULL = ClassificationAugment(
     vflip=0.3, auto_augment="rand-m9-mstd0.5-inc1", erasing=0.5, erasing_count=[1, 3], mixup=0.8, cutmix=1.0,
     mixup_prob=0.9, mixup_mode="elem", interpolation="random",
 )  # fmt: skip
@@ -60,10 +60,15 @@ def unreadable(tmp_path):
 def train_batches(images, unreadable, epochs=1, augment=AUGMENT, size=(8, 8), **options):
     """The batches of the first epochs, labels as targets of all the mass."""
     arguments = {"batch_size": 4, "epochs": epochs + options.get("first_epoch", 0)} | options
-    batches = TrainBatches(
-        images, TrainTransform(size, augment, 5, [0.5] * 3), DATA, unreadable=unreadable, **arguments
-    )
+    transform = TrainTransform(size, augment, 5, [0.5] * 3)
+    batches = batches_of(images, transform, unreadable, **arguments)
     return [list(batches) for _ in range(epochs)]
+
+
+def batches_of(images, transform, unreadable, **arguments):
+    """Training batches of a transform."""
+    samples = LabelledTrainSamples(images, transform, DATA.mean, DATA.std, unreadable)
+    return TrainBatches(images, samples, seed=transform.seed, repeats=transform.augment.repeats, **arguments)
 
 
 def joined(epochs):
@@ -71,8 +76,8 @@ def joined(epochs):
 
 
 def eval_batches(images, unreadable, **options):
-    transform = EvalTransform((8, 8), 1.0, "bicubic")
-    return list(EvalBatches(images, transform, DATA, batch_size=4, unreadable=unreadable, **options))
+    preprocessing = Preprocessing(EvalTransform((8, 8), 1.0, "bicubic"), DATA.mean, DATA.std)
+    return list(EvalBatches(images, LabelledEvalSamples(images, preprocessing, unreadable), batch_size=4, **options))
 
 
 def assert_equal(some, others):
@@ -120,14 +125,14 @@ def test_copies_of_an_image_go_to_different_ranks():
 def test_order_and_erasing_are_anew_in_every_epoch_and_with_every_seed(folder, unreadable):
     orders = {epoch_order(seed, epoch, 100).tobytes() for seed in range(3) for epoch in range(3)}
     assert len(orders) == 9
-    augment = AugmentConfig(erasing=1.0, erasing_mode="const")
+    augment = ClassificationAugment(erasing=1.0, erasing_mode="const")
     constant = np.full((4, 8, 8, 3), 200, np.uint8)
     erased = set()
     for seed in range(3):
         transform = TrainTransform((8, 8), augment, seed)
-        batches = TrainBatches(folder, transform, DATA, batch_size=4, unreadable=unreadable)
+        batches = batches_of(folder, transform, unreadable, batch_size=4)
         for epoch in range(3):
-            images, _ = batches.finish(constant, np.zeros(4, np.int32), epoch, 0)
+            images, _ = batches.samples.batch((constant, np.zeros(4, np.int32)), batches._key(epoch, 0))
             assert len({image.tobytes() for image in images}) > 1  # and for every position
             erased.add(images.tobytes())
     assert len(erased) == 9
@@ -144,12 +149,13 @@ def test_batches_do_not_depend_on_the_number_of_workers(photographs, unreadable)
 
 def test_samples_do_not_depend_on_which_process_makes_them(photographs, unreadable):
     """Four processes, more than one core may feed, that take the samples as they come."""
-    sample = TrainSamples(photographs, TrainTransform((32, 32), FULL, 5), 3, unreadable).sample
-    keys = [(photographs.content(i), epoch, i) for epoch in range(3) for i in range(21)]
+    transform = TrainTransform((32, 32), FULL, 5)
+    sample = LabelledTrainSamples(photographs, transform, DATA.mean, DATA.std, unreadable).sample
+    keys = [((photographs.content(i), 0), epoch, i) for epoch in range(3) for i in range(21)]
     with get_context("fork").Pool(4) as pool:
-        np.testing.assert_array_equal(
-            pool.starmap(sample, keys, chunksize=1), [sample(*key) for key in reversed(keys)][::-1]
-        )
+        several = pool.starmap(sample, keys, chunksize=1)
+    one = [sample(*key) for key in reversed(keys)][::-1]
+    np.testing.assert_array_equal([pixels for pixels, _ in several], [pixels for pixels, _ in one])
 
 
 @pytest.mark.parametrize("cut", [(2, 0), (0, 3), (1, 4)])
@@ -210,14 +216,14 @@ def test_mixing_is_keyed_by_update_part_and_rank(folder, unreadable):
 
 
 def test_mixing_ends_with_its_epoch_and_augmentation_with_the_cooldown(folder, unreadable):
-    augment = AugmentConfig(scale=[1, 1], ratio=[1, 1], hflip=0, mixup=1.0, erasing=1.0, mixup_off_epoch=1)
+    augment = ClassificationAugment(scale=[1, 1], ratio=[1, 1], hflip=0, mixup=1.0, erasing=1.0, mixup_off_epoch=1)
     mixed, unmixed = train_batches(folder, unreadable, epochs=2, augment=augment)
     smoothed = np.float32(0.9 + 0.1 / 3)
     assert any((targets.max(1) < smoothed - 1e-3).any() for _, targets in mixed)
     assert all((abs(targets.max(1) - smoothed) < 1e-6).all() for _, targets in unmixed)
     assert all((np.ptp(images, axis=(1, 2, 3)) > 0).all() for images, _ in unmixed)  # erased still
     transform = TrainTransform((8, 8), augment.model_copy(update={"cooldown": "crop"}), 5, cooldown_epoch=1)
-    batches = TrainBatches(folder, transform, DATA, batch_size=4, epochs=2, unreadable=unreadable)
+    batches = batches_of(folder, transform, unreadable, batch_size=4, epochs=2)
     before, after = ([np.ptp(images, axis=(1, 2, 3)).max() for images, _ in batches] for _ in range(2))
     assert min(before) > 0
     assert max(after) == 0
@@ -279,9 +285,7 @@ def test_a_class_without_a_readable_image_is_one_line(folder, unreadable):
 
 
 def test_a_file_that_vanishes_is_one_line(folder, unreadable):
-    batches = TrainBatches(
-        folder, TrainTransform((8, 8), AUGMENT, 5), DATA, batch_size=4, epochs=300, unreadable=unreadable
-    )
+    batches = batches_of(folder, TrainTransform((8, 8), AUGMENT, 5), unreadable, batch_size=4, epochs=300)
     list(batches)
     for path in (folder.path / "cat").iterdir():
         path.unlink()
@@ -308,12 +312,12 @@ def test_reading_is_configured(monkeypatch):
             f"mindspore.dataset.config.{name}", lambda value, name=name: configured.update({name: value})
         )
     monkeypatch.setattr("src.data.pipeline.has_libnuma", lambda: True)
-    configure_reading(DataConfig(prefetch=7), memory_nodes=2)
+    configure_reading(ClassificationData(prefetch=7), memory_nodes=2)
     assert configured == {"set_prefetch_size": 7, "set_numa_enable": True}
-    configure_reading(DataConfig(), memory_nodes=1)
+    configure_reading(ClassificationData(), memory_nodes=1)
     assert configured["set_numa_enable"] is False
     monkeypatch.setattr("src.data.pipeline.has_libnuma", lambda: False)
-    configure_reading(DataConfig(), memory_nodes=2)
+    configure_reading(ClassificationData(), memory_nodes=2)
     assert configured["set_numa_enable"] is False
     with pytest.raises(DataError, match=r"data\.numa: true needs the system's libnuma"):
-        configure_reading(DataConfig(numa=True))
+        configure_reading(ClassificationData(numa=True))

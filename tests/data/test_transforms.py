@@ -9,7 +9,7 @@ from mindspore.dataset.vision import Inter
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_image
 
-from src.config.schema import AugmentConfig
+from src.config.classification import ClassificationAugment
 from src.data.transforms import (
     EvalTransform,
     TrainTransform,
@@ -71,7 +71,7 @@ def test_a_crop_that_cannot_fit_is_the_largest_central_one():
 
 def test_randomness_is_keyed_by_seed_epoch_and_position(photograph):
     def sample(seed, epoch, position):
-        return TrainTransform((32, 32), AugmentConfig(), seed)(photograph, epoch, position)
+        return TrainTransform((32, 32), ClassificationAugment(), seed)(photograph, epoch, position)
 
     first = sample(0, 3, 17)
     np.testing.assert_array_equal(first, sample(0, 3, 17))
@@ -83,12 +83,12 @@ def test_randomness_is_keyed_by_seed_epoch_and_position(photograph):
 
 def test_flips_happen_as_often_as_asked():
     ramp = np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8, 1)  # grows by 4 to the right and by 32 downwards
-    augment = AugmentConfig(scale=[1.0, 1.0], ratio=[1.0, 1.0], hflip=0.3, vflip=0.6)
+    augment = ClassificationAugment(scale=[1.0, 1.0], ratio=[1.0, 1.0], hflip=0.3, vflip=0.6)
     transform = TrainTransform((8, 8), augment, 0)
     corners = np.array([transform(ramp, 0, position)[0, 0, 0] for position in range(20000)])
     shares = [(corners == corner).mean() for corner in (0, 28, 224, 252)]
     np.testing.assert_allclose(shares, [0.7 * 0.4, 0.3 * 0.4, 0.7 * 0.6, 0.3 * 0.6], atol=0.012)
-    never = TrainTransform((8, 8), AugmentConfig(scale=[1.0, 1.0], ratio=[1.0, 1.0], hflip=0.0), 0)
+    never = TrainTransform((8, 8), ClassificationAugment(scale=[1.0, 1.0], ratio=[1.0, 1.0], hflip=0.0), 0)
     assert all((never(ramp, 0, position) == ramp).all() for position in range(100))
 
 
@@ -149,7 +149,7 @@ def test_color_jitter_is_pillows_and_gives_way_to_a_policy(photograph):
     np.testing.assert_array_equal(jitter_colors(photograph, drawn), np.asarray(image))
 
     def sample(**augment):
-        return TrainTransform((32, 32), AugmentConfig(**augment), 0)(photograph, 0, 1)
+        return TrainTransform((32, 32), ClassificationAugment(**augment), 0)(photograph, 0, 1)
 
     assert not np.array_equal(sample(color_jitter=0.4), sample())
     np.testing.assert_array_equal(sample(color_jitter=0.4, auto_augment="v0"), sample(auto_augment="v0"))
@@ -159,17 +159,19 @@ def test_the_cooldown_leaves_out_what_it_says(photograph):
     augment = {"auto_augment": "rand-m9-n4-p1", "hflip": 0.0}
 
     def sample(epoch, **others):
-        transform = TrainTransform((32, 32), AugmentConfig(**augment | others), 0, cooldown_epoch=3)
+        transform = TrainTransform((32, 32), ClassificationAugment(**augment | others), 0, cooldown_epoch=3)
         return transform(photograph, epoch, 1)
 
     np.testing.assert_array_equal(sample(2, cooldown="none"), sample(2))
-    np.testing.assert_array_equal(sample(3), TrainTransform((32, 32), AugmentConfig(**augment), 0)(photograph, 3, 1))
+    np.testing.assert_array_equal(
+        sample(3), TrainTransform((32, 32), ClassificationAugment(**augment), 0)(photograph, 3, 1)
+    )
     np.testing.assert_array_equal(sample(3, cooldown="crop"), sample(3, auto_augment=None))
     np.testing.assert_array_equal(sample(3, cooldown="none"), EvalTransform((32, 32), 1.0, "bicubic")(photograph))
 
 
 def test_interpolation_can_be_random(photograph):
-    augment = AugmentConfig(scale=[1, 1], ratio=[4 / 3, 4 / 3], hflip=0, interpolation="random")
+    augment = ClassificationAugment(scale=[1, 1], ratio=[4 / 3, 4 / 3], hflip=0, interpolation="random")
     transform = TrainTransform((32, 32), augment, 0)
     bilinear, bicubic = (resize(photograph, (32, 32), r) for r in (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC))
     kinds = [np.array_equal(sample, bicubic) for sample in (transform(photograph, 0, i) for i in range(400))]

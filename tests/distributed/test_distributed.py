@@ -22,6 +22,11 @@ class Ranks(Dist):
         return np.sum([digits(value) for value in self.values], axis=0, dtype=np.float32)
 
 
+def test_one_rank_gathers_its_own():
+    (array,) = Dist().gather(np.arange(3))
+    np.testing.assert_array_equal(array, np.arange(3))
+
+
 @pytest.mark.parametrize("value", [0, 1, 5003, 70001, 400001, 2**47 + 12345])
 def test_equal_values_agree_whatever_their_size(value):
     assert Ranks([value] * 512).agree([value]).all()

@@ -5,11 +5,13 @@ import re
 
 import pytest
 
-from tests.conftest import DIGITS_CONFIG, SMALL_MODEL
-from tests.processes import ALLOWED, BIN, run, train_command
+from src.config.load import load_config
+from tests.conftest import DIGITS_CONFIG, TOY_MODEL
+from tests.processes import ALLOWED, BIN, run
+from tests.trained import write_digits_checkpoint
 
 PYTHON = str(BIN / "python")
-SMALL = [*SMALL_MODEL, "data.workers=1", "schedule.warmup_epochs=0", "train.batch_size=24"]
+TOY = [*TOY_MODEL, "data.workers=1", "schedule.warmup_epochs=0", "train.batch_size=24"]
 
 
 def script(name, *arguments, **environment):
@@ -18,17 +20,16 @@ def script(name, *arguments, **environment):
 
 @pytest.fixture(scope="module")
 def checkpoint(digits, tmp_path_factory):
-    """Weights after a few updates."""
-    output = tmp_path_factory.mktemp("run") / "run"
-    done = run([PYTHON, *train_command(digits, output, "train.epochs=1", "train.batch_size=96")])
-    assert done.returncode == 0, done.stderr
-    return output / "checkpoints" / "last.ckpt"
+    """A checkpoint of digits."""
+    config = load_config(DIGITS_CONFIG, [*TOY_MODEL, f"data.path={digits}"])
+    path = tmp_path_factory.mktemp("checkpoint") / "last.ckpt"
+    return write_digits_checkpoint(config, path, tuple("0123456789"))
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_performance_prints_and_writes_what_the_reports_do(ranks, digits, tmp_path):
     name = "run_performance_1p.sh" if ranks == 1 else "run_performance_8p.sh"
-    done = script(name, f"--data_path={digits}", f"--cfg={DIGITS_CONFIG}", f"--output={tmp_path}", *SMALL,
+    done = script(name, f"--data_path={digits}", f"--cfg={DIGITS_CONFIG}", f"--output={tmp_path}", *TOY,
                   RANKS=str(ranks))  # fmt: skip
     assert done.returncode == 0, done.stderr
     printed = dict(re.findall(r"^(Final Performance images/sec|Final Train Accuracy|E2E Training Duration sec) : (.+)$",
@@ -51,7 +52,7 @@ def test_performance_prints_and_writes_what_the_reports_do(ranks, digits, tmp_pa
 def test_training_on_several_devices(digits, tmp_path):
     output = tmp_path / "run"
     done = script("run_train_8p.sh", "--cfg", DIGITS_CONFIG, "--data-path", digits, "--batch-size", 16, "--stop_step=3",
-                  f"runtime.output={output}", *SMALL[:-1], RANKS="2")  # fmt: skip
+                  f"runtime.output={output}", *TOY[:-1], RANKS="2")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "CPU x 2" in done.stdout
     assert "updates of 32 images" in done.stdout
@@ -59,17 +60,15 @@ def test_training_on_several_devices(digits, tmp_path):
 
 
 def test_evaluation_export_and_fine_tuning(digits, checkpoint, tmp_path):
-    done = script(
-        "run_eval.sh", "--cfg", DIGITS_CONFIG, "--data-path", digits, "--checkpoint", checkpoint, *SMALL_MODEL
-    )
+    done = script("run_eval.sh", "--cfg", DIGITS_CONFIG, "--data-path", digits, "--checkpoint", checkpoint, *TOY_MODEL)
     assert "(360 images" in done.stdout, done.stderr
     mindir = tmp_path / "model.mindir"
-    done = script("run_export.sh", "--cfg", DIGITS_CONFIG, "--checkpoint", checkpoint, "--output", mindir, *SMALL_MODEL,
+    done = script("run_export.sh", "--cfg", DIGITS_CONFIG, "--checkpoint", checkpoint, "--output", mindir, *TOY_MODEL,
                   f"data.path={digits}")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert mindir.exists()
     done = script("run_finetune_1p.sh", f"--data_path={digits}", f"--finetune_model={checkpoint}",
-                  f"--cfg={DIGITS_CONFIG}", *SMALL, "train.epochs=1",
+                  f"--cfg={DIGITS_CONFIG}", *TOY, "train.epochs=1",
                   f"runtime.output={tmp_path / 'tuned'}")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "10 classes" in done.stdout

@@ -1,6 +1,5 @@
 """Attention taken out of a model is the model's: it gives the layer's output again."""
 
-import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
@@ -21,13 +20,6 @@ MODELS = {
     "twins": ("twins", FAMILIES["twins"]),
 }
 PLACES = [Place(0, 0), Place(0, 1), Place(1, 0)]
-
-
-@pytest.fixture(autouse=True)
-def op_by_op():
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    yield
-    ms.set_context(mode=ms.GRAPH_MODE)
 
 
 @pytest.fixture(scope="module", params=MODELS)

@@ -6,11 +6,9 @@ import re
 import sys
 from html.parser import HTMLParser
 
-import mindspore as ms
 import numpy as np
 import pytest
 from PIL import Image
-from tests.test_attention_maps import MODELS
 
 from scripts import visualize_attention as script
 from src.cli import run
@@ -19,6 +17,7 @@ from src.data.transforms import EvalTransform
 from src.explaining.attention_maps import KeyGroup, token_at
 from src.explaining.attention_pictures import GRID, WINDOW, Frame, heat, members, outlined, region, spread
 from tests.conftest import DIGITS_CONFIG, SMALL_MODEL
+from tests.explaining.test_attention_maps import MODELS
 from tests.trained import DIGIT_NAMES, with_formula_weights, write_digits_checkpoint
 
 
@@ -44,8 +43,7 @@ def call(capsys, monkeypatch):
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
-    yield call_script
-    ms.set_context(mode=ms.GRAPH_MODE)
+    return call_script
 
 
 class Page(HTMLParser):
@@ -183,7 +181,7 @@ def test_points_of_an_image_lie_where_the_transform_puts_them(size):
         rows, columns = np.mgrid[:32, :32] + 0.5
         centre = (result * columns).sum() / result.sum(), (result * rows).sum() / result.sum()
         assert transform.position((x, y), size) == pytest.approx(centre, abs=0.3)
-    left, top, right, bottom = transform.seen(size)
+    left, top, right, bottom = transform.visible_box(size)
     assert transform.position((left + 0.1, top + 0.1), size) is not None
     assert transform.position((left - 0.1, top + 0.1), size) is None
     assert transform.position((right - 0.1, bottom - 0.1), size) is not None

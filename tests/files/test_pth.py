@@ -299,7 +299,7 @@ def test_the_hostile_fixture_is_refused():
     [
         (Runs(os.system, SHELL), rf"(posix|nt)\.system\('{SHELL}'\)"),
         (Runs(eval, f"__import__('os').system('{SHELL}')"), r"(builtins|__builtin__)\.eval\(\"__import__\('os'\)"),
-        (Runs(getattr, Unknown, "name"), r"(builtins|__builtin__)\.getattr\(src\.pth\.Unknown, 'name'\)"),
+        (Runs(getattr, Unknown, "name"), r"(builtins|__builtin__)\.getattr\(src\.files\.pth\.Unknown, 'name'\)"),
         (Runs(pickle.loads, pickle.dumps(Runs(os.system, SHELL))), r"_?pickle\.loads\("),
     ],
     ids=["system", "eval", "getattr", "pickle"],

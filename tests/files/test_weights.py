@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import Tensor, nn
 from safetensors.numpy import save_file
 
 from src.files import pth
@@ -19,6 +19,7 @@ from src.files.weights import (
     save_weights,
 )
 from src.models import create_model
+from src.models.layers import Dense
 from tests.reference import FOLDER, figures, formula_value, images
 
 SMALL = {
@@ -208,6 +209,9 @@ def test_pth_files_have_every_buffer_of_the_original(file, family, arguments, tm
 # --- other image sizes, windows, classes ------------------------------------------------------------------------------
 
 
+RING = "relative_position_bias_table_to_neighbors"
+
+
 def filled(family, **arguments):
     model = create_model(family, **arguments).set_train(False)
     named = official_names(model).items()
@@ -289,6 +293,119 @@ def test_only_the_head_may_change_with_the_classes(model):
     weights["norm.weight"] = np.ones(7, np.float32)
     with pytest.raises(WeightsError, match=r"norm\.weight"):
         load_weights(create_model("focalv2", **SMALL), weights)
+
+
+# --- one backbone, several networks ----------------------------------------------------------------------------------
+
+FEATURES = {key: value for key, value in NANO.items() if key != "num_classes"}
+
+
+class Segmentor(nn.Cell):
+    """What stands on a backbone, by the names of the published dense checkpoints."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+        self.decode_head = Dense(backbone.feature_maps[-1].channels, 4)
+
+
+@pytest.fixture
+def classifier():
+    return filled("focal", **NANO)
+
+
+@pytest.fixture
+def segmentor():
+    return Segmentor(create_model("focal", features_only=True, **FEATURES))
+
+
+NORMS = [f"norm{i}.{local}" for i in range(3) for local in ("weight", "bias")]
+HEAD = ["norm.weight", "norm.bias", "head.weight", "head.bias"]
+
+
+def test_a_classifiers_file_starts_a_backbone(classifier):
+    backbone = create_model("focal", features_only=True, **FEATURES)
+    told = []
+    report = load_weights(backbone, arrays(classifier), announce=told.append, label="x.pth")
+    assert report == LoadReport(begun=NORMS, not_here=HEAD)
+    for name in arrays(backbone).keys() - set(NORMS):
+        np.testing.assert_array_equal(arrays(backbone)[name], arrays(classifier)[name])
+    total = len(arrays(backbone))
+    assert told == [
+        f"x.pth: taken for the backbone: {total - 6} of the model's {total} parameters",
+        "x.pth: initialised (behind the backbone; the file is another network's): norm0, norm1, norm2",
+        "x.pth: left out (behind the backbone of the file's network): norm, head",
+    ]
+    assert (report.loaded, report.total) == (total - 6, total)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".ckpt"])
+def test_a_classifiers_file_starts_the_backbone_of_a_network(classifier, segmentor, suffix, tmp_path):
+    """By whichever names, with the ring's tables of another image size among them."""
+    save_weights(classifier, tmp_path / f"x{suffix}")
+    larger = Segmentor(create_model("focal", features_only=True, **FEATURES | {"img_size": 224}))
+    told = []
+    for network, new in ((segmentor, []), (larger, [f"backbone.layers.2.blocks.{i}.attn.{RING}" for i in (0, 1)])):
+        report = load_weights(network, tmp_path / f"x{suffix}", announce=told.append)
+        assert report == LoadReport(
+            new=new,
+            moved=("", "backbone."),
+            begun=[*(f"backbone.{name}" for name in NORMS), "decode_head.weight", "decode_head.bias"],
+            not_here=[f"backbone.{name}" for name in HEAD],
+        )
+        name = "layers.0.blocks.0.mlp.fc1.weight"
+        np.testing.assert_array_equal(arrays(network)[f"backbone.{name}"], arrays(classifier)[name])
+    assert "NAME in the file as backbone.NAME" in told[0]
+
+
+def test_a_networks_file_starts_a_bare_backbone_and_a_classifier(segmentor, classifier):
+    backbone = create_model("focal", features_only=True, **FEATURES)
+    decode_head = ["decode_head.weight", "decode_head.bias"]
+    report = load_weights(backbone, arrays(segmentor), announce=str)
+    assert report == LoadReport(moved=("backbone.", ""), not_here=decode_head)
+    for name, value in arrays(backbone).items():
+        np.testing.assert_array_equal(value, arrays(segmentor)[f"backbone.{name}"])
+    report = load_weights(classifier, arrays(segmentor), announce=str)
+    assert report.begun == HEAD
+    assert set(report.not_here) == {*NORMS, *decode_head}
+
+
+def test_a_networks_own_file_must_be_whole(segmentor):
+    weights = arrays(segmentor)
+    assert load_weights(segmentor, weights) == LoadReport()
+    del weights["decode_head.bias"]
+    with pytest.raises(WeightsError, match=r"1 missing: decode_head\.bias$"):
+        load_weights(segmentor, weights)
+
+
+def test_only_where_another_head_is_allowed(classifier, segmentor):
+    for model in (segmentor, segmentor.backbone):
+        with pytest.raises(WeightsError, match="missing"):
+            load_weights(model, arrays(classifier), adapt=("size",))
+
+
+def test_what_dense_files_carry_along_is_passed_over(segmentor):
+    """Twins' official ones have the classifier's norm and head beside their own."""
+    for model, prefix in ((segmentor, "backbone."), (segmentor.backbone, "")):
+        weights = arrays(segmentor) if prefix else {n.removeprefix("backbone."): v for n, v in arrays(model).items()}
+        extra = {f"{prefix}norm.weight": np.ones(128, np.float32), f"{prefix}head.bias": np.ones(10, np.float32)}
+        assert load_weights(model, weights | extra, adapt=(), announce=str) == LoadReport(not_here=list(extra))
+        with pytest.raises(WeightsError, match="1 unexpected: neck"):
+            load_weights(model, weights | {"neck.weight": np.ones(1, np.float32)}, adapt=())
+
+
+def test_weights_of_another_backbone_are_refused(segmentor):
+    weights = arrays(create_model("twins_svt_small", depths=[1, 1, 1, 1]))
+    for strict in (True, False):
+        with pytest.raises(WeightsError, match="not of this model" if strict else "nothing in it fits"):
+            load_weights(segmentor, weights, strict=strict)
+
+
+def test_a_model_without_a_backbone_has_its_own_names_alone():
+    first, second = Dense(3, 2), Dense(3, 2)
+    assert load_weights(second, arrays(first)) == LoadReport()
+    with pytest.raises(WeightsError, match="1 missing: bias"):
+        load_weights(second, {"weight": arrays(first)["weight"]})
 
 
 def test_two_writers_in_a_folder_do_not_meet(model, tmp_path):

@@ -11,17 +11,27 @@ from mindspore import nn
 from PIL import Image
 
 from src.config.load import load_config
-from src.data.image_set import DataError
+from src.data.dataset import DataError
 from src.distributed.ranks import Dist
 from src.errors import UserError
 from src.files.weights import CLASSES, write_checkpoint
-from src.inference.evaluate import evaluate, evaluate_checkpoint
-from src.tasks.classification.evaluation_report import report_path, worst_classes, write_evaluation
+from src.inference.evaluate import evaluate_checkpoint
+from src.inference.trained import TrainedModel
+from src.tasks import task
+from src.tasks.classification.evaluation_report import worst_classes
+from src.tasks.classification.evaluator import ClassificationEvaluator
 from src.tasks.classification.label_maps import LabelSpace
 from src.tasks.classification.metrics import Metrics, Scoring, batch_counts, predictions
-from tests.conftest import DIGITS_CONFIG, SMALL_MODEL
+from src.tasks.evaluation_file import evaluation_path, write_evaluation
+from tests.conftest import DIGITS_CONFIG, TOY_MODEL
 
 THREE = LabelSpace.of_names("abc", "abc")
+
+
+def evaluate(network, batches, batch_size, dist, scoring) -> Metrics:
+    """The metrics of one pass."""
+    evaluator = ClassificationEvaluator(scoring, None, None, (1, 5), dist, batch_size)
+    return task.evaluate(network, batches, evaluator).metrics
 
 
 def test_counts_equal_their_definition():
@@ -254,14 +264,16 @@ def test_the_five_worst_classes_are_named():
 
 def test_reports_lie_in_the_run_or_beside_the_file(tmp_path):
     val = tmp_path / "val"
-    assert report_path(tmp_path / "run/checkpoints/best.ckpt", "ema", val) == tmp_path / "run/eval_best_ema_val.json"
-    assert report_path(tmp_path / "tiny.pth", "raw", val) == tmp_path / "eval_tiny_raw_val.json"
+    assert (
+        evaluation_path(tmp_path / "run/checkpoints/best.ckpt", "ema", val) == tmp_path / "run/eval_best_ema_val.json"
+    )
+    assert evaluation_path(tmp_path / "tiny.pth", "raw", val) == tmp_path / "eval_tiny_raw_val.json"
 
 
 def test_a_large_confusion_matrix_is_a_file_beside_the_report(tmp_path):
     for classes in (100, 101):
         confusion = np.arange(classes * (classes + 1)).reshape(classes, classes + 1)
-        write_evaluation(tmp_path / f"{classes}.json", {"top1": 1.0}, confusion)
+        write_evaluation(tmp_path / f"{classes}.json", {"top1": 1.0}, {"confusion": confusion[:, :-1]})
         content = json.loads((tmp_path / f"{classes}.json").read_text())
         matrix = content["confusion"] if classes == 100 else np.load(tmp_path / content["confusion"])
         np.testing.assert_array_equal(matrix, confusion[:, :-1])
@@ -305,10 +317,11 @@ def setting(tmp_path, monkeypatch):
     checkpoint.touch()
 
     def run(names, *overrides, json_path=None, config=DIGITS_CONFIG, network=Scanner):
-        monkeypatch.setattr("src.inference.evaluate.load_for_inference", lambda *_: (network(), "raw", names))
         options = [f"data.path={tmp_path}", "data.mean=[0.0]", "data.std=[1.0]", "eval.batch_size=4", "data.workers=1"]
         config = load_config(config, [*options, *overrides])
-        metrics = evaluate_checkpoint(config, Dist(), str(checkpoint), json_path=json_path)
+        trained = TrainedModel(config, network(), "raw", names)
+        monkeypatch.setattr("src.inference.evaluate.load_for_inference", lambda *_: trained)
+        metrics = evaluate_checkpoint(config, Dist(), str(checkpoint), json_path=json_path).metrics
         path = json_path or tmp_path / "run" / "eval_best_raw_val.json"
         return metrics, json.loads(path.read_text()) if path.is_file() else None
 
@@ -414,7 +427,7 @@ def test_a_report_that_cannot_be_written(setting, tmp_path, capsys):
 
 def test_eval_py_flips_a_real_model(run_script, digits, tmp_path):
     """The report of eval.flip=true on a checkpoint file against logits averaged by hand."""
-    options = [*SMALL_MODEL, f"data.path={digits}", "data.workers=1", "eval.batch_size=100"]
+    options = [*TOY_MODEL, f"data.path={digits}", "data.workers=1", "eval.batch_size=100"]
     config = load_config(DIGITS_CONFIG, options)
     model = config.build_model("CPU").set_train(False)
     checkpoint = tmp_path / "small.ckpt"
@@ -444,9 +457,9 @@ def test_eval_py_flips_a_real_model(run_script, digits, tmp_path):
 
 
 def all_images(config, folder):
-    """Every image [n, 1, 32, 32], resized and normalised with Pillow and NumPy, and its digit."""
+    """Every image [n, 1, 16, 16], resized and normalised with Pillow and NumPy, and its digit."""
     files = sorted(folder.glob("*/*.png"))
-    images = [Image.open(file).convert("L").resize((32, 32), Image.Resampling.BICUBIC) for file in files]
+    images = [Image.open(file).convert("L").resize((16, 16), Image.Resampling.BICUBIC) for file in files]
     pixels = np.stack([np.asarray(image, np.float32) for image in images])[:, None] / 255
     labels = np.array([int(file.parent.name) for file in files])
     return ((pixels - config.data.mean[0]) / config.data.std[0]).astype(np.float32), labels

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import mindspore as ms
 import numpy as np
@@ -16,10 +17,12 @@ from src.distributed.ranks import Dist
 from src.errors import UserError
 from src.files.weights import official_names
 from src.inference import export as exporting
-from src.inference.export import export_checkpoint, exportable, sample_images, verify
+from src.inference.export import export_checkpoint, exportable, verify
 from src.inference.exported import ExportedModel, description_path
 from src.inference.onnx_files import make_expressible, write_onnx
 from src.models import create_model
+from src.models.device_options import set_device_options
+from src.tasks.find_task import create_task
 from tests.models.test_training_options import FAMILIES
 from tests.reference import images
 from tests.trained import with_formula_weights
@@ -43,6 +46,26 @@ def trained(request, tmp_path_factory):
     return config, folder / "small.safetensors", network
 
 
+# What has nothing to do with the network is shown by one.
+of_one_family = pytest.mark.parametrize("trained", ["focalv2"], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    """The MINDIR file of a family's network, for any batch."""
+    config, checkpoint, _ = trained
+    path = tmp_path_factory.mktemp("exported") / "x"
+    return export_checkpoint(config, Dist(), checkpoint, output=path, batch_size=None)
+
+
+@pytest.fixture
+def mindir(exported, tmp_path):
+    """A copy of it, with the description beside it, and nothing else in its folder."""
+    for file in (exported, description_path(exported)):
+        shutil.copy(file, tmp_path)
+    return tmp_path / exported.name
+
+
 def assert_equal_logits(run, network):
     """In batches of any size, within 1e-4 of the largest logit."""
     for batch in (1, 3, 8):
@@ -51,12 +74,11 @@ def assert_equal_logits(run, network):
         np.testing.assert_allclose(run(x), expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
 
 
-def test_mindir_for_any_batch(trained, tmp_path):
-    config, checkpoint, network = trained
-    path = export_checkpoint(config, Dist(), checkpoint, output=tmp_path / "x", batch_size=None)
-    cell = nn.GraphCell(ms.load(str(path)))
+def test_mindir_for_any_batch(trained, exported):
+    network = trained[2]
+    cell = nn.GraphCell(ms.load(str(exported)))
     assert_equal_logits(lambda x: cell(Tensor(x)).asnumpy(), network)
-    assert path.stat().st_mode & 0o444 == 0o444  # readable by those whom the umask lets, not by the owner alone
+    assert exported.stat().st_mode & 0o444 == 0o444  # readable by those whom the umask lets, not by the owner alone
 
 
 def test_onnx_for_any_batch(trained, tmp_path, capsys):
@@ -75,6 +97,7 @@ def test_onnx_for_any_batch(trained, tmp_path, capsys):
     assert len(content.graph.input) == 1
 
 
+@of_one_family
 def test_onnx_for_one_batch_size(trained, tmp_path):
     config, checkpoint, network = trained
     path = export_checkpoint(config, Dist(), checkpoint, "raw", "ONNX", tmp_path / "two.onnx", batch_size=2)
@@ -85,11 +108,11 @@ def test_onnx_for_one_batch_size(trained, tmp_path):
     assert ExportedModel(path).batch_size == 2
 
 
-def test_the_description_is_of_the_file(trained, tmp_path):
+@of_one_family
+def test_the_description_is_of_the_file(trained, mindir):
     config, checkpoint, _ = trained
-    path = export_checkpoint(config, Dist(), checkpoint, output=tmp_path / "x.mindir", batch_size=None)
-    described = json.loads(description_path(path).read_text())
-    assert described["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    described = json.loads(description_path(mindir).read_text())
+    assert described["sha256"] == hashlib.sha256(mindir.read_bytes()).hexdigest()
     assert described["checkpoint"]["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert described["checkpoint"]["weights"] == "raw"
     assert described["input"] == {"name": "images", "shape": [None, 3, 32, 32], "dtype": "float32"}
@@ -98,12 +121,12 @@ def test_the_description_is_of_the_file(trained, tmp_path):
     assert (preprocessing["resize"], preprocessing["size"]) == ([36, 36], [32, 32])  # floor(32 / 0.875)
     assert (preprocessing["mean"], preprocessing["std"]) == ([0.5] * 3, [0.25] * 3)
     assert described["configuration"] == config.to_dict()
-    path.write_bytes(path.read_bytes() + b" ")
+    mindir.write_bytes(mindir.read_bytes() + b" ")
     with pytest.raises(UserError, match=r"not the file that x\.mindir\.json describes"):
-        ExportedModel(path)
-    description_path(path).unlink()
+        ExportedModel(mindir)
+    description_path(mindir).unlink()
     with pytest.raises(UserError, match="which tells its preprocessing, is not beside it"):
-        ExportedModel(path)
+        ExportedModel(mindir)
 
 
 def test_folding_fixes_the_bias_of_the_present_weights(trained):
@@ -117,20 +140,21 @@ def test_folding_fixes_the_bias_of_the_present_weights(trained):
     np.testing.assert_allclose(copy(x).asnumpy(), network(x).asnumpy(), atol=1e-5)
 
 
-def test_a_file_of_other_weights_is_refused_and_leaves_no_trace(trained, tmp_path, monkeypatch):
+@of_one_family
+def test_a_file_of_other_weights_is_refused_and_leaves_no_trace(trained, mindir, monkeypatch):
     config, checkpoint, _ = trained
-    path = export_checkpoint(config, Dist(), checkpoint, output=tmp_path / "x.mindir")
     other = config.build_model("CPU").set_train(False)
     with pytest.raises(UserError, match="differ from the checkpoint's"):
-        verify(path, other, images((1, 3, 32, 32)), (1,))
-    before = path.read_bytes()
+        verify(mindir, other, images((1, 3, 32, 32)), (1,))
+    before = mindir.read_bytes()
     monkeypatch.setattr(exporting, "exportable", lambda *_: other)
     with pytest.raises(UserError, match="differ from the checkpoint's"):
-        export_checkpoint(config, Dist(), checkpoint, output=path)
-    assert path.read_bytes() == before
-    assert {entry.name for entry in tmp_path.iterdir()} == {"x.mindir", "x.mindir.json"}
+        export_checkpoint(config, Dist(), checkpoint, output=mindir)
+    assert mindir.read_bytes() == before
+    assert {entry.name for entry in mindir.parent.iterdir()} == {"x.mindir", "x.mindir.json"}
 
 
+@of_one_family
 def test_without_the_packages_onnx_is_written_and_said_to_be_unverified(trained, tmp_path, monkeypatch, capsys):
     config, checkpoint, _ = trained
     monkeypatch.setattr("src.inference.onnx_files.find_spec", lambda name: None)
@@ -157,7 +181,7 @@ OPTIONS = {
 def test_onnx_says_every_option(family, options, tmp_path):
     arguments = FAMILIES[family] | options
     network = with_formula_weights(create_model(family, **arguments))
-    fresh = with_formula_weights(create_model(family, **arguments, conv_implementation="conv2d"))
+    fresh = set_device_options(with_formula_weights(create_model(family, **arguments)), conv_implementation="conv2d")
     make_expressible(fresh)
     path = tmp_path / "x.onnx"
     write_onnx(fresh, path, None, NAMES)
@@ -169,20 +193,19 @@ def test_onnx_says_every_option(family, options, tmp_path):
         np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
 
 
-def test_sample_images_are_those_of_evaluation(digits):
+def test_sample_inputs_are_those_of_evaluation(digits):
     """Bit for bit what the input pipeline gives evaluation."""
     from src.data.open_images import open_images
     from src.data.pipeline import EvalBatches, UnreadableImages
-    from src.data.transforms import EvalTransform
 
     config = load_config("focalv2_digits", [f"data.path={digits}"])
     model = config.build_model("CPU")
     found = open_images(digits, "val")
-    transform = EvalTransform(model.img_size, config.eval.crop_ratio, config.augment.interpolation)
-    unreadable = UnreadableImages(digits / "unreadable.txt")
-    batches = EvalBatches(found, transform, config.data, batch_size=60, unreadable=unreadable)
+    task = create_task(config)
+    samples = task.eval_samples(model, found, UnreadableImages(digits / "unreadable.txt"))
+    batches = EvalBatches(found, samples, batch_size=60)
     evaluated = np.concatenate([batch[0] for batch in batches])
     first = [int(np.flatnonzero(found.labels == label)[0]) for label in range(10)]
-    sampled, source = sample_images(config, model, 10)
+    sampled, source = task.sample_inputs(model, 10)
     assert source == "validation images"
     np.testing.assert_array_equal(sampled, evaluated[first])

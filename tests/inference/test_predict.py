@@ -19,10 +19,11 @@ from src.data.pipeline import EvalBatches, UnreadableImages
 from src.data.transforms import EvalTransform, Preprocessing
 from src.distributed.ranks import Dist
 from src.files.weights import save_weights
-from src.inference.evaluate import load_for_inference
 from src.inference.export import export_checkpoint
-from src.inference.trained import Classifier, predict, softmax
-from tests.conftest import DIGITS_CONFIG, SMALL_MODEL
+from src.inference.trained import load_for_inference
+from src.tasks.classification.predictor import Classifier, predict, softmax
+from src.tasks.find_task import create_task
+from tests.conftest import DIGITS_CONFIG, TOY_MODEL
 from tests.trained import DIGIT_NAMES, write_digits_checkpoint
 
 NAMES = DIGIT_NAMES
@@ -30,7 +31,7 @@ NAMES = DIGIT_NAMES
 
 @pytest.fixture(scope="module")
 def config(digits):
-    return load_config(DIGITS_CONFIG, [*SMALL_MODEL, f"data.path={digits}"])
+    return load_config(DIGITS_CONFIG, [*TOY_MODEL, f"data.path={digits}"])
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +42,12 @@ def checkpoint(config, tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(config, checkpoint, digits):
     """Probabilities [360, 10] of the validation digits with the averaged weights, by evaluation's own pipeline."""
-    model, used, _ = load_for_inference(config, checkpoint, "auto", "CPU")
-    assert used == "ema"
+    trained = load_for_inference(config, checkpoint, "auto", "CPU")
+    model = trained.network
+    assert trained.weights == "ema"
     images = open_images(digits, "val")
-    transform = EvalTransform(model.img_size, config.eval.crop_ratio, config.augment.interpolation)
-    unreadable = UnreadableImages(digits / "unreadable.txt")
-    batches = EvalBatches(images, transform, config.data, batch_size=120, unreadable=unreadable)
+    samples = create_task(config).eval_samples(model, images, UnreadableImages(digits / "unreadable.txt"))
+    batches = EvalBatches(images, samples, batch_size=120)
     logits = np.concatenate([model(Tensor(batch[0])).asnumpy() for batch in batches])
     return {str(digits / "val" / name): softmax(row) for name, row in zip(images.names, logits, strict=True)}
 
@@ -106,8 +107,15 @@ def test_text_and_either_weights(call, checkpoint, expected):
     assert call("--checkpoint", checkpoint, "--top", 1, "--weights", "raw", name)[1] != out
 
 
-@pytest.mark.parametrize("file_format", ["MINDIR", "ONNX"])
-@pytest.mark.parametrize("batch_size", [2, None])
+@pytest.mark.parametrize(
+    ("file_format", "batch_size"),
+    [
+        ("MINDIR", None),
+        ("ONNX", 2),
+        pytest.param("MINDIR", 2, marks=pytest.mark.exhaustive),
+        pytest.param("ONNX", None, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_exported_files_say_the_same(call, config, checkpoint, expected, tmp_path, file_format, batch_size):
     path = export_checkpoint(config, Dist(), checkpoint, "auto", file_format, tmp_path / "x", batch_size)
     names = list(expected)[:5]
@@ -149,13 +157,13 @@ def test_unreadable_files_are_listed_and_left_out(call, checkpoint, expected, tm
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])  # the first as the original code writes them
 def test_weights_alone_need_a_configuration(call, config, checkpoint, expected, tmp_path, suffix):
     weights = tmp_path / f"weights{suffix}"
-    save_weights(load_for_inference(config, checkpoint, "ema", "CPU")[0], weights)
+    save_weights(load_for_inference(config, checkpoint, "ema", "CPU").network, weights)
     name = next(iter(expected))
     command = ["--checkpoint", weights, "--format", "json", "--top", 1, name]
     code, _, err = call(*command)
     assert (code, err.count("\n")) == (1, 1)
     assert "holds weights without their configuration; name it with --config NAME" in err
-    command += ["--config", "focalv2_digits", *(f"--set={override}" for override in SMALL_MODEL)]
+    command += ["--config", "focalv2_digits", *(f"--set={override}" for override in TOY_MODEL)]
     code, out, _ = call(*command)
     best = json.loads(out)[0]["predictions"][0]
     assert (code, best["class"], best["probability"]) == (0, None, pytest.approx(expected[name].max(), abs=1e-6))

@@ -23,10 +23,10 @@ def benchmark(tmp_path, *arguments):
     return result
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["focal_small_patch4_window7_224", "twins_pcpvt_large"])
 def test_a_published_depth_trains(name, tmp_path):
-    """Some 400 and 700 weights: loops over them in the graph would exceed the compiler's call depth."""
+    """Some 400 and 700 weights, see test_a_step_of_many_weights_compiles in tests/training/test_train_step.py."""
     narrow = ["embed_dim=24"] if name.startswith("focal") else ["embed_dims=[8,16,40,64]"]
     flags = ["--mode", "train", "--batch-size", "2", "--img-size", "64", "--warmup", "0", "--repeats", "1"]
     result = benchmark(tmp_path, "--model", name, *flags, *narrow)
@@ -36,16 +36,25 @@ def test_a_published_depth_trains(name, tmp_path):
 
 @pytest.mark.slow
 def test_a_large_image_fits_into_6_gigabytes(tmp_path):
-    flags = ["--img-size", "896", "--batch-size", "1", "--warmup", "0", "--repeats", "1"]
+    """Its first stage, of the largest maps, is what takes most; one block of it is as much as two."""
+    flags = ["--img-size", "896", "--batch-size", "1", "--warmup", "0", "--repeats", "1", "depths=[1,1,1,1]"]
     result = benchmark(tmp_path, "--model", "focal_tiny_patch4_window7_224", *flags)
     assert result["images"] == [1, 3, 896, 896]
     assert 1e9 < result["peak_memory_bytes"] < 6e9
 
 
+SMALL = ["--model", "twins", "--img-size", "32", "--batch-size", "2", "--warmup", "0", "embed_dims=[8,8]",
+         "num_heads=[1,1]", "mlp_ratios=[1.0,1.0]", "depths=[1,1]", "sr_ratios=[2,1]"]  # fmt: skip
+
+
+def test_a_training_step_is_measured(tmp_path):
+    result = benchmark(tmp_path, "--mode", "train", "--repeats", "1", *SMALL)
+    assert result["mode"] == "train"
+    assert result["images_per_second"] > 0
+
+
 def test_profile_and_rates(tmp_path):
-    flags = ["--img-size", "32", "--batch-size", "2", "--warmup", "0", "--repeats", "2"]
-    small = ["embed_dims=[8,8]", "num_heads=[1,1]", "mlp_ratios=[1.0,1.0]", "depths=[1,1]", "sr_ratios=[2,1]"]
-    result = benchmark(tmp_path, "--model", "twins", *flags, *small, "--profile", "--count", "--memory")
+    result = benchmark(tmp_path, "--repeats", "2", *SMALL, "--profile", "--count", "--memory")
     operators = {operator["operator"]: operator for operator in result["operators"]}
     assert operators["Softmax"]["calls"] == 2
     times = [operator["seconds"] for operator in result["operators"]]

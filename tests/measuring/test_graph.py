@@ -13,6 +13,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from src.measuring.graph import Operator, activation_bytes, compiled_operators, multiply_accumulates, peak_bytes
 from src.models import create_model
 from src.models.backbones.focal_windows import displacements, nearest_keys
+from src.models.device_options import set_device_options
 from src.models.layers import Conv2d, Dense
 from tests.conftest import ROOT
 
@@ -35,7 +36,7 @@ def test_dense():
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_convolution_by_either_implementation(implementation):
-    layer = Conv2d(3, 8, 3, stride=2, padding=1, implementation=implementation)
+    layer = set_device_options(Conv2d(3, 8, 3, stride=2, padding=1), conv_implementation=implementation)
     operators = compiled_operators(layer, zeros(2, 3, 10, 14))
     assert ("Conv2D" in [operator.name for operator in operators]) == (implementation == "conv2d")
     assert multiply_accumulates(operators) == 2 * (5 * 7) * 8 * (3 * 3 * 3)
@@ -106,8 +107,8 @@ def focal_macs(side, patch, window, channels, embed_dim, heads, top_k, classes):
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_focal_model(implementation):
     sizes = {"embed_dim": 16, "num_heads": [1, 2], "window_size": 2, "focal_topK": 20, "num_classes": 10}
-    model = create_model("focalv2", img_size=32, depths=[1, 1], focal_levels=[2, 2], focal_stages=[0, 1], **sizes,
-                         conv_implementation=implementation)  # fmt: skip
+    model = create_model("focalv2", img_size=32, depths=[1, 1], focal_levels=[2, 2], focal_stages=[0, 1], **sizes)
+    set_device_options(model, conv_implementation=implementation)
     operators = compiled_operators(model.set_train(False), zeros(1, 3, 32, 32))
     assert multiply_accumulates(operators) == focal_macs(32, 4, 2, 3, 16, [1, 2], 20, 10)
     assert any(operator.scope.startswith("Default/layers-CellList/1-FocalStage") for operator in operators)

@@ -2,7 +2,7 @@
 
 What makes a model fast here, few operators and few bytes, and what can be counted on any machine. One block a stage of
 the smallest model of each family, at its own size, for training and inference. After a change that is worth it:
-pytest tests/test_graph_limits.py --write-graph-limits, and say in the commit why.
+pytest tests/measuring/test_graph_limits.py --write-graph-limits, and say in the commit why.
 """
 
 from collections import Counter
@@ -64,7 +64,9 @@ def test_a_graph_does_not_grow(name, mode, request):
         LIMITS.write_text(yaml.safe_dump(stored, sort_keys=True))
         return
     lines = grown(found, stored[f"{name} {mode}"])
-    assert not lines, "\n".join([*lines, "if it is worth it: pytest tests/test_graph_limits.py --write-graph-limits"])
+    assert not lines, "\n".join(
+        [*lines, "if it is worth it: pytest tests/measuring/test_graph_limits.py --write-graph-limits"]
+    )
 
 
 def test_growth_is_told_by_kind():

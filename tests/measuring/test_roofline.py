@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from scripts.roofline import Cost, places
+from scripts.roofline import Cost, operator_blocks
 from src.measuring.graph import Operator, TensorType
 
 PRODUCT = Operator(0, "MatMul", (), (TensorType((2, 3), "float16"),), "Default/head-Dense/MatMul-op0")
@@ -20,7 +20,7 @@ def test_operators_belong_to_the_block_whose_names_they_have():
         "Default/head-Dense/MatMul-op5",
     ]
     operators = [replace(PRODUCT, index=index, scope=scope) for index, scope in enumerate(scopes)]
-    assert places(operators) == ["outside", "block 0.1", "block 2.0", "block 2.0", "block 3.0", "outside"]
+    assert operator_blocks(operators) == ["outside", "block 0.1", "block 2.0", "block 2.0", "block 3.0", "outside"]
 
 
 def test_the_longer_of_arithmetic_and_memory_counts():

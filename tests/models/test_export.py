@@ -1,4 +1,7 @@
-"""Models as MINDIR files for any batch: what looks at the batch while a graph is compiled must also do without."""
+"""Models as graphs: the logits are those of operators one by one, and the batch may stay open, as in MINDIR files.
+
+What looks at the batch while a graph is compiled must also do without.
+"""
 
 import mindspore as ms
 import numpy as np

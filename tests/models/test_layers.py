@@ -6,6 +6,7 @@ from mindspore import ParameterTuple, Tensor, nn, ops
 from mindspore import dtype as mstype
 from scipy.special import ndtr
 
+from src.models.device_options import set_device_options
 from src.models.layers import (
     AddBias,
     Conv2d,
@@ -67,7 +68,10 @@ def test_gelu_in_half_precision():
 @pytest.mark.parametrize("kernel_size", [3, 5])
 def test_depthwise_convolution_by_bands_is_the_operator(map_size, kernel_size):
     dim, length = 4, map_size[0] * map_size[1]
-    layers = [DepthwiseConv2d(dim, map_size, kernel_size, name) for name in ("unfold", "conv2d")]
+    layers = [
+        set_device_options(DepthwiseConv2d(dim, map_size, kernel_size), conv_implementation=name)
+        for name in ("unfold", "conv2d")
+    ]
     weight, bias, x, weights = drawn((dim, 1, kernel_size, kernel_size), dim, (2, length, dim), (2, length, dim))
     for layer in layers:
         layer.weight.set_data(Tensor(weight))
@@ -77,13 +81,18 @@ def test_depthwise_convolution_by_bands_is_the_operator(map_size, kernel_size):
         np.testing.assert_allclose(bands, operator, atol=1e-5)
 
 
-@pytest.mark.parametrize("kernel_size, stride, padding", [(3, 2, 1), (2, 2, 0), (7, 4, 2)])
+@pytest.mark.parametrize(
+    "kernel_size, stride, padding, extra",
+    [(3, 2, 1, (0, 0)), (2, 2, 0, (0, 0)), (7, 4, 2, (0, 0)), (3, 2, 1, (1, 1)), (2, 2, 0, (1, 0)), (7, 4, 2, (0, 3))],
+)
 @pytest.mark.parametrize("map_size", [(8, 12), (9, 7)])
-def test_a_convolution_of_tokens_is_the_operator_and_that_of_images(map_size, kernel_size, stride, padding):
+def test_a_convolution_of_tokens_is_the_operator_and_that_of_images(map_size, kernel_size, stride, padding, extra):
     channels, out, length = 3, 5, map_size[0] * map_size[1]
     x, weight, bias = drawn((2, length, channels), (out, channels, kernel_size, kernel_size), out)
     layers = [
-        Conv2d(channels, out, kernel_size, stride, padding, size, implementation)
+        set_device_options(
+            Conv2d(channels, out, kernel_size, stride, padding, size, extra), conv_implementation=implementation
+        )
         for size, implementation in ((map_size, "unfold"), (map_size, "conv2d"), (None, "unfold"))
     ]
     for layer in layers:

@@ -1,4 +1,7 @@
-"""Every published model against the figures of its original: logits, stages, loss, gradients, weight decay."""
+"""Every published model against the figures of its original: logits, stages, loss, gradients, weight decay.
+
+One of each kind is run each time, with gradients; the deeper and wider ones share their code and are exhaustive.
+"""
 
 import mindspore as ms
 import numpy as np
@@ -7,12 +10,15 @@ from mindspore import Tensor, nn, ops
 
 from src.files.weights import load_weights, official_names
 from src.models import create_model, list_models
-from src.training.optimizer import decays
+from src.training.optimizer import has_weight_decay
+from tests.conftest import one_of_each_kind_or_exhaustive
 from tests.reference import figures, formula_weights, images
 
 LOGITS = figures("logits")
 KEY_TABLES = "focalv2_neighbours_224_window7_top128"  # the original breaks ties at the K-th distance as it pleases
 WITH_GRADIENTS = [name for name, reference in LOGITS.items() if "grad_l2" in reference]
+# Whose layers others have, too: a convolutional stem as of v2, the global attention of SVT.
+VARIANTS = ("focal_tiny_useconv_patch4_window7_224", "twins_pcpvt_small")
 RECONSTRUCTED = {
     "focal_large_patch4_window7_224",
     "focal_base_patch4_window12_384",
@@ -31,9 +37,9 @@ class WithStages(nn.Cell):
         x = self.model.patch_embed(images)
         outputs = ()
         for layer in self.model.layers:
-            x = layer(x)
-            outputs = outputs + (x,)
-        return self.model.head(self.model.norm(x).mean(1)), outputs
+            tokens, x = layer(x)
+            outputs = outputs + (tokens if x is None else x,)  # the original's stages end with the downsampling
+        return self.model.head(self.model.norm(outputs[-1]).mean(1)), outputs
 
 
 def filled(name):
@@ -50,7 +56,7 @@ def test_every_published_model_has_figures():
     assert set(list_models()) - RECONSTRUCTED == set(LOGITS)
 
 
-@pytest.mark.parametrize("name", LOGITS)
+@pytest.mark.parametrize("name", one_of_each_kind_or_exhaustive(LOGITS))
 def test_logits_and_stages(name):
     reference = LOGITS[name]
     model = filled(name)
@@ -72,12 +78,14 @@ def test_logits_and_stages(name):
 
     parameters = model.trainable_params()
     assert sum(parameter.size for parameter in parameters) == reference["params"]
-    decayed = sum(decays(parameter.name, parameter, model.no_weight_decay) for parameter in parameters)
+    decayed = sum(has_weight_decay(parameter.name, parameter, model.no_weight_decay) for parameter in parameters)
     assert decayed == reference["weight_decay_params"]
     assert len(parameters) - decayed == reference["no_decay_params"]
 
 
-@pytest.mark.parametrize("name", WITH_GRADIENTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.exhaustive if n in VARIANTS else []) for n in WITH_GRADIENTS]
+)
 def test_loss_and_gradients(name):
     reference = LOGITS[name]
     model = filled(name)
@@ -98,7 +106,7 @@ def test_loss_and_gradients(name):
         assert abs(norm / reference["grad_l2"][parameter] - 1) < 1e-3, parameter
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", sorted(RECONSTRUCTED))
 def test_reconstructed_models_run(name):
     """There is nothing to hold them against; they share their code with those above."""

@@ -44,15 +44,29 @@ def build(family, **options):
     return model
 
 
+SHALLOW = {"depths": [1, 1]}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
+def test_a_graph_has_the_gradients_of_operators(family):
+    """One by one, which is how gradients are held against the originals'."""
+    expected = Gradients(build(family, **SHALLOW))(X)
+    ms.set_context(mode=ms.GRAPH_MODE)
+    for value, of_operators in zip(Gradients(build(family, **SHALLOW))(X), expected, strict=True):
+        np.testing.assert_allclose(value.asnumpy(), of_operators.asnumpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["focalv2", "twins"])  # v1's stages are v2's
 def test_recomputation_changes_the_graph_and_not_the_gradients(family):
-    kept, recomputed = (Gradients(build(family, use_checkpoint=flag)) for flag in (False, True))
-    for expected, value in zip(kept(X), recomputed(X), strict=True):
-        np.testing.assert_allclose(value.asnumpy(), expected.asnumpy(), rtol=1e-4, atol=1e-4)
+    kept, recomputed = (Gradients(build(family, **SHALLOW, use_checkpoint=flag)) for flag in (False, True))
+    expected = kept(X)
+    ms.set_context(mode=ms.GRAPH_MODE)
+    for value, of_kept in zip(recomputed(X), expected, strict=True):
+        np.testing.assert_allclose(value.asnumpy(), of_kept.asnumpy(), rtol=1e-4, atol=1e-4)
     products = [
         sum(operator.name == "BatchMatMul" for operator in compiled_operators(cell, X)) for cell in (kept, recomputed)
     ]
-    assert products[1] >= products[0] + 3 * 2  # at least the scores and mixtures of three blocks, once more
+    assert products[1] >= products[0] + 2 * 2  # at least the scores and mixtures of two blocks, once more
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from src.pages.charts import DRAWN, Axis, Chart, Series, render, shown, thinned
+from src.pages.charts import MAX_DRAWN_POINTS, Axis, Chart, Series, format_number, render, thin_points
 
 
 def test_ticks_are_round_and_within_the_axis():
@@ -29,18 +29,18 @@ def test_numbers_are_shown_to_five_digits():
         9999.9: "10,000",
     }
     cases |= {1048576: "1.0486e6", -1.5: "-1.5", 1e-5: "1e-5"}
-    assert {value: shown(value) for value in cases} == cases
-    assert shown(None) == "-"
+    assert {value: format_number(value) for value in cases} == cases
+    assert format_number(None) == "-"
 
 
 def test_long_curves_keep_their_extremes_and_gaps():
     y = [0.0] * 20_000
     y[777], y[12_345], y[15_000] = 9.0, -9.0, None
-    points = thinned(list(range(20_000)), y)
-    assert len(points) <= 1.6 * DRAWN
+    points = thin_points(list(range(20_000)), y)
+    assert len(points) <= 1.6 * MAX_DRAWN_POINTS
     assert {(777, 9.0), (12_345, -9.0), (15_000, None)} <= set(points)
     assert [x for x, _ in points] == sorted(x for x, _ in points)
-    assert thinned([1, 2], [3.0, None]) == [(1, 3.0), (2, None)]
+    assert thin_points([1, 2], [3.0, None]) == [(1, 3.0), (2, None)]
 
 
 def test_gaps_break_a_curve_and_empty_charts_are_left_out():

@@ -14,7 +14,8 @@ import pytest
 from src.config.load import load_config
 from src.data.open_images import open_images
 from src.data.pack_mindrecord import make_mindrecord
-from src.inference.trained import open_classifier, predict
+from src.data.transforms import Preprocessing
+from src.inference.trained import open_model
 from src.pages.page import Section
 from src.pages.page import page as write_page
 from src.reporting.comparison import Comparison, short_names
@@ -22,6 +23,7 @@ from src.reporting.run_files import read_run
 from src.reporting.run_report import LISTED_UPDATES, report_or_warn, write_report
 from src.tasks.classification.confusion import DRAWN_CLASSES, drawn_classes
 from src.tasks.classification.evaluation_report import CONFUSED_IMAGES, CONFUSED_PAIRS
+from src.tasks.classification.predictor import Classifier, predict
 from tests.chromium import needs_chromium, opened
 from tests.conftest import DIGITS_CONFIG, ROOT
 from tests.processes import train_command
@@ -69,7 +71,8 @@ def test_examples_are_images_of_their_classes_taken_for_the_other(run, digits):
     """As the checkpoint, asked again about each file, says."""
     folder, _ = run
     pairs = json.loads((folder / "evaluation.json").read_text())["most_confused"]
-    classifier = open_classifier(str(folder / "checkpoints" / "best.ckpt"))
+    model = open_model(str(folder / "checkpoints" / "best.ckpt"))
+    classifier = Classifier(model.answer, Preprocessing.from_dict(model.preprocessing), None, model.classes)
     assert [pair["count"] for pair in pairs] == sorted((pair["count"] for pair in pairs), reverse=True)
     for pair in pairs:
         assert len(pair["images"]) == min(pair["count"], CONFUSED_IMAGES)

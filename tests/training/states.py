@@ -17,6 +17,9 @@ RECIPE = [
     "model.drop_rate=0.1",
 ]
 
+# And a line of metrics for each update, and a loss scale that grows within the run.
+EVERYTHING = [*RECIPE, "train.log_interval=1", "amp.growth_interval=8"]
+
 
 def tensors(path):
     """The tensors of a checkpoint as NumPy arrays by name."""

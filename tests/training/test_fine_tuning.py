@@ -14,7 +14,7 @@ from src.models import create_model
 from src.models.layers import Dropout, DropPath
 from src.training.checkpoint import CheckpointError
 from src.training.trainer import Trainer
-from tests.conftest import DIGITS_CONFIG, ROOT, SMALL_MODEL
+from tests.conftest import DIGITS_CONFIG, ROOT, SMALL_MODEL, TOY_MODEL
 from tests.models.test_training_options import FAMILIES
 
 FROZEN = {
@@ -31,7 +31,7 @@ def trainer(digits, tmp_path):
     def build(name, *overrides, config=DIGITS_CONFIG):
         common = [f"data.path={digits}", f"runtime.output={tmp_path / name}", "train.epochs=1", "train.batch_size=96",
                   "schedule.warmup_epochs=0", "data.workers=1"]  # fmt: skip
-        config = load_config(config, [*SMALL_MODEL, *common, *overrides])
+        config = load_config(config, [*TOY_MODEL, *common, *overrides])
         return Trainer(config, start(config))
 
     return build
@@ -61,7 +61,7 @@ def test_freezing_takes_the_first_stages_with_what_follows_them(family):
 
 
 def test_frozen_weights_stay_and_travel_with_the_checkpoint(trainer, capsys):
-    run = trainer("run", "train.frozen_stages=1", "model.drop_path_rate=0.2")
+    run = trainer("run", *SMALL_MODEL, "train.frozen_stages=1", "model.drop_path_rate=0.2")
     before = {parameter.name: parameter.asnumpy().copy() for parameter in run.model.get_parameters()}
     run.run()
     assert "frozen: the patch embedding and 1 of 2 stages" in capsys.readouterr().out
@@ -81,14 +81,15 @@ def test_frozen_weights_stay_and_travel_with_the_checkpoint(trainer, capsys):
         source = parameter.name if parameter.name not in run_trainable(run) else "ema." + parameter.name
         np.testing.assert_array_equal(parameter.asnumpy(), content[source])
 
-    again = trainer("again", "train.frozen_stages=1", f"train.resume={run.checkpoints.last}", "train.epochs=2")
+    start_from = f"train.resume={run.checkpoints.last}"
+    again = trainer("again", *SMALL_MODEL, "train.frozen_stages=1", start_from, "train.epochs=2")
     for parameter in again.state.parameters():
         np.testing.assert_array_equal(parameter.asnumpy(), content[parameter.name])
     with pytest.raises(CheckpointError, match=r"has the state of optimizer\.name adamw, not of sgd") as error:
-        trainer("other", "optimizer.name=sgd", f"train.resume={run.checkpoints.last}")
+        trainer("other", *SMALL_MODEL, "optimizer.name=sgd", start_from)
     assert "\n" not in str(error.value)
     with pytest.raises(CheckpointError, match=r"has the state of train\.frozen_stages 1, not of 0"):
-        trainer("other", f"train.resume={run.checkpoints.last}")
+        trainer("other", *SMALL_MODEL, start_from)
 
 
 def run_trainable(run):
@@ -122,7 +123,7 @@ def test_evaluation_keeps_its_interval_and_shows_both_weights(trainer, capsys):
 
 
 def test_weights_of_other_classes_and_another_size_start_a_run(trainer, digits, tmp_path, capsys):
-    source = create_model("focalv2", **trainer("source").config.model.arguments)
+    source = create_model("focalv2", **trainer("source", *SMALL_MODEL).config.model.arguments)
     path = tmp_path / "source.ckpt"
     ms.save_checkpoint(source, str(path))
     few = tmp_path / "few"
@@ -131,7 +132,8 @@ def test_weights_of_other_classes_and_another_size_start_a_run(trainer, digits, 
         for digit in "024":
             (few / split / digit).symlink_to(digits / split / digit)
     capsys.readouterr()
-    run = trainer("run", f"data.path={few}", "model.num_classes=3", "model.img_size=64", f"train.pretrained={path}")
+    options = ["model.num_classes=3", "model.img_size=64", f"train.pretrained={path}"]
+    run = trainer("run", *SMALL_MODEL, f"data.path={few}", *options)
     out = capsys.readouterr().out
     assert f"checkpoint {path}: initialised (the head, for another number of classes): head.weight, head.bias" in out
     assert "kept as the model's own (the file's are of another size): layers.0.blocks.0.attn.topk" in out

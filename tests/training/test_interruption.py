@@ -10,7 +10,7 @@ import pytest
 from src.files.weights import read_checkpoint
 from src.training import interruption
 from src.training.interruption import Interruption, Stopped
-from tests.training.states import assert_same_end
+from tests.training.states import EVERYTHING, assert_same_end
 
 
 def test_the_second_request_has_the_usual_effect(monkeypatch):
@@ -39,31 +39,28 @@ def stop_when(run, method, condition):
     setattr(run, method, call)
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not(trainer):
+def test_a_stopped_run_goes_on_as_if_it_had_not(trainer, uninterrupted):
     """Stopped within an epoch and in an evaluation, which is finished first."""
-    options = ["augment.mixup=0.8", "model.drop_path_rate=0.2", "train.log_interval=1"]
-    whole = trainer("whole", *options)
-    whole.run()
     before = signal.getsignal(signal.SIGTERM)
-    run = trainer("run", *options)
-    stop_when(run, "_step", lambda: run.state.progress.update == 9)
+    run = trainer("run", *EVERYTHING)
+    stop_when(run, "_update", lambda: run.state.progress.update == 9)
     with pytest.raises(Stopped) as stopped:
         run.run()
     assert str(stopped.value) == (
         f"stopped by SIGTERM after epoch 1, update 10 of 14; saved {run.checkpoints.last}; go on with train.resume=auto"
     )
     assert signal.getsignal(signal.SIGTERM) is before
-    run = trainer("run", *options, "train.resume=auto")
+    run = trainer("run", *EVERYTHING, "train.resume=auto")
     assert run.state.progress.update == 10
     stop_when(run, "_evaluate", lambda: True)
     with pytest.raises(Stopped, match="after epoch 1; saved"):
         run.run()
-    run = trainer("run", *options, "train.resume=auto")
+    run = trainer("run", *EVERYTHING, "train.resume=auto")
     assert (run.state.progress.update, run.state.progress.images) == (14, 0)
     # In the last evaluation there is nothing left to stop.
     stop_when(run, "_evaluate", lambda: run.state.progress.epoch == 3)
     run.run()
-    assert_same_end(whole, run)
+    assert_same_end(uninterrupted.run, run)
 
 
 def test_votes_of_other_processes_count_an_update_later(trainer):
@@ -77,6 +74,7 @@ def test_votes_of_other_processes_count_an_update_later(trainer):
             outcome[3] = 1
         return outcome
 
+    voted.counts_first, voted.accumulation_caveat = step.counts_first, step.accumulation_caveat
     run.step = voted
     with pytest.raises(Stopped, match=r"by a signal to another process after epoch 1, update 6 of 14"):
         run.run()

@@ -12,7 +12,7 @@ import pytest
 
 from src.files import ckpt
 from src.training.checkpoint import CheckpointFolder
-from tests.conftest import DIGITS_CONFIG, ROOT, SMALL_MODEL
+from tests.conftest import DIGITS_CONFIG, ROOT, TOY_MODEL
 from tests.training.states import RECIPE, assert_same_state, metrics
 
 # Everything that has a state, and a save in progress much of the time.
@@ -23,7 +23,7 @@ UPDATES_PER_EPOCH = 14
 
 def train(digits, output, *options):
     """train.py in a process group of its own."""
-    command = [sys.executable, "train.py", "--config", str(DIGITS_CONFIG), *SMALL_MODEL, *OPTIONS,
+    command = [sys.executable, "train.py", "--config", str(DIGITS_CONFIG), *TOY_MODEL, *OPTIONS,
                f"data.path={digits}", f"runtime.output={output}", "train.resume=auto", *options]  # fmt: skip
     return subprocess.Popen(
         command, cwd=ROOT, env=os.environ | {"GLOG_v": "4"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

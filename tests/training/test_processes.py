@@ -14,7 +14,7 @@ import pytest
 
 from src.files.weights import STATE_PREFIX, read_checkpoint, select_weights, write_checkpoint
 from src.training.checkpoint import Progress
-from tests.conftest import DIGITS_CONFIG, ROOT, SMALL_MODEL
+from tests.conftest import DIGITS_CONFIG, ROOT, TOY_MODEL
 from tests.processes import end, mpirun, msrun, rank_process, remaining, run, start, train_command
 from tests.training.states import assert_same_state, metrics, tensors
 
@@ -124,7 +124,7 @@ def test_evaluation_of_101_images_on_three_ranks_counts_each_once(digits, alone,
     reports = []
     for ranks in (1, 3):
         report = tmp_path / f"report_{ranks}.json"
-        command = ["eval.py", "--config", DIGITS_CONFIG, *SMALL_MODEL, f"data.path={data}", "eval.batch_size=16",
+        command = ["eval.py", "--config", DIGITS_CONFIG, *TOY_MODEL, f"data.path={data}", "eval.batch_size=16",
                    "--checkpoint", alone / "checkpoints" / "last.ckpt", "--json", report]  # fmt: skip
         done = run(mpirun(ranks, *command))
         assert done.returncode == 0, done.stderr

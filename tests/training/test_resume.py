@@ -6,27 +6,23 @@ import numpy as np
 import pytest
 
 from src.errors import UserError
-from tests.training.states import RECIPE, assert_same_end, assert_same_state, metrics, tensors
+from tests.training.states import EVERYTHING, assert_same_end, assert_same_state, metrics, tensors
 
 
-def test_interrupted_and_resumed_equals_uninterrupted(trainer):
+def test_interrupted_and_resumed_equals_uninterrupted(trainer, uninterrupted):
     """Weights, moments, average and loss scale, bit for bit; stochastic depth, dropout and augmentation on."""
-    noise = ["model.drop_path_rate=0.2", "model.drop_rate=0.1", "amp.growth_interval=8"]
-    whole = trainer("whole", *noise)
-    draw, drawn = whole.model.draw_drop_path, []
-    whole.model.draw_drop_path = lambda *arguments: drawn.append(draw(*arguments)) or drawn[-1]
-    whole.run()
-    assert len({scales.asnumpy().tobytes() for scales in drawn}) == len(drawn) == 3 * 14  # anew at every update
-    trainer("parts", *noise, "train.stop_after_epoch=1").run()
-    again = trainer("parts", *noise, "train.resume=auto")
+    drawn = uninterrupted.drawn
+    assert len({scales.tobytes() for scales in drawn}) == len(drawn) == 3 * 14  # anew at every update
+    trainer("parts", *EVERYTHING, "train.stop_after_epoch=1").run()
+    again = trainer("parts", *EVERYTHING, "train.resume=auto")
     assert again.state.progress.epoch == 1
     again.run()
-    assert_same_end(whole, again)
-    names = tensors(whole.checkpoints.last)
+    assert_same_end(uninterrupted.run, again)
+    names = tensors(again.checkpoints.last)
     assert names["optimizer.step"] == 3 * 14
     assert names["state.loss_scale"] > 1024
 
-    finished = trainer("parts", *noise, "train.resume=auto")
+    finished = trainer("parts", *EVERYTHING, "train.resume=auto")
     assert finished.run() == again.run()
 
 
@@ -36,32 +32,30 @@ class Cut(Exception):
 
 def run_until(run, update):
     """Train until an update is due, and end there as by force."""
-    step = run._step
+    make_update = run._update
 
     def cut(*arguments):
         if run.state.progress.update == update:
             raise Cut
-        return step(*arguments)
+        return make_update(*arguments)
 
-    run._step = cut
+    run._update = cut
     with pytest.raises(Cut):
         run.run()
 
 
-def test_a_run_cut_within_an_epoch_equals_the_uninterrupted_one(trainer, capsys):
+def test_a_run_cut_within_an_epoch_equals_the_uninterrupted_one(trainer, uninterrupted, capsys):
     """Bit for bit from the last save on, with the whole recipe on; twice, the second time in the resumed epoch."""
-    whole = trainer("whole", *RECIPE)
-    whole.run()
-    run_until(trainer("parts", *RECIPE, "train.save_interval=10"), 23)
-    again = trainer("parts", *RECIPE, "train.resume=auto", "train.save_interval=2")
+    run_until(trainer("parts", *EVERYTHING, "train.save_interval=10"), 23)
+    again = trainer("parts", *EVERYTHING, "train.resume=auto", "train.save_interval=2")
     assert again.state.progress.update == 20
     capsys.readouterr()
     run_until(again, 27)
     assert "after epoch 1 and 6 updates of the next" in capsys.readouterr().out
-    last = trainer("parts", *RECIPE, "train.resume=auto")
+    last = trainer("parts", *EVERYTHING, "train.resume=auto")
     assert last.state.progress.update == 26
     last.run()
-    assert_same_end(whole, last)
+    assert_same_end(uninterrupted.run, last)
 
 
 def test_a_cut_run_with_accumulation_goes_on_at_the_right_batch(trainer):
@@ -78,7 +72,7 @@ def test_a_cut_run_with_accumulation_goes_on_at_the_right_batch(trainer):
 
 def test_the_cooldown_is_the_trainers(trainer):
     run = trainer("run", "train.epochs=3", "schedule.cooldown_epochs=1.5", "augment.cooldown=crop")
-    assert [run.train_batches.transform.mode(epoch) for epoch in range(3)] == ["all", "crop", "crop"]
+    assert [run.train_batches.samples.transform.mode(epoch) for epoch in range(3)] == ["all", "crop", "crop"]
 
 
 def test_resuming_within_an_epoch_with_another_batch_repeats_at_most_part_of_an_update(trainer):

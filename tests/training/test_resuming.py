@@ -7,7 +7,7 @@ import pytest
 from src.config.load import load_config
 from src.files import ckpt
 from src.training.checkpoint import Progress
-from src.training.resuming import changes
+from src.training.resuming import changed_keys, changes
 from tests.conftest import DIGITS_CONFIG
 
 THEN = Progress(epoch=2, images=960, update=38, devices=1, global_batch=96)  # 14 updates an epoch
@@ -23,6 +23,13 @@ def test_nothing_changed_is_nothing_said():
     assert (
         lines(Progress(epoch=2, images=960, update=38, devices=1, global_batch=96), 14, "train.save_minutes=5.0") == []
     )
+
+
+def test_keys_that_there_were_not_had_their_defaults():
+    config = load_config(DIGITS_CONFIG, ["schedule.decay_rate=0.5"])
+    then = config.to_dict()
+    del then["schedule"]["power"], then["schedule"]["decay_rate"], then["train"]["updates"]
+    assert changed_keys(then, config) == [("schedule.decay_rate", 0.1, 0.5)]
 
 
 @pytest.mark.parametrize(
@@ -44,7 +51,7 @@ def test_saves_without_numbers_of_devices_say_what_is_known(tmp_path):
     ckpt.write(tmp_path / "old.ckpt", {}, texts)
     then = Progress.of_texts(ckpt.read(tmp_path / "old.ckpt"))
     assert (then.epoch, then.update, then.skipped, then.devices, then.global_batch) == (2, 38, 1, 0, 0)
-    assert (then.where, THEN.where) == ("epoch 3, after 960 images", "epoch 3, update 10")
+    assert (then.description, THEN.description) == ("epoch 3, after 960 images", "epoch 3, update 10")
     now = Progress(epoch=2, images=768, update=8, devices=4, global_batch=384)
     assert lines(now, 3, then=then) == [
         "of the epoch begun, 960 images were trained on: it goes on after 768, 192 are trained on again"

@@ -115,7 +115,7 @@ def test_what_a_run_could_not_write_is_tried_again(tmp_path, capsys):
     for name in names:
         (tmp_path / name).mkdir()
     run.note_session({"started": "now"})
-    run.keep_evaluation({"top1": 50.0}, np.array([[1, 0, 0], [1, 0, 0]]))
+    run.keep_evaluation({"top1": 50.0}, {"confusion": np.array([[1, 0], [1, 0]])})
     with pytest.raises(UserError, match="could not be completed"):
         run.finish({"updates": 1})
     assert [line.split(":")[1].strip() for line in capsys.readouterr().err.splitlines()] == [
@@ -186,13 +186,13 @@ def fill(disk):
 
 def at_updates(run, actions):
     """Have actions called before updates are made, by the number of updates done."""
-    step = run._step
+    make_update = run._update
 
     def call(*arguments):
         actions.get(run.state.progress.update, lambda: None)()
-        return step(*arguments)
+        return make_update(*arguments)
 
-    run._step = call
+    run._update = call
 
 
 @pytest.mark.parametrize("background", ["true", "false"])
@@ -242,14 +242,15 @@ def test_a_disk_that_stays_full_is_an_error_at_the_end(trainer, small_disk, caps
 
 def test_divergence_ends_the_run_and_keeps_the_last_good_save(trainer):
     run = trainer("run", "train.save_interval=2", "train.max_skipped_updates=4", "train.log_interval=1")
-    step = run._step
+    make_update = run._update
 
-    def spoiled(images, *arguments):
+    def spoiled(batches, rate):
         done = run.state.progress.update
-        bad = done == 2 or done >= 7  # one skipped update does not end a run
-        return step(np.full_like(images, np.nan) if bad else images, *arguments)
+        if done == 2 or done >= 7:  # one skipped update does not end a run
+            batches = [(np.full_like(images, np.nan), targets) for images, targets in batches]
+        return make_update(batches, rate)
 
-    run._step = spoiled
+    run._update = spoiled
     with pytest.raises(UserError) as error:
         run.run()
     message = str(error.value)

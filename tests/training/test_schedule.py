@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from src.config.load import OptimizerConfig, ScheduleConfig, load_config
-from src.training.schedule import learning_rate
+from src.config.load import ConfigError, OptimizerConfig, ScheduleConfig, load_config
+from src.training.schedule import RunLength, learning_rate, run_length
 from tests.reference import figures
 
 SMALL = "focalv2_small_useconv_patch4_window7_224"
@@ -14,9 +14,11 @@ SMALL = "focalv2_small_useconv_patch4_window7_224"
 def rates(epochs, updates_per_epoch, base_lr=1.0, **schedule):
     """The rate of every update of a run, unscaled."""
     optimizer = OptimizerConfig(base_lr=base_lr, lr_batch_size=None)
-    section = ScheduleConfig(**{"warmup_epochs": 0, "warmup_lr": 0.1, "min_lr": 0.0} | schedule)
+    warmup = {} if "warmup_updates" in schedule else {"warmup_epochs": 0}
+    warmup |= {} if "warmup_ratio" in schedule else {"warmup_lr": 0.1}
+    section = ScheduleConfig(**{"min_lr": 0.0} | warmup | schedule)
     return [
-        learning_rate(section, optimizer, epochs, update, updates_per_epoch, 64)
+        learning_rate(section, optimizer, epochs * updates_per_epoch, update, updates_per_epoch, 64)
         for update in range(epochs * updates_per_epoch)
     ]
 
@@ -26,7 +28,7 @@ def test_cosine_without_prefix_equals_the_original():
     schedule = ScheduleConfig(name="cosine", warmup_prefix=False, warmup_epochs=20.0, warmup_lr=5e-7, min_lr=5e-6)
     (reference,) = figures("schedule").values()
     for update, rate in reference.items():
-        own = learning_rate(schedule, optimizer, 300, int(update), 10, 512)
+        own = learning_rate(schedule, optimizer, 300 * 10, int(update), 10, 512)
         assert own == pytest.approx(rate, rel=1e-9), update
 
 
@@ -42,7 +44,7 @@ def test_report_recipe_at_every_update(global_batch):
             rate = max(5e-6, 2.5e-4 * (1 + math.cos(math.pi * (e - 20) / 300)))
         else:
             rate = 5e-6
-        own = learning_rate(config.schedule, config.optimizer, config.train.epochs, update, per_epoch, global_batch)
+        own = learning_rate(config.schedule, config.optimizer, 320 * per_epoch, update, per_epoch, global_batch)
         assert own == pytest.approx(rate * global_batch / 512, rel=1e-12), update
 
 
@@ -60,6 +62,7 @@ COSINE = [0.2 + 0.8 * (1 + math.cos(math.pi * x)) / 2 for x in (0, 0.25, 0.5, 0.
     [
         ({"name": "cosine", "min_lr": 0.2}, COSINE),
         ({"name": "linear", "min_lr": 0.2}, [1.0, 0.8, 0.6, 0.4]),
+        ({"name": "poly", "min_lr": 0.2, "power": 2.0}, [1.0, 0.65, 0.4, 0.25]),
         ({"name": "constant", "min_lr": 0.2}, [1.0] * 4),
         ({"name": "step", "decay_epochs": 1, "decay_rate": 0.5}, [1.0, 1.0, 0.5, 0.5]),
         ({"name": "multistep", "milestones": [0.5, 1.5], "decay_rate": 0.5}, [1.0, 0.5, 0.5, 0.25]),
@@ -96,4 +99,59 @@ def test_durations_are_whole_updates():
 
 def test_scaling_can_be_off():
     optimizer = OptimizerConfig(base_lr=1e-3, lr_batch_size=None)
-    assert learning_rate(ScheduleConfig(warmup_epochs=0.0), optimizer, 10, 0, 5, 64) == 1e-3
+    assert learning_rate(ScheduleConfig(warmup_epochs=0.0), optimizer, 50, 0, 5, 64) == 1e-3
+
+
+DETECTION = {"name": "multistep", "decay_rate": 0.1, "warmup_updates": 500, "warmup_ratio": 0.001}
+DENSE = {  # updates of the run, rate, schedule
+    "detection_1x": (12 * 7330, 1e-4, DETECTION | {"milestones": [8.0, 11.0]}),
+    "detection_3x": (36 * 7330, 1e-4, DETECTION | {"milestones": [27.0, 33.0]}),
+    "sparse_rcnn_3x": (36 * 7330, 2.5e-5, DETECTION | {"milestones": [27.0, 33.0]}),
+    "semantic_fpn": (80_000, 1e-4, {"name": "poly", "power": 0.9, "min_lr": 1e-6, "warmup_updates": 0}),
+    "upernet": (160_000, 6e-5, {"name": "poly", "min_lr": 0.0, "warmup_updates": 1500, "warmup_ratio": 1e-6}),
+}
+
+
+@pytest.mark.parametrize("recipe", DENSE)
+def test_dense_recipes_equal_mmcv(recipe):
+    """At the start of iterations of 7330 an epoch; the warm-up is a factor of a shape that runs from the first on."""
+    updates, base_lr, schedule = DENSE[recipe]
+    section = ScheduleConfig(**schedule, warmup_prefix=False)
+    optimizer = OptimizerConfig(base_lr=base_lr, lr_batch_size=None)
+    reference = figures("dense_schedules")[recipe]
+    assert len(reference) >= 6
+    for update, rate in reference.items():
+        own = learning_rate(section, optimizer, updates, int(update), 7330, 16)
+        assert own == pytest.approx(rate, rel=1e-9), update
+
+
+def test_warmup_in_updates():
+    """Two ways to say the same; a factor of the shape where a ratio is given, before the shape's time or over it."""
+    linear = {"name": "linear", "min_lr": 0.2}
+    assert rates(3, 4, **linear, warmup_updates=4) == rates(3, 4, **linear, warmup_epochs=1)
+    over = rates(3, 4, **linear, warmup_prefix=False, warmup_updates=4, warmup_ratio=0.2)
+    factors = [0.2, 0.4, 0.6, 0.8] + [1.0] * 8
+    assert over == pytest.approx([rate * factor for rate, factor in zip(rates(3, 4, **linear), factors, strict=True)])
+    before = rates(3, 4, **linear, warmup_updates=4, warmup_ratio=0.2)
+    assert before == pytest.approx([0.2, 0.4, 0.6, 0.8, *rates(2, 4, **linear)])
+    assert rates(1, 4, **linear, warmup_updates=4, warmup_ratio=0.2) == pytest.approx([0.2, 0.4, 0.6, 0.8])
+
+
+def length(updates_per_epoch, *overrides):
+    base = ["schedule.warmup_epochs=1", "train.epochs=10"]
+    return run_length(load_config("focalv2_digits", [*base, *overrides]), updates_per_epoch)
+
+
+def test_length_of_a_run():
+    assert length(7) == RunLength(70, 10)
+    by_updates = ["train.epochs=null", "train.updates=70"]
+    assert length(7, *by_updates) == RunLength(70, 10)
+    assert length(8, *by_updates) == RunLength(70, 9)  # the last epoch is begun
+    assert length(70, *by_updates) == RunLength(70, 1)
+    # In other units than the run: what fits is known only here.
+    with pytest.raises(ConfigError, match=r"schedule\.warmup_epochs: 71 updates of warm-up .* the run's 70"):
+        length(71, *by_updates)
+    in_updates = ["schedule.warmup_epochs=null", "schedule.warmup_updates=21"]
+    assert length(3, *in_updates) == RunLength(30, 10)
+    with pytest.raises(ConfigError, match=r"schedule\.warmup_updates: 21 updates of warm-up .* the run's 20"):
+        length(2, *in_updates)

@@ -1,18 +1,23 @@
-"""Each stage of the train cell against its formula, on a linear model that NumPy can follow."""
+"""Each stage of the train cell against its formula, on a linear model that NumPy can follow.
+
+As a graph, in which what reads a parameter and what changes it have to be kept in order.
+"""
 
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, nn
+from mindspore import Parameter, ParameterTuple, Tensor, nn
 
 from src.config.schema import OptimizerConfig
 from src.data.mixup import soft_targets
 from src.models import create_model
 from src.tasks.classification.loss import SoftTargetCrossEntropy
 from src.training.ema import ExponentialMovingAverage
-from src.training.optimizer import create_optimizer, decays
+from src.training.optimizer import create_optimizer, has_weight_decay
 from src.training.train_step import LossScale, TrainStep
 from tests.training.test_optimizer import NumpyAdamW
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
 
 
 class Linear(nn.Cell):
@@ -34,15 +39,15 @@ def build(
     growth_interval=2000,
     dynamic=True,
     optimizer="adamw",
+    model=None,
 ):
     ms.set_seed(1)
-    model = Linear()
+    model = Linear() if model is None else model
     ema = ExponentialMovingAverage(model.trainable_params(), ema_decay) if ema_decay is not None else None
     scale = LossScale(init_scale, dynamic, growth_interval)
     optimizer = create_optimizer(model, OptimizerConfig(name=optimizer))
     step = TrainStep(
-        model,
-        SoftTargetCrossEntropy(),
+        SoftTargetCrossEntropy(model),
         model.trainable_params(),
         optimizer,
         scale,
@@ -51,6 +56,12 @@ def build(
         accumulation_steps=accumulation_steps,
     ).set_train()
     return model, step, scale, ema
+
+
+def take(step, x, targets, rate=1e-2, update=True, stop_vote=0.0):
+    """What a step returns of a batch, as NumPy array."""
+    scalars = Tensor(rate, ms.float32), update, Tensor(stop_vote, ms.float32)
+    return step(*scalars, Tensor(x), Tensor(targets)).asnumpy()
 
 
 def batch(seed, size=8):
@@ -74,9 +85,9 @@ def numpy_gradients(weight, bias, x, targets):
 def test_decay_is_for_matrices_only():
     p = ms.Parameter(Tensor(np.zeros((2, 2)), ms.float32), name="x")
     v = ms.Parameter(Tensor(np.zeros(2), ms.float32), name="y")
-    assert decays("blocks.0.mlp.fc1.weight", p)
-    assert not decays("norm.gamma", v)
-    assert not decays("pool.bias", p)
+    assert has_weight_decay("blocks.0.mlp.fc1.weight", p)
+    assert not has_weight_decay("norm.gamma", v)
+    assert not has_weight_decay("pool.bias", p)
     arguments = {
         "img_size": 32,
         "embed_dim": 16,
@@ -100,11 +111,11 @@ def test_step_equals_numpy(clip_norm):
     average, optimizer = list(weights), NumpyAdamW([0.05, 0.0])
     for t in range(5):
         x, targets = batch(t)
-        _, norm, finite, *_ = step(Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32))
+        _, norm, finite, *_ = take(step, x, targets)
         gradients = numpy_gradients(*weights, x, targets)
         expected_norm = np.sqrt(sum((g**2).sum() for g in gradients))
-        assert bool(finite.asnumpy())
-        assert abs(float(norm.asnumpy()) / expected_norm - 1) < 1e-5
+        assert bool(finite)
+        assert abs(float(norm) / expected_norm - 1) < 1e-5
         if clip_norm:
             assert expected_norm > clip_norm
             gradients = [g * min(1, clip_norm / (expected_norm + 1e-6)) for g in gradients]
@@ -119,16 +130,16 @@ def test_step_equals_numpy(clip_norm):
 def test_overflow_skips_the_step_and_halves_the_scale():
     model, step, scale, ema = build(ema_decay=0.5)
     x, targets = batch(0)
-    step(Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32))
+    take(step, x, targets)
     state = [*values(model), *(p.asnumpy().copy() for p in [*step.optimizer.state(), *ema.state()])]
-    _, _, finite, *_ = step(Tensor(np.full_like(x, np.inf)), Tensor(targets), Tensor(1e-2, ms.float32))
-    assert not bool(finite.asnumpy())
+    _, _, finite, *_ = take(step, np.full_like(x, np.inf), targets)
+    assert not bool(finite)
     assert float(scale.value.asnumpy()) == 512.0
     after = [*values(model), *(p.asnumpy() for p in [*step.optimizer.state(), *ema.state()])]
     for before, now in zip(state, after, strict=True):
         np.testing.assert_array_equal(before, now)
-    _, _, finite, *_ = step(Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32))
-    assert bool(finite.asnumpy())
+    _, _, finite, *_ = take(step, x, targets)
+    assert bool(finite)
     assert not np.array_equal(values(model)[0], state[0])
 
 
@@ -138,9 +149,9 @@ def test_gradients_that_overflow_under_a_finite_loss_skip_the_step():
     x, targets = batch(0)
     before, outcomes = values(model), []
     while not outcomes or not outcomes[-1]:
-        loss, _, finite, *_ = step(Tensor(10 * x), Tensor(targets), Tensor(1e-2, ms.float32))
-        assert np.isfinite(loss.asnumpy())
-        outcomes.append(bool(finite.asnumpy()))
+        loss, _, finite, *_ = take(step, 10 * x, targets)
+        assert np.isfinite(loss)
+        outcomes.append(bool(finite))
         if not outcomes[-1]:
             np.testing.assert_array_equal(values(model)[0], before[0])
     assert len(outcomes) > 1
@@ -153,7 +164,7 @@ def test_scale_grows_after_the_interval_and_never_falls_below_one():
     x, targets = batch(0)
     seen = []
     for good in (True, True, True, True, False, False, False, False):
-        step(Tensor(x if good else np.full_like(x, np.nan)), Tensor(targets), Tensor(1e-3, ms.float32))
+        take(step, x if good else np.full_like(x, np.nan), targets)
         seen.append(float(scale.value.asnumpy()))
     assert seen == [2, 2, 4, 4, 2, 1, 1, 1]
 
@@ -162,8 +173,8 @@ def test_fixed_scale_stays_and_still_skips():
     model, step, scale, _ = build(dynamic=False, init_scale=8.0)
     x, targets = batch(0)
     before = values(model)
-    _, _, finite, *_ = step(Tensor(np.full_like(x, np.inf)), Tensor(targets), Tensor(1e-2, ms.float32))
-    assert not bool(finite.asnumpy())
+    _, _, finite, *_ = take(step, np.full_like(x, np.inf), targets)
+    assert not bool(finite)
     assert float(scale.value.asnumpy()) == 8.0
     np.testing.assert_array_equal(values(model)[0], before[0])
 
@@ -174,14 +185,12 @@ def test_accumulation_equals_the_large_batch(optimizer):
     accumulated, accumulated_step, _, _ = build(clip_norm=0.1, accumulation_steps=2, optimizer=optimizer)
     for t in range(3):
         x, targets = batch(t, 16)
-        loss, norm, _, *_ = step(Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32))
+        loss, norm, _, *_ = take(step, x, targets)
         for part in range(2):
             rows = slice(8 * part, 8 * part + 8)
-            half_loss, half_norm, _, *_ = accumulated_step(
-                Tensor(x[rows]), Tensor(targets[rows]), Tensor(1e-2, ms.float32), None, None, part == 1
-            )
-        np.testing.assert_allclose(half_loss.asnumpy(), loss.asnumpy(), rtol=1e-6)
-        np.testing.assert_allclose(half_norm.asnumpy(), norm.asnumpy(), rtol=1e-5)
+            half_loss, half_norm, *_ = take(accumulated_step, x[rows], targets[rows], update=part == 1)
+        np.testing.assert_allclose(half_loss, loss, rtol=1e-6)
+        np.testing.assert_allclose(half_norm, norm, rtol=1e-5)
         for a, b in zip(values(accumulated), values(model), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
@@ -191,13 +200,13 @@ def test_overflow_in_any_accumulated_part_skips_the_update():
     x, targets = batch(0)
     before = values(model)
     for part, inputs in enumerate((np.full_like(x, np.inf), x)):
-        _, _, finite, *_ = step(Tensor(inputs), Tensor(targets), Tensor(1e-2, ms.float32), None, None, part == 1)
-    assert not bool(finite.asnumpy())
+        _, _, finite, *_ = take(step, inputs, targets, update=part == 1)
+    assert not bool(finite)
     assert float(scale.value.asnumpy()) == 512.0
     np.testing.assert_array_equal(values(model)[0], before[0])
     for part in range(2):
-        _, _, finite, *_ = step(Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32), None, None, part == 1)
-    assert bool(finite.asnumpy())
+        _, _, finite, *_ = take(step, x, targets, update=part == 1)
+    assert bool(finite)
     assert np.isfinite(values(model)[0]).all()
 
 
@@ -217,9 +226,9 @@ def test_the_status_register_skips_saturated_steps():
         step.float_status, step.get_status, step.clear_status = True, Register(overflowed), Register(False)
         before = values(model)
         x, targets = batch(0)
-        _, norm, finite, *_ = step(Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32))
-        assert np.isfinite(norm.asnumpy())
-        assert bool(finite.asnumpy()) is not overflowed
+        _, norm, finite, *_ = take(step, x, targets)
+        assert np.isfinite(norm)
+        assert bool(finite) is not overflowed
         assert np.array_equal(values(model)[0], before[0]) is overflowed
         assert float(scale.value.asnumpy()) == (512 if overflowed else 1024)
 
@@ -234,6 +243,44 @@ def test_ema_warmup_limits_the_early_decay():
         decay = min(0.99, (1 + t) / (10 + t))
         expected = decay * expected + (1 - decay)
         np.testing.assert_allclose(ema.averages[0].asnumpy(), [expected], rtol=1e-6)
+
+
+class Scales(nn.Cell):
+    """Products with some weights, one after the other."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.scales = ParameterTuple([Parameter(np.ones(3, np.float32), name=f"scale{i}") for i in range(count)])
+
+    def construct(self, x):
+        for scale in self.scales:
+            x = x * scale
+        return x
+
+
+class ManyWeights(Linear):
+    """400 weights, as many as focal_small has, in 20 blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.CellList([Scales(20) for _ in range(20)])
+
+    def construct(self, x, drop_path=None, dropout_seed=None):
+        x = self.head(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_a_step_of_many_weights_compiles():
+    """Loops over the weights in the graph would exceed the compiler's call depth."""
+    model, step, _, _ = build(clip_norm=1.0, ema_decay=0.9, model=ManyWeights())
+    assert len(model.trainable_params()) == 402
+    before = values(model)[-1]
+    x, targets = batch(0)
+    _, _, finite, *_ = step(Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32))
+    assert bool(finite.asnumpy())
+    assert not np.array_equal(values(model)[-1], before)
 
 
 class Other(nn.Cell):
@@ -257,15 +304,14 @@ class Same(nn.Cell):
 def test_the_outcome_is_that_of_all_ranks():
     """Mean loss, sum of the votes, the scale that the update was made with; one rank's overflow skips it for all."""
     x, targets = batch(0)
-    arguments = (Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32), None, None, True)
-    alone = build()[1]
-    loss, _, _, votes, scale = alone(*arguments).asnumpy()
+    loss, _, _, votes, scale, *parts = take(build()[1], x, targets)
+    assert parts == [loss]
     assert (votes, scale) == (0, 1024)
     for overflows, finite in ((0.0, 1), (1.0, 0)):
         model, step, _, _ = build()
         before = values(model)
         step.reducer, step.all_reduce, step.ranks = Same(), Other(overflows, 3.0 / 2, 1.0), 2
-        outcome = step(*arguments, Tensor(1.0, ms.float32)).asnumpy()
+        outcome = take(step, x, targets, stop_vote=1.0)
         np.testing.assert_allclose(outcome[0], (loss + 3) / 2, rtol=1e-6)
         assert (outcome[2], outcome[3], outcome[4]) == (finite, 2, 1024)
         assert np.array_equal(values(model)[0], before[0]) is not bool(finite)

@@ -19,20 +19,18 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
 from src.models.backbones import focal_windows, position_tables
+from src.models.backbones.backbone import Backbone, FeatureMap, check_common_arguments, image_size, size_of_pretraining
 from src.models.layers import (
     WEIGHT_INIT,
     Dense,
     Dropout,
     DropPath,
     GatheredAttention,
-    ImageClassifier,
     LayerNorm,
     Mlp,
     PatchEmbed,
     RowGather,
-    check_common_arguments,
     convolution_parameters,
-    image_size,
     with_padding_token,
 )
 from src.models.registry import ArgumentError, register_family, register_model
@@ -365,19 +363,18 @@ class FocalBlock(nn.Cell):
 class FocalStage(nn.Cell):
     """The blocks of one resolution and the downsampling after them (BasicLayer in the original files)."""
 
-    def __init__(self, blocks, map_size, downsample):
+    def __init__(self, blocks, downsample):
         super().__init__()
         self.blocks = nn.CellList(blocks)
-        self.map_size = map_size
         self.downsample = downsample
 
     def construct(self, x, drop_path=None, dropout_seed=None):
-        """[B, L, C] to [B, L / 4, 2C], or [B, L, C] in the last stage."""
+        """[B, L, C] to the stage's map, [B, L, C], and what the next one starts with, [B, L / 4, 2C]: None if last."""
         for block in self.blocks:
             x = block(x, drop_path, dropout_seed)
-        if self.downsample is not None:
-            x = self.downsample(x)
-        return x
+        if self.downsample is None:
+            return x, None
+        return x, self.downsample(x)
 
 
 def check_focal_transformer(arguments: dict) -> None:
@@ -426,9 +423,9 @@ def check_focal_transformer_v1(arguments: dict) -> None:
             raise ArgumentError(key, f"has {len(a[key])} entries for the {stages} stages of depths {a['depths']}")
     maps = map_sizes(a)
     if maps is None:
-        raise _img_size_error(a, "does not give the patch embeddings whole patches", lambda side: map_sizes(a, side))
-    for stage, map_size in enumerate(maps):
-        window = focal_windows.fit_window(map_size, a["window_size"])
+        raise _img_size_error(a, "does not give the patch embeddings whole patches", lambda size: map_sizes(a, size))
+    for stage, (map_size, pretrain_map) in enumerate(zip(maps, pretrain_maps(a), strict=True)):
+        window = focal_windows.fit_window(pretrain_map, a["window_size"])
         levels = a["focal_levels"][stage]
         pooled = pooled_levels(a, stage)
         focal_window, expand = a["focal_windows"][stage], a["expand_sizes"][stage]
@@ -438,7 +435,7 @@ def check_focal_transformer_v1(arguments: dict) -> None:
             raise ArgumentError("focal_windows", f"must be odd (the original cannot run even ones), got {focal_window}")
         if expand < 0 or (window == a["window_size"] and expand > window):
             raise ArgumentError("expand_sizes", f"must be from 0 to the window's {window}, got {expand}")
-        is_shifted = a["use_shift"] and a["depths"][stage] > 1 and min(map_size) > a["window_size"] > 1
+        is_shifted = a["use_shift"] and a["depths"][stage] > 1 and min(pretrain_map) > a["window_size"] > 1
         if is_shifted and focal_windows.padded_size(map_size, window) != map_size:
             raise ArgumentError(
                 "use_shift",
@@ -472,15 +469,16 @@ def check_focal_transformer_v2(arguments: dict) -> None:
     if not _tiled(a):
         window = a["window_size"]
         problem = f"does not give maps that {window}x{window} windows tile in every stage"
-        raise _img_size_error(a, problem, lambda side: _tiled(a, side))
+        raise _img_size_error(a, problem, lambda size: _tiled(a, size))
 
 
 def _img_size_error(arguments, problem, works):
-    """The error of an image size, with the nearest square size that works."""
-    longest = max(image_size(arguments["img_size"]))
+    """The error of an image size, with the nearest that works: a rectangle for a rectangle where there is one."""
+    size = image_size(arguments["img_size"])
     unit = arguments["patch_size"] * 2 ** (len(arguments["depths"]) - 1)
-    candidates = [side for side in range(1, 2 * longest + unit * arguments["window_size"]) if works((side, side))]
-    nearest = min(candidates, key=lambda side: abs(side - longest))
+    candidates = [side for side in range(1, 2 * max(size) + unit * arguments["window_size"]) if works((side, side))]
+    near = [min(candidates, key=lambda side: abs(side - wanted)) for wanted in size]
+    nearest = near if near[0] != near[1] and works(tuple(near)) else max(near)
     return ArgumentError("img_size", f"{arguments['img_size']} {problem}; the nearest that does is {nearest}")
 
 
@@ -498,15 +496,33 @@ def embedding(arguments: dict, is_stem: bool) -> tuple[int, int, int]:
     return patch, patch, 0
 
 
+def extra_padding(arguments: dict, size: tuple[int, int], is_stem: bool) -> tuple[int, int]:
+    """Rows below and columns to the right that an embedding's input, of this size, is padded by."""
+    if not pads_to_whole_patches(arguments):
+        return 0, 0
+    stride = embedding(arguments, is_stem)[1]
+    return -size[0] % stride, -size[1] % stride
+
+
+def pads_to_whole_patches(arguments: dict) -> bool:
+    """Whether zeros below and to the right make whole patches for every embedding: in backbones of dense prediction,
+    after mmdetection's Swin Transformer and FocalNet.
+    """
+    return arguments["out_indices"] is not None
+
+
 def map_sizes(arguments: dict, image: tuple[int, int] | None = None) -> list[tuple[int, int]] | None:
     """(H, W) of every stage, or None where an embedding gives another map than the stage below it expects.
 
-    The original cuts a remainder of less than a patch off; overlapping patches would make a token of it, and fail.
+    Without padding to whole patches, the original cuts a remainder of less than a patch off; overlapping patches would
+    make a token of it, and fail.
     """
     sizes: list[tuple[int, int]] = []
     size = image or image_size(arguments["img_size"])
     for stage in range(len(arguments["depths"])):
         kernel, stride, padding = embedding(arguments, stage == 0)
+        if pads_to_whole_patches(arguments):
+            size = focal_windows.padded_size(size, stride)
         embedded = [(side + 2 * padding - kernel) // stride + 1 for side in size]
         size = size[0] // stride, size[1] // stride
         if list(size) != embedded or min(size) < 1:
@@ -515,25 +531,47 @@ def map_sizes(arguments: dict, image: tuple[int, int] | None = None) -> list[tup
     return sizes
 
 
+def pretrain_maps(arguments: dict, image: tuple[int, int] | None = None) -> list[tuple[int, int]]:
+    """(H, W) of every stage at the size of pre-training, which decides windows, rings and the shapes of tables.
+
+    Args:
+        image: stands for img_size.
+
+    Raises:
+        ArgumentError: a size of pre-training without whole patches.
+    """
+    given = arguments["pretrain_size"]
+    maps = map_sizes(arguments, image if given is None else image_size(given))
+    if maps is None:
+        raise ArgumentError("pretrain_size", f"{given} does not give the patch embeddings whole patches")
+    return maps
+
+
 def _tiled(arguments, image=None):
-    """Whether whole windows tile the map of every stage; a window larger than a map shrinks to its short side."""
+    """Whether whole windows tile the map of every stage."""
     unit = arguments["patch_size"] * 2 ** (len(arguments["depths"]) - 1)
     maps = map_sizes(arguments, image)
     if maps is None or any(side % unit for side in image or image_size(arguments["img_size"])):
         return False
-    windows = [focal_windows.fit_window(map_size, arguments["window_size"]) for map_size in maps]
+    before = pretrain_maps(arguments, image)
+    windows = [focal_windows.fit_window(map_size, arguments["window_size"]) for map_size in before]
     return all(side % window == 0 for map_size, window in zip(maps, windows, strict=True) for side in map_size)
 
 
-@register_family("focal", check_focal_transformer_v1)
-class FocalTransformer(ImageClassifier):
-    """Focal Transformer v1: images [B, in_chans, H, W] float32 to logits [B, num_classes].
+@register_family("focal")
+class FocalTransformer(Backbone):
+    """Focal Transformer v1: images [B, in_chans, H, W] float32 to logits [B, num_classes], or to token maps.
 
     Arguments have the original constructor's names and defaults; build through `create_model`, which checks them.
     expand_stages is accepted because published configurations carry it, and is without effect, as in the original.
 
+    As a backbone it has a LayerNorm `norm{i}` for each of its outputs, before the downsampling, and no other: those of
+    Swin Transformer's dense backbone, which the authors followed.
+
     Args:
         img_size: side of the square input, or (height, width), in pixels.
+        pretrain_size: that of the images that the shapes of tables are for, None for img_size: a window no larger than
+            the map of its stage then, and no ring in a stage of which one window covers the short side.
         drop_path_rate: stochastic depth of the last branch; the rate grows linearly from 0 at the first.
         use_shift: roll every other block's map by half a window.
         focal_stages: stages with pooled levels.
@@ -542,12 +580,10 @@ class FocalTransformer(ImageClassifier):
         expand_sizes: width of the ring of neighbours around the window, per stage.
         expand_layer: "even" ("odd") leaves the ring out in even (odd) blocks, "all" in none.
         use_checkpoint: recompute each block's activations in the backward pass, for less memory.
-        conv_implementation: "unfold" or "conv2d", see layers.Conv2d.
-        norm_gradient: "products" or "operator", see layers.LayerNorm.
-        gelu: "polynomial" or "erf", see layers.Gelu.
+        out_indices: stages whose maps it gives, upwards; None: it classifies.
     """
 
-    # Beside 1-D parameters and biases, those whose name holds one of these.
+    check = staticmethod(check_focal_transformer_v1)
     no_weight_decay = ("absolute_pos_embed", "relative_position_bias_table")
     # Buffers of the official files that follow from sizes alone.
     derived_buffers = re.compile(
@@ -586,9 +622,8 @@ class FocalTransformer(ImageClassifier):
         use_layerscale: bool = False,
         layerscale_value: float = 1e-4,
         use_pre_norm: bool = False,
-        conv_implementation: str = "unfold",
-        norm_gradient: str = "products",
-        gelu: str = "polynomial",
+        pretrain_size: int | list[int] | None = None,
+        out_indices: list[int] | None = None,
     ):
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
@@ -597,9 +632,7 @@ class FocalTransformer(ImageClassifier):
     def attention(self, arguments, stage, block):
         """The attention of a block, still to be given what both versions need."""
         a = arguments
-        sizes = map_sizes(a)
-        assert sizes is not None  # or the check would have refused the arguments
-        is_shrunk = min(sizes[stage]) <= a["window_size"]  # one window covers the short side
+        is_shrunk = min(pretrain_maps(a)[stage]) <= a["window_size"]  # one window covers the short side
         without_ring = {"even": 0, "odd": 1, "all": None}[a["expand_layer"]]
         has_ring = not is_shrunk and block % 2 != without_ring and a["focal_levels"][stage] > 0
         return partial(
@@ -611,27 +644,38 @@ class FocalTransformer(ImageClassifier):
 
     def build(self, arguments: dict) -> None:
         """Create all layers from the constructor's arguments."""
-        a = arguments
-        self.num_classes = a["num_classes"]
+        a = self.arguments = arguments
+        self.num_classes = a["num_classes"] if a["out_indices"] is None else None
+        self.out_indices = None if a["out_indices"] is None else tuple(a["out_indices"])
         self.img_size = image_size(a["img_size"])
+        self.pretrain_size = size_of_pretraining(a)
         self.in_chans = a["in_chans"]
         sizes = map_sizes(a)
         assert sizes is not None  # or the check would have refused the arguments
         self.depths = depths = tuple(a["depths"])
         embed_dim = a["embed_dim"]
+        self.stage_maps = tuple(
+            FeatureMap(embed_dim * 2**stage, a["patch_size"] * 2**stage, size) for stage, size in enumerate(sizes)
+        )
 
         # Pre-norm never applies to the stem: a quirk of the original, kept for its weights.
         self.patch_embed = PatchEmbed(
             a["in_chans"],
             embed_dim,
             *embedding(a, is_stem=True),
+            extra_padding=extra_padding(a, self.img_size, is_stem=True),
             norm=a["patch_norm"],
-            conv_implementation=a["conv_implementation"],
         )
         self.ape = a["ape"]
         if self.ape:
-            shape = (1, math.prod(sizes[0]), embed_dim)
+            self.ape_map = pretrain_maps(a)[0]
+            shape = (1, math.prod(self.ape_map), embed_dim)
             self.absolute_pos_embed = Parameter(initializer(WEIGHT_INIT, shape, ms.float32), name="absolute_pos_embed")
+            self.ape_is_resized = self.ape_map != sizes[0]
+            self.ape_rows, self.ape_columns = (
+                Tensor(position_tables.bicubic_weights(source, target).astype(np.float32))
+                for source, target in zip(self.ape_map, sizes[0], strict=True)
+            )
         self.pos_drop = Dropout(a["drop_rate"], 4 * sum(depths))
 
         block_rates = np.linspace(0, a["drop_path_rate"], sum(depths)).tolist()
@@ -652,23 +696,26 @@ class FocalTransformer(ImageClassifier):
                     2 * dim,
                     *embedding(a, is_stem=False),
                     map_size=map_size,
+                    extra_padding=extra_padding(a, map_size, is_stem=False),
                     pre_norm=a["use_pre_norm"],
-                    conv_implementation=a["conv_implementation"],
                 )
-            layers.append(FocalStage(blocks, map_size, downsample))
+            layers.append(FocalStage(blocks, downsample))
         self.layers = nn.CellList(layers)
-        self.norm = LayerNorm(dim)
-        self.head = Dense(dim, a["num_classes"])
-        self.use_norm_gradient(a["norm_gradient"])
-        self.use_gelu(a["gelu"])
+        if self.out_indices is None:
+            self.norm = LayerNorm(dim)
+            self.head = Dense(dim, a["num_classes"])
+        else:
+            for stage in self.out_indices:
+                setattr(self, f"norm{stage}", LayerNorm(self.stage_maps[stage].channels))
 
     def block(self, arguments, stage, block, map_size, drop_path) -> FocalBlock:
         """One block of a stage."""
         a = arguments
         dim = a["embed_dim"] * 2**stage
         index = sum(a["depths"][:stage]) + block
-        window_size = focal_windows.fit_window(map_size, a["window_size"])
-        is_shifted = a["use_shift"] and block % 2 and min(map_size) > a["window_size"]
+        pretrain_map = pretrain_maps(a)[stage]
+        window_size = focal_windows.fit_window(pretrain_map, a["window_size"])
+        is_shifted = a["use_shift"] and block % 2 and min(pretrain_map) > a["window_size"]
         shift = a["window_size"] // 2 if is_shifted else 0
         attention = self.attention(a, stage, block)(
             dim,
@@ -700,26 +747,42 @@ class FocalTransformer(ImageClassifier):
     def stage_blocks(self, stage: int) -> nn.CellList:
         return self.layers[stage].blocks
 
-    def stage_map(self, stage: int) -> tuple[int, int]:
-        return self.layers[stage].map_size
+    def position_embedding(self):
+        """The absolute position embedding of the map at hand, [1, L, C]: bicubic where it is not that of pre-training,
+        as in Swin Transformer's dense backbone.
+        """
+        embedding = self.absolute_pos_embed
+        if not self.ape_is_resized:
+            return embedding
+        height, width = self.ape_map
+        rows = ops.matmul(self.ape_rows, embedding.reshape((height, -1)))  # [H, width * C]
+        maps = ops.matmul(self.ape_columns, rows.reshape((self.ape_rows.shape[0], width, -1)))  # [H, W, C]
+        return maps.reshape((1, -1, embedding.shape[2]))
 
-    def forward_features(self, images, drop_path=None, dropout_seed=None):
-        """Images to the mean of the last stage's normalised tokens, [B, C]."""
+    def stage_outputs(self, images, drop_path=None, dropout_seed=None):
+        """Images to the tokens [B, H * W, C] of every stage, before norms and downsampling."""
         self.check_images(images)
         x = self.patch_embed(images)
         if self.ape:
-            x = x + self.absolute_pos_embed
+            x = x + self.position_embedding()
         x = self.pos_drop(x, dropout_seed)
+        maps = ()
         for layer in self.layers:
-            x = layer(x, drop_path, dropout_seed)
-        return self.norm(x).mean(1)
+            tokens, x = layer(x, drop_path, dropout_seed)
+            maps = maps + (tokens,)
+        return maps
 
-    def construct(self, images, drop_path=None, dropout_seed=None):
-        """Logits of a batch. Training passes the scales of draw_drop_path, and an int32 scalar to key dropout."""
-        return self.head(self.forward_features(images, drop_path, dropout_seed))
+    def output_norm(self, stage, tokens):
+        """A stage's tokens [B, L, C] by the norm of its output."""
+        return getattr(self, "norm" + str(stage))(tokens)
+
+    def logits(self, images, drop_path=None, dropout_seed=None):
+        """Logits [B, num_classes] of the mean of the last stage's normalised tokens."""
+        tokens = self.stage_outputs(images, drop_path, dropout_seed)[-1]
+        return self.head(self.norm(tokens).mean(1))
 
     def block_index(self, name: str) -> int:
-        """Where a parameter or layer is, see ImageClassifier; a downsampling belongs with the block before it."""
+        """Where a parameter or layer is, see Backbone; a downsampling belongs with the block before it."""
         kind, *place = name.split(".")
         if kind in ("patch_embed", "absolute_pos_embed", "pos_drop"):
             return 0
@@ -741,7 +804,7 @@ class FocalTransformer(ImageClassifier):
             rf"\.{RING_TABLE}$": position_tables.resize_ring_table,
             r"\.relative_position_bias_table_to_windows\.\d+$": position_tables.resize_pooled_table,
             r"\.pool_layers\.\d+\.weight$": position_tables.resize_pool,
-            r"^absolute_pos_embed$": lambda table, _: position_tables.resize_map(table, self.layers[0].map_size),
+            r"^absolute_pos_embed$": lambda table, _: position_tables.resize_map(table, self.ape_map),
         }
         rule = next((rule for pattern, rule in rules.items() if re.search(pattern, name)), None)
         resized = rule(value.astype(np.float64), shape) if rule and value.ndim == len(shape) else None
@@ -757,6 +820,9 @@ class FocalTransformer(ImageClassifier):
         with_ring = {other.split(".")[1] for other in names if other.endswith(RING_TABLE)}
         return bool(with_ring) and name.split(".")[1] not in with_ring
 
+    def is_derived_buffer(self, name: str) -> bool:
+        return bool(self.derived_buffers.search(name))
+
     def original_buffers(self) -> dict[str, np.ndarray]:
         """The index buffers that follow from sizes and that the original keeps in its checkpoints, by its names."""
         return {
@@ -767,7 +833,7 @@ class FocalTransformer(ImageClassifier):
         }
 
 
-@register_family("focalv2", check_focal_transformer_v2)
+@register_family("focalv2")
 class FocalTransformerV2(FocalTransformer):
     """Focal Transformer v2: the arguments of v1, and
 
@@ -778,11 +844,13 @@ class FocalTransformerV2(FocalTransformer):
     configurations carry them, and ignores them; so does this.
     """
 
+    check = staticmethod(check_focal_transformer_v2)
     no_weight_decay = ("absolute_pos_embed",)  # the MLPs of position biases do decay
 
     def __init__(self, focal_topK: int = 64, **arguments):
         self.focal_topK = focal_topK
         super().__init__(**arguments)
+        self.arguments = self.arguments | {"focal_topK": focal_topK}
 
     def attention(self, arguments, stage, block):
         return partial(FocalAttentionV2, levels=arguments["focal_levels"][stage], top_k=self.focal_topK)

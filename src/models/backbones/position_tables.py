@@ -17,11 +17,11 @@ from src.models.backbones.focal_windows import ring_tokens
 def bicubic(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize the last two axes, [..., H, W] to [..., *size]; torch's F.interpolate(mode="bicubic") without corners."""
     for axis, target in zip((-2, -1), size, strict=True):
-        values = np.moveaxis(np.moveaxis(values, axis, -1) @ _bicubic_weights(values.shape[axis], target).T, -1, axis)
+        values = np.moveaxis(np.moveaxis(values, axis, -1) @ bicubic_weights(values.shape[axis], target).T, -1, axis)
     return values
 
 
-def _bicubic_weights(source: int, target: int) -> np.ndarray:
+def bicubic_weights(source: int, target: int) -> np.ndarray:
     """[target, source] float64: Keys' cubic kernel with a = -0.75, pixel centres at halves, edges repeated."""
     a = -0.75
     weights = np.zeros((target, source))

@@ -7,8 +7,9 @@ a map subsampled by a strided convolution; SVT alternates that with attention wi
 import math
 
 import numpy as np
-from mindspore import nn, ops
+from mindspore import Tensor, nn, ops
 
+from src.models.backbones.backbone import Backbone, FeatureMap, check_common_arguments, image_size, size_of_pretraining
 from src.models.backbones.focal_windows import padded_size, tokens_at, window_positions
 from src.models.layers import (
     Conv2d,
@@ -17,14 +18,11 @@ from src.models.layers import (
     Dropout,
     DropPath,
     GatheredAttention,
-    ImageClassifier,
     LayerNorm,
     Mlp,
     PatchEmbed,
     RowGather,
     SlicedDense,
-    check_common_arguments,
-    image_size,
     with_padding_token,
 )
 from src.models.registry import ArgumentError, register_family, register_model
@@ -37,14 +35,30 @@ class LocallyGroupedAttention(GatheredAttention):
 
     A map that windows do not tile is padded with zeros below and to the right, before the projections as in the
     original, so that padding is attended to with the projections' biases.
+
+    Args:
+        mask_padding: keep padding and map from attending to each other, as the official code for segmentation does. It
+            does so where a map is padded below and to the right: with padding on one side alone its mask is void, and
+            so it is here.
     """
 
-    def __init__(self, dim, map_size, num_heads, window_size, attn_drop, proj_drop, index):
+    def __init__(self, dim, map_size, num_heads, window_size, attn_drop, proj_drop, index, mask_padding=False):
         super().__init__(dim, num_heads, attn_drop=attn_drop, proj_drop=proj_drop, index=index)
         padded = padded_size(map_size, window_size)
         self.padded = padded != tuple(map_size)
         own = tokens_at(window_positions(padded, window_size), map_size, window_size)
-        self.set_tables(own, own, math.prod(map_size))
+        kind = None
+        self.has_bias = mask_padding and all(side != whole for side, whole in zip(map_size, padded, strict=True))
+        if self.has_bias:
+            inside = own < math.prod(map_size)  # [nW, N]
+            masks = np.where(inside[:, :, None] == inside[:, None], 0, -1000).astype(np.float32)
+            kinds, kind = np.unique(masks, axis=0, return_inverse=True)
+            self.mask = Tensor(kinds[:, None])  # [kinds, 1, N, N]
+        self.set_tables(own, own, math.prod(map_size), None if kind is None else kind.reshape(-1))
+
+    def position_bias(self):
+        """What is added to the scores of every kind of window, [kinds, 1, N, N]."""
+        return self.mask
 
     def tokens(self, x):
         """What windows are of: [B, L, C], with a token of padding behind it where there is padding."""
@@ -59,7 +73,7 @@ class LocallyGroupedAttention(GatheredAttention):
 class GlobalSubsampledAttention(nn.Cell):
     """GSA: attention of every token to a subsampled map (paper section 3.2; GlobalSubSampleAttn in timm)."""
 
-    def __init__(self, dim, map_size, num_heads, sr_ratio, attn_drop, proj_drop, index, conv_implementation):
+    def __init__(self, dim, map_size, num_heads, sr_ratio, attn_drop, proj_drop, index):
         super().__init__()
         self.dim = dim
         self.num_heads = num_heads
@@ -70,7 +84,7 @@ class GlobalSubsampledAttention(nn.Cell):
         self.subsamples = sr_ratio > 1
         self.keys = math.prod(side // sr_ratio for side in map_size)
         if self.subsamples:
-            self.sr = Conv2d(dim, dim, sr_ratio, sr_ratio, 0, map_size, conv_implementation, fan_out_init=True)
+            self.sr = Conv2d(dim, dim, sr_ratio, sr_ratio, map_size=map_size, fan_out_init=True)
             self.norm = LayerNorm(dim)
         self.q = Dense(dim, dim)
         self.kv = SlicedDense(dim, 2)
@@ -120,9 +134,9 @@ class PositionalEncoding(nn.Cell):
     Source: arXiv 2102.10882, section 3.
     """
 
-    def __init__(self, dim, map_size, conv_implementation):
+    def __init__(self, dim, map_size):
         super().__init__()
-        self.proj = nn.SequentialCell(DepthwiseConv2d(dim, map_size, 3, conv_implementation))
+        self.proj = nn.SequentialCell(DepthwiseConv2d(dim, map_size, 3))
 
     def construct(self, x):
         """[B, L, C] to [B, L, C]."""
@@ -168,7 +182,8 @@ def check_twins(arguments: dict) -> None:
         raise ArgumentError("wss", f"must be at least 1 (1 attends globally), got {a['wss']}")
     unit = a["patch_size"] * 2 ** (stages - 1)
     for side in image_size(a["img_size"]):
-        if side % unit:
+        # A backbone, like the original's, cuts a remainder of less than a patch off each map.
+        if side < unit or (side % unit and a["out_indices"] is None):
             near = max(unit, round(side / unit) * unit)
             raise ArgumentError(
                 "img_size", f"{a['img_size']} is not whole patches in every stage; the nearest that is is {near}"
@@ -182,14 +197,19 @@ def check_twins(arguments: dict) -> None:
             raise ArgumentError("sr_ratios", f"stage {stage} cannot subsample a side of {shortest} by {sr_ratio}")
 
 
-@register_family("twins", check_twins)
-class Twins(ImageClassifier):
-    """Twins: images [B, in_chans, H, W] float32 to logits [B, num_classes].
+@register_family("twins")
+class Twins(Backbone):
+    """Twins: images [B, in_chans, H, W] float32 to logits [B, num_classes], or to token maps.
 
     Arguments have timm's names and defaults; build through `create_model`, which checks them.
 
+    As a backbone, after the official detection/gvt.py: SVT has a LayerNorm `norm_list.{i}` at the end of every stage,
+    whose result the next one starts from too; PCPVT gives its maps as they are.
+
     Args:
-        img_size: side of the square input, or (height, width), in pixels; whole patches in every stage.
+        img_size: side of the square input, or (height, width), in pixels; for a classifier whole patches in every
+            stage, for a backbone any, of which each patch embedding cuts off what is less than a patch.
+        pretrain_size: without effect: no parameter's shape depends on a size.
         sr_ratios: by how much the map is subsampled for keys and values, per stage.
         wss: window sizes per stage, used in every other block (SVT); 1 for global attention in all blocks of a stage,
             None in all stages (PCPVT).
@@ -197,11 +217,11 @@ class Twins(ImageClassifier):
             and in the MLP. attn_drop_rate: of attention weights.
         drop_path_rate: stochastic depth of the last branch; the rate grows linearly from 0 at the first.
         use_checkpoint: recompute each block's activations in the backward pass, for less memory.
-        conv_implementation: "unfold" or "conv2d", see layers.Conv2d.
-        norm_gradient: "products" or "operator", see layers.LayerNorm.
-        gelu: "polynomial" or "erf", see layers.Gelu.
+        mask_padding: see LocallyGroupedAttention.
+        out_indices: stages whose maps it gives, upwards; None: it classifies.
     """
 
+    check = staticmethod(check_twins)
     no_weight_decay = ("pos_block",)  # beside 1-D parameters and biases
 
     def __init__(
@@ -222,13 +242,17 @@ class Twins(ImageClassifier):
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         use_checkpoint: bool = False,
-        conv_implementation: str = "unfold",
-        norm_gradient: str = "products",
-        gelu: str = "polynomial",
+        mask_padding: bool = False,
+        pretrain_size: int | list[int] | None = None,
+        out_indices: list[int] | None = None,
     ):
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        self.num_classes = num_classes
+        self.arguments = arguments
+        self.num_classes = num_classes if out_indices is None else None
+        self.out_indices = None if out_indices is None else tuple(out_indices)
         self.img_size = image_size(img_size)
+        self.pretrain_size = size_of_pretraining(arguments)
         self.in_chans = in_chans
         self.depths = tuple(depths)
         block_rates = np.linspace(0, drop_path_rate, sum(depths)).tolist()
@@ -236,7 +260,7 @@ class Twins(ImageClassifier):
 
         patch_embeds, pos_drops, blocks, pos_blocks = [], [], [], []
         map_size, channels, patch = self.img_size, in_chans, patch_size
-        self.map_sizes = []
+        stage_maps = []
         for stage, dim in enumerate(embed_dims):
             patch_embeds.append(
                 PatchEmbed(
@@ -246,46 +270,43 @@ class Twins(ImageClassifier):
                     patch,
                     map_size=map_size if stage else None,
                     fan_out_init=True,
-                    conv_implementation=conv_implementation,
                 )
             )
             map_size = (map_size[0] // patch, map_size[1] // patch)
-            self.map_sizes.append(map_size)
+            stage_maps.append(FeatureMap(dim, patch_size * 2**stage, map_size))
             pos_drops.append(Dropout(pos_drop_rate, 4 * sum(depths) + stage))
             stage_blocks = []
             for i in range(depths[stage]):
                 index = sum(depths[:stage]) + i
                 drops = {"attn_drop": attn_drop_rate, "proj_drop": proj_drop_rate, "index": 4 * index}
                 if wss is not None and wss[stage] > 1 and i % 2 == 0:
-                    attention = LocallyGroupedAttention(dim, map_size, num_heads[stage], wss[stage], **drops)
-                else:
-                    attention = GlobalSubsampledAttention(
-                        dim,
-                        map_size,
-                        num_heads[stage],
-                        sr_ratios[stage],
-                        **drops,
-                        conv_implementation=conv_implementation,
+                    attention = LocallyGroupedAttention(
+                        dim, map_size, num_heads[stage], wss[stage], **drops, mask_padding=mask_padding
                     )
+                else:
+                    attention = GlobalSubsampledAttention(dim, map_size, num_heads[stage], sr_ratios[stage], **drops)
                 block = TwinsBlock(dim, attention, mlp_ratios[stage], proj_drop_rate, block_rates[index], index)
                 if use_checkpoint:
                     block.recompute()
                 stage_blocks.append(block)
             blocks.append(nn.CellList(stage_blocks))
-            pos_blocks.append(PositionalEncoding(dim, map_size, conv_implementation))
+            pos_blocks.append(PositionalEncoding(dim, map_size))
             channels, patch = dim, 2
         self.patch_embeds = nn.CellList(patch_embeds)
         self.pos_drops = nn.CellList(pos_drops)
         self.blocks = nn.CellList(blocks)
         self.pos_block = nn.CellList(pos_blocks)
-        self.norm = LayerNorm(channels, BLOCK_NORM_EPSILON)
-        self.head_drop = Dropout(drop_rate, 4 * sum(depths) + len(depths))
-        self.head = Dense(channels, num_classes)
-        self.use_norm_gradient(norm_gradient)
-        self.use_gelu(gelu)
+        self.stage_maps = tuple(stage_maps)
+        self.norm_list = None
+        if self.out_indices is None:
+            self.norm = LayerNorm(channels, BLOCK_NORM_EPSILON)
+            self.head_drop = Dropout(drop_rate, 4 * sum(depths) + len(depths))
+            self.head = Dense(channels, num_classes)
+        elif wss is not None:
+            self.norm_list = nn.CellList([LayerNorm(dim, BLOCK_NORM_EPSILON) for dim in embed_dims])
 
     def block_index(self, name: str) -> int:
-        """Where a parameter or layer is, see ImageClassifier.
+        """Where a parameter or layer is, see Backbone.
 
         A patch embedding belongs with the last block of the stage before it, a positional encoding with the block that
         it follows, the first of its stage.
@@ -301,25 +322,26 @@ class Twins(ImageClassifier):
     def stage_blocks(self, stage: int) -> nn.CellList:
         return self.blocks[stage]
 
-    def stage_map(self, stage: int) -> tuple[int, int]:
-        return self.map_sizes[stage]
-
-    def forward_features(self, images, drop_path=None, dropout_seed=None):
-        """Images to the mean of the last stage's normalised tokens, [B, C]."""
+    def stage_outputs(self, images, drop_path=None, dropout_seed=None):
+        """Images to the tokens [B, H * W, C] of every stage."""
         self.check_images(images)
         x = images
+        maps = ()
         for stage in range(len(self.blocks)):
             x = self.pos_drops[stage](self.patch_embeds[stage](x), dropout_seed)
             for i in range(len(self.blocks[stage])):
                 x = self.blocks[stage][i](x, drop_path, dropout_seed)
                 if i == 0:
                     x = self.pos_block[stage](x)
-        return self.norm(x).mean(1)
+            if self.norm_list is not None:  # the next stage, too, starts from what is normalised
+                x = self.norm_list[stage](x)
+            maps = maps + (x,)
+        return maps
 
-    def construct(self, images, drop_path=None, dropout_seed=None):
-        """Logits of a batch. Training passes the scales of draw_drop_path, and an int32 scalar to key dropout."""
-        features = self.head_drop(self.forward_features(images, drop_path, dropout_seed), dropout_seed)
-        return self.head(features)
+    def logits(self, images, drop_path=None, dropout_seed=None):
+        """Logits [B, num_classes] of the mean of the last stage's normalised tokens."""
+        tokens = self.stage_outputs(images, drop_path, dropout_seed)[-1]
+        return self.head(self.head_drop(self.norm(tokens).mean(1), dropout_seed))
 
 
 # --- sizes: tables 3 and 4 of the paper --------------------------------------------------------------------------

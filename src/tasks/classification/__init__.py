@@ -1,1 +1,1 @@
-"""Images with one label each."""
+"""Classifies images that have one label each."""

@@ -1,4 +1,4 @@
-"""Which classes an evaluation took for which: a matrix, and examples."""
+"""Shows which classes an evaluation took for which: as a confusion matrix, and with examples."""
 
 import html
 import io
@@ -14,21 +14,21 @@ from src.data.transforms import UnreadableImage, decode
 from src.errors import UserError
 from src.pages.page import picture
 
-DRAWN_CLASSES = 20  # of a data set with more, those that are confused most
-THUMBNAIL = 168  # pixels of the long side, for the 84 of the page to be sharp on dense screens
-SMALL = 48  # pixels below which an image is enlarged without smoothing
-STRONGEST = 0.7  # colour of a cell with all images of its row, for the number on it to stay readable
+DRAWN_CLASSES = 20  # of a data set with more classes, only those that are confused most are drawn
+THUMBNAIL = 168  # pixels of the long side; the page shows 84, so that dense screens show it sharp
+SMALL = 48  # an image with fewer pixels a side is enlarged without smoothing
+STRONGEST = 0.7  # strength of a cell's colour with all images of its row, at which the number stays readable
 NO_IMAGE = "image not found"
 
 
 def drawn_classes(confusion: np.ndarray) -> np.ndarray:
-    """The classes to draw of a matrix [labels, predictions]: all of a few, else those of the most confused pairs."""
+    """Choose the classes to draw of a matrix [labels, predictions]: of many, those of the most confused pairs."""
     if len(confusion) <= DRAWN_CLASSES:
         return np.arange(len(confusion))
     errors = confusion.copy()
     np.fill_diagonal(errors, 0)
     chosen: list[int] = []
-    # Each pair in turn brings at most two classes, so some more pairs than classes are enough to look at.
+    # Each pair adds at most two classes, so it is enough to look at some more pairs than classes.
     for index in np.argsort(-errors, axis=None, kind="stable")[: 4 * DRAWN_CLASSES**2]:
         pair = [int(c) for c in np.unravel_index(index, errors.shape) if int(c) not in chosen]
         if len(chosen) + len(pair) > DRAWN_CLASSES or not errors.flat[index]:
@@ -38,78 +38,78 @@ def drawn_classes(confusion: np.ndarray) -> np.ndarray:
 
 
 def confusion_table(evaluation: dict) -> str:
-    """The confusion matrix of an evaluation (evaluation.json) as an HTML table."""
+    """Make an HTML table of the confusion matrix of an evaluation (evaluation.json)."""
     confusion = np.asarray(evaluation["confusion"])
     classes = evaluation["classes"]
     drawn = drawn_classes(confusion)
     if not len(drawn):
         return "<p>No image is taken for one of another class.</p>"
     names = [classes[index]["name"] for index in drawn]
-    shown = confusion[np.ix_(drawn, drawn)]
+    part = confusion[np.ix_(drawn, drawn)]
     counts = np.array([classes[index]["count"] for index in drawn])
-    heads, columns = list(names), [shown[:, column] for column in range(len(drawn))]
-    others = confusion[drawn].sum(axis=1) - shown.sum(axis=1)
+    heads, columns = list(names), [part[:, column] for column in range(len(drawn))]
+    others = confusion[drawn].sum(axis=1) - part.sum(axis=1)
     if len(drawn) < len(confusion):
         heads.append("other classes")
         columns.append(others)
-    without = counts - confusion[drawn].sum(axis=1)
-    if without.any():
+    unpredicted = counts - confusion[drawn].sum(axis=1)
+    if unpredicted.any():
         heads.append("no prediction")
-        columns.append(without)
+        columns.append(unpredicted)
     many = " many" if max(map(len, heads)) > 4 else ""
     head = "".join(f'<th scope="col"><span>{html.escape(name)}</span></th>' for name in heads)
     rows = []
     for row, name in enumerate(names):
         cells = "".join(
-            _cell(int(column[row]), int(counts[row]), name, heads[place], row == place)
-            for place, column in enumerate(columns)
+            _cell(int(column[row]), int(counts[row]), name, heads[index], row == index)
+            for index, column in enumerate(columns)
         )
         rows.append(f'<tr><th scope="row">{html.escape(name)}</th>{cells}<td class="none">{counts[row]}</td></tr>\n')
-    told = "Rows are true classes, columns predictions; colours are shares of a row, the last column its images."
+    caption = "Rows are true classes, columns predictions; colours are shares of a row, the last column its images."
     if len(drawn) < len(confusion):
-        told += f" The {len(drawn)} of {len(confusion)} classes that are confused most."
+        caption += f" The {len(drawn)} of {len(confusion)} classes that are confused most."
     return (
-        f'<div class="scroll" tabindex="0"><table class="confusion{many}" id="confusion"><caption>{told}</caption>'
+        f'<div class="scroll" tabindex="0"><table class="confusion{many}" id="confusion"><caption>{caption}</caption>'
         f'<thead><tr><td></td>{head}<th scope="col"><span>images</span></th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
-def _cell(images: int, of: int, label: str, predicted: str, is_right: bool) -> str:
+def _cell(images: int, total: int, label: str, predicted: str, is_right: bool) -> str:
     if not images:
         return '<td class="none">0</td>'
-    share = images / of
-    told = html.escape(f"{label} taken for {predicted}: {images} of {of} ({share:.1%})", quote=True)
-    strength = STRONGEST * (0.15 + 0.85 * share)  # a single image is to be seen as well
+    share = images / total
+    title = html.escape(f"{label} taken for {predicted}: {images} of {total} ({share:.1%})", quote=True)
+    strength = STRONGEST * (0.15 + 0.85 * share)  # the colour of a single image must be visible too
     kind = "right" if is_right else "wrong"
-    return f'<td class="{kind}" style="--share:{strength:.3f}" title="{told}">{images}</td>'
+    return f'<td class="{kind}" style="--share:{strength:.3f}" title="{title}">{images}</td>'
 
 
 def image_finder(
     data: dict, moved_to: Path | None, roots: list[Path], classes: tuple[str, ...]
 ) -> Callable[[str], bytes | None]:
-    """A function from the names of evaluation images to their files' content, None for what is not found.
+    """Return a function that finds the file content of an evaluation image by its name, or None.
 
     Args:
         data: the data section of the run's configuration.
-        moved_to: folder that holds them now; None where it is still data.path, which may be gone too.
+        moved_to: folder that holds the images now; None where it is still data.path, which may be gone too.
         roots: folders that a relative data.path may begin from.
         classes: names of the classes, for formats that do not say them.
 
     Raises:
-        UserError: `moved_to` does not hold them.
+        UserError: `moved_to` does not hold the images.
     """
     if moved_to is not None:
-        return _finder(open_images(moved_to, data.get("val", "val"), classes))
+        return _content_finder(open_images(moved_to, data.get("val", "val"), classes))
     for root in roots:
         try:
-            return _finder(open_images(root / data["path"], data["val"], classes))
+            return _content_finder(open_images(root / data["path"], data["val"], classes))
         except (UserError, OSError, KeyError, TypeError):
             continue
     return lambda name: None
 
 
-def _finder(images: ImageSet) -> Callable[[str], bytes | None]:
+def _content_finder(images: ImageSet) -> Callable[[str], bytes | None]:
     index_of = {name: index for index, name in enumerate(images.names)}
 
     def find(name: str) -> bytes | None:
@@ -122,7 +122,7 @@ def _finder(images: ImageSet) -> Callable[[str], bytes | None]:
 
 
 def thumbnail(content: bytes | None, name: str) -> str:
-    """An image file made small, as HTML; a note in its place where there is none or it is damaged."""
+    """Make an HTML picture of an image file, reduced in size; make a note where the file is missing or damaged."""
     try:
         if content is None:
             raise UnreadableImage(NO_IMAGE)
@@ -140,14 +140,14 @@ def thumbnail(content: bytes | None, name: str) -> str:
 
 
 def confused_pairs(evaluation: dict, find: Callable[[str], bytes | None]) -> str:
-    """The pairs of classes that are confused most, with images of the one taken for the other."""
+    """Show as HTML the pairs of classes that are confused most, with images of the one taken for the other."""
     counts = {entry["name"]: entry["count"] for entry in evaluation["classes"]}
-    shown = []
+    pairs = []
     for pair in evaluation["most_confused"]:
         label, predicted = html.escape(pair["label"]), html.escape(pair["predicted"])
         images = "".join(thumbnail(find(name), name) for name in pair["images"])
-        shown.append(
+        pairs.append(
             f'<div class="pair"><b>{label}</b> taken for <b>{predicted}</b>: {pair["count"]} of '
             f"{counts[pair['label']]} images<div>{images}</div></div>"
         )
-    return f'<div class="pairs">{"".join(shown)}</div>' if shown else ""
+    return f'<div class="pairs">{"".join(pairs)}</div>' if pairs else ""

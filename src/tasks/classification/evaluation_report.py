@@ -1,28 +1,23 @@
-"""The report of an evaluation: a JSON file, and what is printed of it."""
+"""Reports an evaluation of a classifier: the content of its file, and a line about the worst classes."""
 
-import io
-import json
 import math
-from pathlib import Path
 
 import numpy as np
 
 from src.config.load import Config
 from src.data.image_set import ImageSet
-from src.files.atomic import write_bytes, write_text
 from src.tasks.classification.metrics import Metrics, Scoring
 
-LISTED_CLASSES = 100  # a confusion matrix of more is a NumPy file beside the report
-WORST_CLASSES = 5  # named in the output
-CONFUSED_PAIRS = 12  # of classes, with
-CONFUSED_IMAGES = 8  # of each, the first in the order of files
+WORST_CLASSES = 5  # number of classes that the output names
+CONFUSED_PAIRS = 12  # number of pairs of classes in the file
+CONFUSED_IMAGES = 8  # number of images of each pair: the first in the order of files
 
 
 def report(metrics: Metrics, scoring: Scoring, config: Config, images: ImageSet, img_size: tuple[int, int]) -> dict:
-    """What a report file says of an evaluation, but for the confusion matrix."""
+    """Return the content of an evaluation's file, but for the confusion matrix."""
     space = scoring.space
     classes = [
-        {"index": output, "name": name, "count": count, "correct": correct, "accuracy": _per_cent(correct, count)}
+        {"index": output, "name": name, "count": count, "correct": correct, "accuracy": _percentage(correct, count)}
         for output, name, count, correct in zip(
             space.outputs.tolist(), space.names, *(counts.tolist() for counts in metrics.per_class), strict=True
         )
@@ -46,14 +41,14 @@ def report(metrics: Metrics, scoring: Scoring, config: Config, images: ImageSet,
         "without_prediction": int(metrics.confusion[:, -1].sum()),
         "real": None
         if metrics.real is None
-        else real | {"accuracy": _per_cent(metrics.real_correct, metrics.real_count)},
+        else real | {"accuracy": _percentage(metrics.real_correct, metrics.real_count)},
         "most_confused": most_confused(metrics, scoring, images),
         "classes": classes,
     }
 
 
 def most_confused(metrics: Metrics, scoring: Scoring, images: ImageSet) -> list[dict]:
-    """The pairs of classes with the most images of the one taken for the other, and the names of some of these."""
+    """List the pairs of classes with the most images of the one taken for the other, with the names of some images."""
     space = scoring.space
     errors = metrics.confusion[:, :-1].copy()
     np.fill_diagonal(errors, 0)
@@ -63,64 +58,24 @@ def most_confused(metrics: Metrics, scoring: Scoring, images: ImageSet) -> list[
     for label, predicted in zip(*np.unravel_index(order, errors.shape), strict=True):
         if not errors[label, predicted]:
             break
-        found = np.flatnonzero((labels == label) & (metrics.predicted == predicted))[:CONFUSED_IMAGES]
+        examples = np.flatnonzero((labels == label) & (metrics.predicted == predicted))[:CONFUSED_IMAGES]
         pairs.append(
             {
                 "label": space.names[label],
                 "predicted": space.names[predicted],
                 "count": int(errors[label, predicted]),
-                "images": [images.name(int(index)) for index in found],
+                "images": [images.name(int(index)) for index in examples],
             }
         )
     return pairs
 
 
-def _per_cent(correct: int | None, count: int | None) -> float | None:
+def _percentage(correct: int | None, count: int | None) -> float | None:
     return 100 * correct / count if count and correct is not None else None
 
 
-def write_evaluation(path: Path, content: dict, confusion: np.ndarray) -> None:
-    """Write evaluation.json, or a report under another name, with its confusion matrix [labels, predictions].
-
-    Images without a prediction are in no cell of it. Up to LISTED_CLASSES classes it is a list of rows, beyond that the
-    name of a NumPy file (int64) beside the report: a thousand classes would make a JSON file of megabytes.
-
-    Raises:
-        UserError: no room or no permission.
-    """
-    matrix = confusion[:, :-1]
-    if len(matrix) <= LISTED_CLASSES:
-        content = content | {"confusion": matrix.tolist()}
-    else:
-        beside = path.with_name(f"{path.stem}_confusion.npy")
-        buffer = io.BytesIO()
-        np.save(buffer, matrix)
-        write_bytes(beside, buffer.getvalue())
-        content = content | {"confusion": beside.name}
-    write_text(path, _dumped(content))
-
-
-def _dumped(content: dict) -> str:
-    """JSON with a line for every key and every row of a table."""
-
-    def value(item):
-        is_table = isinstance(item, list) and item and isinstance(item[0], dict | list)
-        return "[\n    " + ",\n    ".join(map(json.dumps, item)) + "\n  ]" if is_table else json.dumps(item)
-
-    return "{\n" + ",\n".join(f"  {json.dumps(key)}: {value(item)}" for key, item in content.items()) + "\n}\n"
-
-
-def report_path(checkpoint: Path, weights: str, data: Path) -> Path:
-    """Where the report of a checkpoint goes unless told: into its run's folder or, alone, beside it.
-
-    The name tells the checkpoint, its weights and the data apart: runs/NAME/eval_best_ema_val.json.
-    """
-    folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    return folder / f"eval_{checkpoint.stem}_{weights}_{data.name}.json"
-
-
 def worst_classes(metrics: Metrics, names: tuple[str, ...]) -> str | None:
-    """A line about the classes with the lowest accuracy; None where there are two or fewer, or nothing is wrong."""
+    """Return a line about the classes with the lowest accuracy; None with two classes or fewer, or without mistakes."""
     counts, correct = metrics.per_class
     accuracy = 100 * correct / np.maximum(counts, 1)
     worst = [index for index in np.argsort(accuracy, kind="stable") if correct[index] < counts[index]][:WORST_CLASSES]

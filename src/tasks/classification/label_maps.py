@@ -1,6 +1,6 @@
-"""What predictions are held against, where that is not simply one class of the model per folder.
+"""Reads the labels of data sets whose folders are not simply the classes of the model.
 
-A class map tells which classes of the model the folders of a data set stand for: ImageNet-V2's folders are numbers, and
+A class map says which classes of the model the folders of a data set stand for: ImageNet-V2's folders are numbers, and
 those of ImageNet-A and -R are 200 of the 1000. Valid labels (ImageNet-ReaL, arXiv 2006.07159) are several per image.
 """
 
@@ -12,18 +12,18 @@ from pathlib import Path
 
 import numpy as np
 
-from src.data.image_set import DataError
+from src.data.dataset import DataError
 
-NUMBER = re.compile(r"_val_0*([1-9]\d*)")  # of ILSVRC2012_val_00000293.JPEG
+NUMBER = re.compile(r"_val_0*([1-9]\d*)")  # finds the number in ILSVRC2012_val_00000293.JPEG
 
 
 @dataclass(frozen=True, eq=False)
 class LabelSpace:
-    """The classes that predictions are chosen among, and which of them each folder is.
+    """Says which classes predictions are chosen among, and which of them each folder is.
 
     Attributes:
-        names: of these classes, in the order of the model's outputs.
-        outputs: [classes] which outputs of the model they are, ascending.
+        names: names of these classes, in the order of the model's outputs.
+        outputs: [classes] the model's outputs of these classes, ascending.
         labels: [folders] the place of each folder's class among them.
         restricts: whether the model has other classes too, whose logits are left out.
     """
@@ -35,46 +35,51 @@ class LabelSpace:
 
     @classmethod
     def of(cls, output_by_folder: dict[str, int], folders: Sequence[str], names: Sequence[str], num_classes: int):
-        """The space of a map, which holds at least `folders`. `names`: of the model's classes, by output."""
+        """Make the space of a class map.
+
+        Args:
+            output_by_folder: the map, which has at least an entry for each of `folders`.
+            names: names of the model's classes by output.
+        """
         outputs = np.unique(list(output_by_folder.values()))
         labels = np.searchsorted(outputs, [output_by_folder[folder] for folder in folders])
         return cls(tuple(names[output] for output in outputs), outputs, labels, len(outputs) < num_classes)
 
     @classmethod
     def of_names(cls, folders: Sequence[str], names: Sequence[str]):
-        """The space of folders that are called like some or all of the model's classes."""
+        """Make the space of folders that are called like some or all of the model's classes."""
         return cls.of({folder: names.index(folder) for folder in folders}, folders, names, len(names))
 
-    def among(self, logits: np.ndarray) -> np.ndarray:
-        """The logits [B, outputs] of a model, of these classes only [B, classes]."""
+    def select(self, logits: np.ndarray) -> np.ndarray:
+        """Select the logits [B, classes] of these classes from all logits [B, outputs] of a model."""
         return logits[:, self.outputs] if self.restricts else logits
 
 
 def read_class_map(
     path: str | Path, folders: Sequence[str], num_classes: int, class_names: Sequence[str] | None
 ) -> LabelSpace:
-    """The label space of a class-map file.
+    """Read the label space of a class-map file.
 
     The file is a JSON object {folder: class}, where a class is an index of the model's outputs or one of its class
-    names, or a text of lines "folder index". Predictions are chosen among the classes of the map, those without a
-    folder too. Every class has one folder at most: with two, the images of one would have to be told from the other's.
+    names, or a text of lines "folder index". Predictions are chosen among the classes of the map, also those whose
+    folder the data set lacks. Every class has one folder at most, because a prediction could not tell two apart.
 
     Args:
-        folders: of the data set, each of which the map must hold.
-        class_names: by output, where the checkpoint knows them.
+        folders: folders of the data set; the map must have an entry for each.
+        class_names: class names by output, where the checkpoint knows them.
 
     Raises:
-        DataError: no such file, or an entry that cannot be; the message names both.
+        DataError: no such file, or an invalid entry; the message names both.
     """
     label = f"class map {path}"
-    text = _read(path, label)
-    entries = _json(text, label) if text.lstrip()[:1] in ("{", "[") else _lines(text, label)
+    text = _read_text(path, label)
+    entries = _parse_json(text, label) if text.lstrip()[:1] in ("{", "[") else _parse_lines(text, label)
     if not isinstance(entries, dict):
         raise DataError(f"{label}: must be an object {{folder: class}}, or lines of a folder and a class index")
     outputs: dict[str, int] = {}
     folder_of: dict[int, str] = {}
     for folder, value in entries.items():
-        output = _output(folder, value, num_classes, class_names, label)
+        output = _entry_output(folder, value, num_classes, class_names, label)
         if output in folder_of:
             raise DataError(f"{label}: folders {folder_of[output]!r} and {folder!r} have the same class {value!r}")
         outputs[folder], folder_of[output] = output, folder
@@ -86,7 +91,7 @@ def read_class_map(
 
 
 def read_valid_labels(path: str | Path, images: Sequence[str], num_classes: int) -> list[frozenset[int]]:
-    """The valid classes of each image, as outputs of the model; none for an image that is not to be counted.
+    """Read the valid classes of each image, as outputs of the model; an image with none is not counted.
 
     Args:
         path: JSON. A list with, for each of ILSVRC2012_val_00000001.JPEG and following, the list of its classes
@@ -94,20 +99,20 @@ def read_valid_labels(path: str | Path, images: Sequence[str], num_classes: int)
         images: "folder/file" of each image of the data set.
 
     Raises:
-        DataError: no such file, an image that it does not cover, or an entry that cannot be; the message names both.
+        DataError: no such file, an image without an entry, or an invalid entry; the message names both.
     """
     label = f"valid labels {path}"
-    content = _json(_read(path, label), label)
+    content = _parse_json(_read_text(path, label), label)
     if not isinstance(content, list | dict):
         raise DataError(f"{label}: must be a list of lists of classes, or an object {{file name: list of classes}}")
     if isinstance(content, list):
-        found = (_by_number(content, image, label) for image in images)
+        entries = (_entry_by_number(content, image, label) for image in images)
     else:
-        found = (_by_name(content, image, label) for image in images)
-    return [_valid(classes, image, num_classes, label) for image, classes in zip(images, found, strict=True)]
+        entries = (_entry_by_name(content, image, label) for image in images)
+    return [_check_classes(classes, image, num_classes, label) for image, classes in zip(images, entries, strict=True)]
 
 
-def _by_number(content: list, image: str, label: str):
+def _entry_by_number(content: list, image: str, label: str):
     number = NUMBER.search(image.rpartition("/")[2])
     if number is None:
         raise DataError(f"{label}: a list goes by the numbers of ILSVRC2012_val_00000001.JPEG; {image} has none")
@@ -116,14 +121,14 @@ def _by_number(content: list, image: str, label: str):
     return content[int(number[1]) - 1]
 
 
-def _by_name(content: dict, image: str, label: str):
+def _entry_by_name(content: dict, image: str, label: str):
     for name in (image, image.rpartition("/")[2]):
         if name in content:
             return content[name]
     raise DataError(f"{label}: has no entry for the image {image}")
 
 
-def _valid(classes, image: str, num_classes: int, label: str) -> frozenset[int]:
+def _check_classes(classes, image: str, num_classes: int, label: str) -> frozenset[int]:
     if not isinstance(classes, list) or not all(_is_output(item, num_classes) for item in classes):
         raise DataError(
             f"{label}: image {image}: must be a list of classes from 0 to {num_classes - 1}, got {classes!r}"
@@ -131,8 +136,8 @@ def _valid(classes, image: str, num_classes: int, label: str) -> frozenset[int]:
     return frozenset(classes)
 
 
-def _output(folder: str, value, num_classes: int, class_names: Sequence[str] | None, label: str) -> int:
-    """The output that an entry of a class map means."""
+def _entry_output(folder: str, value, num_classes: int, class_names: Sequence[str] | None, label: str) -> int:
+    """Return the model's output that an entry of a class map means."""
     if _is_output(value, num_classes):
         return value
     if isinstance(value, str) and class_names is None:
@@ -141,15 +146,15 @@ def _output(folder: str, value, num_classes: int, class_names: Sequence[str] | N
         )
     if class_names is not None and value in class_names:
         return class_names.index(value)
-    known = f"an index from 0 to {num_classes - 1}" + (" or a class of the checkpoint" if class_names else "")
-    raise DataError(f"{label}: folder {folder!r}: {value!r} is not {known}")
+    expected = f"an index from 0 to {num_classes - 1}" + (" or a class of the checkpoint" if class_names else "")
+    raise DataError(f"{label}: folder {folder!r}: {value!r} is not {expected}")
 
 
 def _is_output(value, num_classes: int) -> bool:
     return type(value) is int and 0 <= value < num_classes  # True is an int, but no class
 
 
-def _read(path: str | Path, label: str) -> str:
+def _read_text(path: str | Path, label: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
@@ -158,8 +163,8 @@ def _read(path: str | Path, label: str) -> str:
         raise DataError(f"{label}: not a text file") from error
 
 
-def _json(text: str, label: str):
-    """Parsed JSON, in which no key comes twice."""
+def _parse_json(text: str, label: str):
+    """Parse JSON, in which no key may come twice."""
 
     def unique(pairs):
         result = {}
@@ -175,8 +180,8 @@ def _json(text: str, label: str):
         raise DataError(f"{label}: not valid JSON ({error})") from error
 
 
-def _lines(text: str, label: str) -> dict[str, int]:
-    """{folder: index} of lines of both; a folder's name may have spaces."""
+def _parse_lines(text: str, label: str) -> dict[str, int]:
+    """Parse lines of a folder and an index into {folder: index}; a folder's name may have spaces."""
     entries: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
         parts = line.strip().rsplit(maxsplit=1)

@@ -1,4 +1,4 @@
-"""What logits count for: top-1, top-5, loss, the confusion matrix."""
+"""Turns logits into counts and metrics: top-1, top-5, loss, the confusion matrix."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,14 @@ from src.tasks.classification.label_maps import LabelSpace
 
 @dataclass(frozen=True, eq=False)
 class Scoring:
-    """How an evaluation turns logits into counts.
+    """Says how an evaluation turns logits into counts.
 
     Attributes:
-        space: the classes to choose among, and what the folders' labels mean.
+        space: the classes to choose among, and the class of each folder.
         images: number of images of the data set, read or not.
         valid: the valid outputs of each image, by its index in the sorted files (label_maps.py); or None.
-        flip: whether logits are averaged with those of the mirror image. Logits, not probabilities: the loss and the
-            ranks stay those of one softmax, and a tie of logits stays exact.
+        flip: whether logits are averaged with those of the mirror image. Logits are averaged, not probabilities, so
+            that the loss and the ranks stay those of one softmax, and a tie of logits stays exact.
     """
 
     space: LabelSpace
@@ -27,15 +27,15 @@ class Scoring:
 
 @dataclass(frozen=True, eq=False)
 class Metrics:
-    """Counts over a data set, and what follows from them. Counts add up across batches and devices; averages do not.
+    """Holds counts over a data set and derives metrics from them. Counts add up over batches and devices.
 
     Attributes:
-        confusion: [classes, classes + 1] images by label and prediction. The last column are those without one
-            (`predictions`), so rows sum to the images of a class, and the diagonal to `top1_correct`.
+        confusion: [classes, classes + 1] images by label and prediction. The last column counts images without a
+            prediction (see `predictions`), so rows sum to the images of a class, and the diagonal to `top1_correct`.
         predicted: [images] the column of each image in `confusion`, by its index in the sorted files; -1 for those that
             do not count.
-        real_count, real_correct: images with valid labels, and of these, those with one of them predicted; None where
-            no file gives any.
+        real_count, real_correct: number of images with valid labels, and of those for which one of these was predicted;
+            None without a file of valid labels.
     """
 
     count: int
@@ -49,29 +49,29 @@ class Metrics:
 
     @property
     def top1(self) -> float:
-        """Per cent of images whose most likely class is the right one."""
+        """The percentage of images whose most likely class is the right one."""
         return 100 * self.top1_correct / max(self.count, 1)
 
     @property
     def top5(self) -> float:
-        """Per cent of images with the right class among the five most likely."""
+        """The percentage of images with the right class among the five most likely."""
         return 100 * self.top5_correct / max(self.count, 1)
 
     @property
     def loss(self) -> float:
-        """Mean cross-entropy, without label smoothing, in nats."""
+        """The mean cross-entropy, without label smoothing, in nats."""
         return self.loss_sum / max(self.count, 1)
 
     @property
     def real(self) -> float | None:
-        """Per cent of the images with valid labels whose most likely class is one of these."""
+        """The percentage of the images with valid labels whose most likely class is one of these."""
         if self.real_count is None or self.real_correct is None:
             return None
         return 100 * self.real_correct / max(self.real_count, 1)
 
     @property
     def per_class(self) -> tuple[np.ndarray, np.ndarray]:
-        """[classes] images of each class, and those of them that are right."""
+        """The number of images of each class [classes], and the number of those that are right [classes]."""
         return self.confusion.sum(axis=1), self.confusion.diagonal()
 
     def __str__(self):
@@ -80,10 +80,10 @@ class Metrics:
 
 
 def batch_counts(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[count, top-1 correct, top-5 correct, loss sum] of a batch, float64; images of weight 0 do not count.
+    """Return [count, top-1 correct, top-5 correct, loss sum] of a batch, float64; images of weight 0 do not count.
 
-    An image's rank is the number of other classes with at least its logit: a tie is a miss, whatever the order of
-    classes (a network that answers alike for all is never right), and so are logits that are not finite.
+    An image's rank is the number of other classes with at least the logit of its own: a tie is a miss, whatever the
+    order of classes (a network that answers alike for all is never right), and so are logits that are not finite.
     """
     logits = logits.astype(np.float64)
     own = logits[np.arange(len(labels)), labels]
@@ -96,9 +96,9 @@ def batch_counts(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) ->
 
 
 def predictions(logits: np.ndarray) -> np.ndarray:
-    """[B] the most likely class of each image, by the rule of `batch_counts`.
+    """Return the most likely class [B] of each image, by the rule of `batch_counts`.
 
-    It is one past the last class where there is none: several share the highest logit, or not all are finite.
+    Where several classes share the highest logit, or not all logits are finite, it is one past the last class.
     """
     alone = (logits == logits.max(axis=1, keepdims=True)).sum(axis=1) == 1
     return np.where(alone & np.isfinite(logits).all(axis=1), logits.argmax(axis=1), logits.shape[1])

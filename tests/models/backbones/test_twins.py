@@ -7,6 +7,7 @@ from mindspore import Tensor, ops
 
 from src.files.weights import load_weights, official_names
 from src.models import ArgumentError, create_model
+from src.models.device_options import set_device_options
 from tests.reference import images
 
 SMALL = {
@@ -35,7 +36,7 @@ def gradients(model, x):
 
 def test_convolution_implementations_agree():
     plain = create_model("twins", **SMALL)
-    other = create_model("twins", **SMALL, conv_implementation="conv2d")
+    other = set_device_options(create_model("twins", **SMALL), conv_implementation="conv2d")
     load_weights(other, arrays(plain))
     x = Tensor(images((2, 3, 32, 32)))
     np.testing.assert_allclose(plain(x).asnumpy(), other(x).asnumpy(), atol=1e-5)

@@ -1,0 +1,43 @@
+"""Lists the sections of a configuration that each task has of its own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from src.config.classification import (
+    ClassificationAugment,
+    ClassificationData,
+    ClassificationEval,
+    check_classification,
+)
+from src.config.schema import COMMON_SECTIONS, Section
+
+DEFAULT_TASK = "classification"  # the task of files that name none
+
+
+@dataclass(frozen=True)
+class TaskSections:
+    """Lists the sections that a task adds to the common ones.
+
+    Attributes:
+        data, augment, eval: the schemas of these sections.
+        check: takes a Config and refuses sections that do not fit each other.
+        has_backbone: the model is built around a backbone, which has a section of its own.
+    """
+
+    data: type[Section]
+    augment: type[Section]
+    eval: type[Section]
+    check: Callable[[Any], None]
+    has_backbone: bool = False
+
+    def schemas(self) -> dict[str, type[Section]]:
+        """Return the schemas of all sections but the networks', in the order in which they are written."""
+        common = dict(COMMON_SECTIONS)
+        runtime = common.pop("runtime")
+        return {"data": self.data, "augment": self.augment, **common, "eval": self.eval, "runtime": runtime}
+
+
+TASK_SECTIONS: dict[str, TaskSections] = {
+    DEFAULT_TASK: TaskSections(ClassificationData, ClassificationAugment, ClassificationEval, check_classification),
+}

@@ -1,0 +1,52 @@
+"""Defines what every data set gives the pipeline, whatever its samples are labelled with."""
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from src.errors import UserError
+
+
+class DataError(UserError):
+    """Says that a data set cannot be used; the message names the folder and the remedy."""
+
+
+class Dataset(ABC):
+    """Holds samples in a fixed order, each with the content of an image file.
+
+    Attributes:
+        path: the folder or file that messages name.
+        classes: names of the classes by label.
+        size: number of samples.
+        columns: names of the values that the reader gives for each sample.
+        fixed_order: the reader takes samplers of one fixed order only, so that every epoch needs a reader of its own.
+    """
+
+    path: Path
+    classes: tuple[str, ...]
+    size: int
+    columns: tuple[str, ...]
+    fixed_order = False
+
+    @abstractmethod
+    def reader(self, sampler):
+        """Make a MindSpore dataset of the columns, in the order of a MindSpore sampler."""
+
+    @cached_property
+    @abstractmethod
+    def names(self) -> list[str]:
+        """The file names of all samples, relative to the path."""
+
+    def name(self, index: int) -> str:
+        """Return the file name of one sample, without making a list of all where that can be avoided."""
+        return self.names[index]
+
+    @abstractmethod
+    def content(self, index: int) -> np.ndarray:
+        """Return the file content [n] uint8 of one sample.
+
+        Raises:
+            OSError: the file cannot be read.
+        """

@@ -1,0 +1,273 @@
+"""What a backbone is to the rest of the project: token maps of its stages, at any image size, and what they are.
+
+A family (focal_transformer.py, twins.py) is a class on Backbone. The same class classifies, with a head behind its last
+stage, or gives the maps of the stages that `out_indices` names to what stands on it (src/models/registry.py).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from mindspore import ParameterTuple, Tensor, nn
+from mindspore.nn.utils import no_init_parameters
+
+from src.models.device_options import device_options, set_device_options
+from src.models.layers import Dropout, DropPath, draw_drop_path
+from src.models.registry import ArgumentError
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """What a stage's tokens [B, H * W, channels] are a map of.
+
+    Attributes:
+        stride: pixels of the image, padded to whole patches, from one token to the next.
+        size: (H, W) in tokens.
+    """
+
+    channels: int
+    stride: int
+    size: tuple[int, int]
+
+
+class Backbone(nn.Cell):
+    """A network of stages, each with a map of half the side of the one before.
+
+    A family's constructor sets arguments (all of its own, by name), img_size and pretrain_size (height, width),
+    in_chans, depths, stage_maps (a FeatureMap for each stage), out_indices (None: it classifies) and drop_path_rates
+    (two branches a block). It defines `check`, which refuses arguments that cannot work, and the methods that raise
+    NotImplementedError here. What concerns files (src/files/weights.py) has answers for a family without peculiarities.
+    """
+
+    check: Callable[[dict], None]
+    arguments: dict
+    img_size: tuple[int, int]
+    pretrain_size: tuple[int, int]
+    in_chans: int
+    num_classes: int | None
+    depths: tuple[int, ...]
+    stage_maps: tuple[FeatureMap, ...]
+    out_indices: tuple[int, ...] | None
+    drop_path_rates: list[float]
+    frozen_stages = 0
+    no_weight_decay: tuple[str, ...] = ()  # beside 1-D parameters and biases, those whose name holds one of these
+
+    # --- what a family defines ---------------------------------------------------------------------------------------
+
+    def stage_outputs(self, images, drop_path=None, dropout_seed=None):
+        """Images [B, in_chans, *img_size] to the tokens [B, H * W, C] of every stage; the next starts from them."""
+        raise NotImplementedError
+
+    def output_norm(self, stage, tokens):
+        """A stage's tokens [B, L, C] by the norm of its output; as they are in a family without."""
+        return tokens
+
+    def logits(self, images, drop_path=None, dropout_seed=None):
+        """Images to logits [B, num_classes]."""
+        raise NotImplementedError
+
+    def block_index(self, name: str) -> int:
+        """Where in the network a parameter or layer is, by its name in the backbone.
+
+        0 for the patch embedding, i for what belongs with the i-th block, counted over all stages from 1, and one more
+        than there are blocks for what comes after the stages: norms of the outputs, head.
+        """
+        raise NotImplementedError
+
+    def stage_blocks(self, stage: int) -> nn.CellList:
+        """The blocks of a stage."""
+        raise NotImplementedError
+
+    # --- feature maps ------------------------------------------------------------------------------------------------
+
+    def features(self, images, drop_path=None, dropout_seed=None):
+        """Images [B, in_chans, *img_size] to a tuple of token maps [B, H * W, C], one for each of `feature_maps`."""
+        outputs = self.stage_outputs(images, drop_path, dropout_seed)
+        maps = ()
+        for stage in self.out_indices:  # type: ignore[union-attr]  # None has no features
+            maps = maps + (self.output_norm(stage, outputs[stage]),)
+        return maps
+
+    def construct(self, images, drop_path=None, dropout_seed=None):
+        """Logits, or the tuple of token maps. Training passes the scales of draw_drop_path, and an int32 scalar to key
+        dropout.
+        """
+        if self.out_indices is None:
+            return self.logits(images, drop_path, dropout_seed)
+        return self.features(images, drop_path, dropout_seed)
+
+    @property
+    def feature_maps(self) -> tuple[FeatureMap, ...]:
+        """What each of the `features` is."""
+        return tuple(self.stage_maps[stage] for stage in self.out_indices or ())
+
+    def stage_map(self, stage: int) -> tuple[int, int]:
+        """(H, W) of a stage's map."""
+        return self.stage_maps[stage].size
+
+    def check_images(self, images):
+        """Raises ValueError, when the graph is compiled, for images of another size than the model's."""
+        if images.shape[1:] != (self.in_chans, *self.img_size):
+            raise ValueError(
+                f"images of shape {images.shape[1:]} for a model of {self.in_chans} channels, height "
+                f"{self.img_size[0]} and width {self.img_size[1]}; build it with another img_size, or use at(size)"
+            )
+
+    def at(self, size: int | Sequence[int]) -> "Backbone":
+        """This model for images of another size: the same parameters, with the index tables of that size.
+
+        The parameters are the same objects; what trains or loads them here does so there. Windows, and the shapes of
+        tables, stay those of the size of pre-training. Every size is a graph of its own: keep what this returns. Call
+        it before apply_precision, which changes layers.
+
+        Args:
+            size: side of the square input, or (height, width), in pixels.
+
+        Raises:
+            ArgumentError: a size that the family cannot have; the message names the nearest.
+        """
+        size = image_size(size)
+        if size == self.img_size:
+            return self
+        arguments = self.arguments | {"img_size": list(size), "pretrain_size": list(self.pretrain_size)}
+        self.check(arguments)
+        with no_init_parameters():  # none of its own stays
+            other = type(self)(**arguments)
+        share_parameters(other, self)
+        set_device_options(other, **device_options(self))
+        other.freeze(self.frozen_stages)
+        return other.set_train(self.training)
+
+    # --- training ----------------------------------------------------------------------------------------------------
+
+    def freeze(self, stages: int) -> None:
+        """Keep the patch embedding and the first stages, with the downsampling after them, as they are; 0: none.
+
+        They get no gradients, and neither stochastic depth nor dropout, which are there to regularise what is learned.
+        Norms of their outputs stay free. Call before an optimizer is built or a graph compiled.
+        """
+        if stages == 0:
+            return
+        self.frozen_stages = stages
+        last = sum(self.depths[:stages])
+        for name, parameter in self.parameters_and_names():
+            if self.block_index(name) <= last:
+                parameter.requires_grad = False
+        for name, cell in self.cells_and_names():
+            if isinstance(cell, DropPath | Dropout) and self.block_index(name) <= last:
+                cell.rate = 0.0
+        self.drop_path_rates = [0.0 if branch < 2 * last else rate for branch, rate in enumerate(self.drop_path_rates)]
+
+    def draw_drop_path(self, generator: np.random.Generator, batch_size: int) -> Tensor | None:
+        """Stochastic-depth scales for one training step, or None for a model without stochastic depth."""
+        if not any(self.drop_path_rates):
+            return None
+        return Tensor(draw_drop_path(self.drop_path_rates, generator, batch_size))
+
+    # --- files: names are official ones, from the backbone on --------------------------------------------------------
+
+    def is_behind_stages(self, name: str) -> bool:
+        """Whether a parameter belongs to what comes after the stages, which another network has another one of."""
+        return self.block_index(name) > sum(self.depths)
+
+    def has_no_use_for(self, name: str) -> bool:
+        """Whether a backbone passes a parameter of files over: a classifier's final norm and head, which the originals'
+        dense backbones may carry along.
+        """
+        return self.out_indices is not None and name.split(".")[0] in ("norm", "head")
+
+    def is_derived_buffer(self, name: str) -> bool:
+        """Whether the original's files have a buffer of this name that follows from sizes alone."""
+        return False
+
+    def original_buffers(self) -> dict[str, np.ndarray]:
+        """The buffers that follow from sizes and that the original keeps in its files, by its names."""
+        return {}
+
+    def resized(self, name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+        """A parameter from a model of another image or window size in the shape it has here; None if it cannot be."""
+        return None
+
+    def is_optional(self, name: str, names: Iterable[str]) -> bool:
+        """Whether a model of another image size, with these names, may do without the parameter."""
+        return False
+
+    def is_key_table(self, name: str) -> bool:
+        """Whether a parameter is a table of keys, which belongs to an image size."""
+        return False
+
+    def fits_key_table(self, name: str, table: np.ndarray) -> bool:
+        """Whether a table of keys is of this model's image size."""
+        return False
+
+    def adopt_key_tables(self) -> None:
+        """Rebuild what derives from the tables of keys after a file brought its own."""
+
+
+def share_parameters(cell: nn.Cell, source: nn.Cell) -> None:
+    """Make a cell use the parameters of another of the same structure: the objects themselves, no copies.
+
+    Tables of keys (Backbone.is_key_table) stay its own: they belong to its image size.
+    """
+    sources = dict(source.cells_and_names())
+    tables = [
+        id(parameter)
+        for part in sources.values()
+        if isinstance(part, Backbone)
+        for name, parameter in part.parameters_and_names()
+        if part.is_key_table(name)
+    ]
+    for path, part in cell.cells_and_names():
+        theirs = sources.get(path)  # the sub-cells of index tables, which have no parameters, depend on the size
+        if theirs is None:
+            continue
+        for name, parameter in theirs.parameters_and_names(expand=False):
+            if id(parameter) not in tables:
+                part.insert_param_to_cell(name, parameter, check_name_contain_dot=False)
+        for name, value in vars(theirs).items():
+            if isinstance(value, ParameterTuple):  # of parameters that were just inserted
+                object.__setattr__(part, name, value)
+
+
+def image_size(img_size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) of an img_size argument."""
+    return (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
+
+
+def size_of_pretraining(arguments: dict) -> tuple[int, int]:
+    """(height, width) of the images of pre-training: those at hand where nothing else is given."""
+    given = arguments["pretrain_size"]
+    return image_size(arguments["img_size"] if given is None else given)
+
+
+def check_common_arguments(
+    arguments: dict, rates: tuple[str, ...], positive: tuple[str, ...], per_stage: tuple[str, ...]
+) -> None:
+    """Refuse what no model can do.
+
+    Args:
+        rates: names of probabilities. positive: names of numbers, or lists of them, that must be at least 1.
+        per_stage: names of lists with an entry for each stage, or None.
+
+    Raises:
+        ArgumentError: names the argument.
+    """
+    a = arguments
+    if not a["depths"] or min(a["depths"]) < 1:
+        raise ArgumentError("depths", f"must be the number of blocks of each stage, at least 1, got {a['depths']}")
+    for key in ("img_size", "pretrain_size"):
+        if a[key] is not None and not isinstance(a[key], int) and len(a[key]) != 2:
+            raise ArgumentError(key, f"must be one side or [height, width], got {a[key]}")
+    for key in ("img_size", "pretrain_size", "patch_size", "in_chans", "num_classes", *positive):
+        if a[key] is not None and min(a[key] if isinstance(a[key], list | tuple) else [a[key]]) < 1:
+            raise ArgumentError(key, f"must be at least 1, got {a[key]}")
+    stages = len(a["depths"])
+    for key in per_stage:
+        if a[key] is not None and len(a[key]) != stages:
+            raise ArgumentError(key, f"has {len(a[key])} entries for the {stages} stages of depths {a['depths']}")
+    for key in rates:
+        if not 0 <= a[key] < 1:
+            raise ArgumentError(key, f"must be in [0, 1), got {a[key]}")
+    chosen = a["out_indices"]
+    if chosen is not None and not (chosen and list(chosen) == sorted(set(chosen)) and set(chosen) <= {*range(stages)}):
+        raise ArgumentError("out_indices", f"must number stages, from 0 to {stages - 1}, upwards, got {chosen}")

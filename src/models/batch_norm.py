@@ -1,0 +1,114 @@
+"""Batch normalisation of tokens, with statistics over all ranks."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import mindspore as ms
+from mindspore import Parameter, nn, ops
+from mindspore.common.initializer import initializer
+
+
+class BatchNorm(nn.Cell):
+    """Normalises each channel of tokens by its mean and variance over all tokens, torch.nn.BatchNorm's arithmetic.
+
+    In training, statistics are those of the batch, and the running ones take them in: new = (1 - momentum) * old +
+    momentum * batch's, the variance unbiased (divided by rows - 1). A batch whose statistics are not finite leaves them
+    as they are. In evaluation the layer is an affine map by the running statistics. All in float32; the result has the
+    type of the tokens.
+
+    Alone, a rank normalises by its own tokens; `synchronise_batch_norms` makes it all tokens of all ranks, as
+    torch.nn.SyncBatchNorm does. The mean comes first and the squares are of centred values, for a difference of large
+    sums would lose digits. MindSpore's nn.SyncBatchNorm is for Ascend alone, and its BatchNorm2d needs [B, C, H, W].
+
+    Parameters are named as PyTorch's: weight, bias, running_mean, running_var. The running statistics have no gradient.
+
+    Args:
+        channels: C.
+        momentum: the share of the new batch in the running statistics.
+        eps: added to the variance.
+    """
+
+    def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5):
+        super().__init__()
+        self.channels = channels
+        self.momentum = momentum
+        self.eps = eps
+        self.weight = Parameter(initializer("ones", (channels,), ms.float32), name="weight")
+        self.bias = Parameter(initializer("zeros", (channels,), ms.float32), name="bias")
+        self.running_mean = Parameter(
+            initializer("zeros", (channels,), ms.float32), name="running_mean", requires_grad=False
+        )
+        self.running_var = Parameter(
+            initializer("ones", (channels,), ms.float32), name="running_var", requires_grad=False
+        )
+        self.ranks = 1
+        self.all_reduce = None  # see synchronise_batch_norms
+        self.keeps_running = False  # see running_statistics_kept
+        self.sum = ops.ReduceSum()
+
+    def construct(self, x):
+        """Tokens [R, C] or [B, L, C], in training the same number on every rank, to tokens of the same shape.
+
+        Raises:
+            ValueError: when the graph is compiled, in training on a single row, whose variance says nothing.
+        """
+        rows = x.reshape((-1, self.channels)).astype(ms.float32)
+        if self.training:
+            total = rows.shape[0] * self.ranks
+            if total < 2:
+                raise ValueError("BatchNorm in training needs more than one row for each channel; use a larger batch")
+            mean = self.sum_over_ranks(self.sum(rows, 0)) / total
+            centred = rows - mean
+            squares = self.sum_over_ranks(self.sum(ops.square(centred), 0))
+            variance = squares / total
+            if not self.keeps_running:
+                centred = ops.depend(centred, self.take_in(self.running_mean, mean))
+                centred = ops.depend(centred, self.take_in(self.running_var, squares / (total - 1)))
+        else:
+            centred = rows - self.running_mean
+            variance = self.running_var
+        out = centred * (self.weight * ops.rsqrt(variance + self.eps)) + self.bias
+        return out.reshape(x.shape).astype(x.dtype)
+
+    def sum_over_ranks(self, x):
+        """The sum of a tensor over the ranks. Its gradient is the sum of the gradients, by the collective itself."""
+        return x if self.all_reduce is None else self.all_reduce(x)
+
+    def take_in(self, running, new):
+        """Move running statistics towards those of a batch."""
+        new = ops.stop_gradient(new)
+        moved = running * (1 - self.momentum) + new * self.momentum
+        return ops.assign(running, ops.select(ops.isfinite(new), moved, running))
+
+
+def batch_norms(network: nn.Cell) -> list[BatchNorm]:
+    """All BatchNorm layers of a network."""
+    return [cell for _, cell in network.cells_and_names() if isinstance(cell, BatchNorm)]
+
+
+def synchronise_batch_norms(network: nn.Cell, ranks: int) -> None:
+    """Let every BatchNorm of a network take statistics over all ranks.
+
+    Call it when the ranks have come together, before a graph is compiled.
+    """
+    if ranks == 1:
+        return
+    for layer in batch_norms(network):
+        layer.ranks = ranks
+        layer.all_reduce = ops.AllReduce()
+
+
+@contextmanager
+def running_statistics_kept(network: nn.Cell) -> Iterator[None]:
+    """Within the context, BatchNorm normalises by the batch in training but leaves its running statistics alone.
+
+    In graph mode that is decided when a graph is compiled: run in it only cells that run nowhere else.
+    """
+    layers = batch_norms(network)
+    for layer in layers:
+        layer.keeps_running = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.keeps_running = False

@@ -1,0 +1,211 @@
+"""Predicts the classes of image files, and prints them in several forms."""
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from src.data.transforms import Preprocessing, UnreadableImage
+from src.errors import UserError
+from src.tasks.task import Predictor
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Turns images into logits, whatever kind of file the model came from.
+
+    Attributes:
+        logits: computes logits [B, classes] of images [B, C, H, W] float32.
+        batch_size: number of images that `logits` takes, or None for any.
+        classes: names of the classes by output, or None.
+    """
+
+    logits: Callable[[np.ndarray], np.ndarray]
+    preprocessing: Preprocessing
+    batch_size: int | None
+    classes: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Holds a classifier's answer for one image.
+
+    Attributes:
+        probabilities: [classes] float64, or None for an unreadable image.
+        problem: the reason why the image is unreadable.
+    """
+
+    image: str
+    probabilities: np.ndarray | None
+    problem: str | None = None
+
+    def top(self, count: int) -> list[tuple[int, float]]:
+        """Return (output, probability) of the most probable classes, most probable first; equals keep their order.
+
+        Raises:
+            ValueError: the image was unreadable.
+        """
+        if self.probabilities is None:
+            raise ValueError(f"{self.image}: nothing was predicted of what could not be read")
+        order = np.argsort(-self.probabilities, kind="stable")[:count]
+        return [(int(index), float(self.probabilities[index])) for index in order]
+
+
+class ClassPredictor(Predictor):
+    """Predicts and prints the most probable classes of images.
+
+    Args:
+        top: number of classes to print.
+        names_file: file of the class names, for messages; None where the model has them.
+    """
+
+    formats = ("text", "csv", "json")
+
+    def __init__(self, classifier: Classifier, top: int, names_file: str | None = None):
+        self.classifier, self.top, self.names_file = classifier, top, names_file
+
+    def predict(self, images, batch_size, workers):
+        for prediction in predict(self.classifier, images, batch_size, workers):
+            self._check_names(prediction)
+            yield prediction
+
+    def writer(self, form, stream):
+        return WRITERS[form](stream, self.top, self.classifier.classes)
+
+    def _check_names(self, prediction: Prediction) -> None:
+        names, probabilities = self.classifier.classes, prediction.probabilities
+        if names is not None and probabilities is not None and len(names) != len(probabilities):
+            raise UserError(
+                f"--classes {self.names_file}: has {len(names)} names, the model {len(probabilities)} classes"
+            )
+
+
+def read_names(path: str) -> list[str]:
+    """Return the lines of a file of class names.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--classes {path}: cannot be read ({error})") from error
+
+
+def predict(classifier: Classifier, images: list[str], batch_size: int, workers: int) -> Iterator[Prediction]:
+    """Yield a prediction for every image file, in order. The next batch is read while one is classified.
+
+    Args:
+        batch_size: images per call of a model that takes any number; a short batch is filled up, so that the graph's
+            shape stays the same.
+        workers: number of threads that read and decode.
+    """
+    size = classifier.batch_size or min(batch_size, len(images))
+    with ThreadPoolExecutor(workers) as threads:
+
+        def read_ahead(first: int) -> list:
+            names = images[first : first + size]
+            return [threads.submit(_read_pixels, classifier.preprocessing, name) for name in names]
+
+        upcoming = read_ahead(0)
+        for first in range(0, len(images), size):
+            loaded, upcoming = [future.result() for future in upcoming], read_ahead(first + size)
+            yield from _classify_batch(classifier, images[first : first + size], loaded, size)
+
+
+def _read_pixels(preprocessing: Preprocessing, name: str) -> np.ndarray | str:
+    """Return the pixels [H, W, C] of a file, or the reason why it cannot be read."""
+    try:
+        return preprocessing.pixels(np.fromfile(name, np.uint8))
+    except UnreadableImage as error:
+        return str(error)
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _classify_batch(
+    classifier: Classifier, names: list[str], loaded: list[np.ndarray | str], size: int
+) -> Iterator[Prediction]:
+    """Yield the predictions of a batch, in one call of the model."""
+    blank = classifier.preprocessing.blank()
+    pixels = [entry if isinstance(entry, np.ndarray) else blank for entry in loaded]
+    if all(isinstance(entry, str) for entry in loaded):
+        logits = [None] * len(names)
+    else:
+        pixels += [blank] * (size - len(pixels))
+        logits = classifier.logits(classifier.preprocessing.normalise(np.stack(pixels)))
+    for name, entry, row in zip(names, loaded, logits, strict=False):
+        if isinstance(entry, str):
+            yield Prediction(name, None, entry)
+        else:
+            yield Prediction(name, softmax(row))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the probabilities [classes] float64 of one image's logits."""
+    powers = np.exp(logits.astype(np.float64) - logits.max())
+    return powers / powers.sum()
+
+
+class TextWriter:
+    """Writes a line per image: its name, then classes and their probabilities.
+
+    Args:
+        top: number of classes to write.
+        names: names of the classes by output, or None.
+    """
+
+    def __init__(self, stream, top: int, names: tuple[str, ...] | None):
+        self.stream, self.top, self.names = stream, top, names
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stream.flush()
+
+    def best(self, prediction: Prediction) -> list[tuple[int, str | None, float]]:
+        """Return (output, name, probability) of the most probable classes."""
+        return [(index, self.names[index] if self.names else None, p) for index, p in prediction.top(self.top)]
+
+    def write(self, prediction: Prediction) -> None:
+        classes = [f"{f'class {index}' if name is None else name} {p:.2%}" for index, name, p in self.best(prediction)]
+        self.stream.write(f"{prediction.image}: {', '.join(classes)}\n")
+
+
+class CsvWriter(TextWriter):
+    """Writes a row per image and class, the most probable first."""
+
+    def __enter__(self):
+        self.rows = csv.writer(self.stream, lineterminator="\n")
+        self.rows.writerow(["image", "rank", "index", "class", "probability"])
+        return self
+
+    def write(self, prediction):
+        for rank, (index, name, probability) in enumerate(self.best(prediction), 1):
+            self.rows.writerow([prediction.image, rank, index, name or "", f"{probability:.6g}"])
+
+
+class JsonWriter(TextWriter):
+    """Writes a list with an object per image, each on a line of its own."""
+
+    def __enter__(self):
+        self.separator = "[\n"
+        return self
+
+    def write(self, prediction):
+        classes = [{"index": i, "class": name, "probability": p} for i, name, p in self.best(prediction)]
+        line = json.dumps({"image": prediction.image, "predictions": classes}, ensure_ascii=False)
+        self.stream.write(self.separator + line)
+        self.separator = ",\n"
+
+    def __exit__(self, *_):
+        self.stream.write("[]\n" if self.separator[0] == "[" else "\n]\n")
+        super().__exit__()
+
+
+WRITERS = {"text": TextWriter, "csv": CsvWriter, "json": JsonWriter}

@@ -1,0 +1,124 @@
+"""Defines the task of classifying images that have one label each."""
+
+import math
+from itertools import chain, islice, zip_longest
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+
+from src.data.dataset import DataError
+from src.data.image_set import ImageSet, check_classes
+from src.data.open_images import open_images
+from src.data.transforms import Preprocessing, TrainTransform, UnreadableImage
+from src.tasks.classification import run_sections
+from src.tasks.classification.evaluator import ClassificationEvaluator, label_space
+from src.tasks.classification.label_maps import read_valid_labels
+from src.tasks.classification.loss import SoftTargetCrossEntropy
+from src.tasks.classification.metrics import Scoring
+from src.tasks.classification.predictor import Classifier, ClassPredictor, read_names
+from src.tasks.classification.samples import LabelledEvalSamples, LabelledTrainSamples
+from src.tasks.task import Figure, Signature, Task, TensorSpec
+
+
+class Classification(Task):
+    """Classifies images; it trains with soft targets, and top-1 accuracy chooses the best checkpoint."""
+
+    name = "classification"
+    figures = (Figure("top1", "top-1", "%", ".2f"), Figure("top5", "top-5", "%", ".2f"), Figure("loss", "loss"))
+
+    def check(self):
+        if self.config.eval.class_map:
+            raise self.config.error("eval.class_map", "is for eval.py; training evaluates on the classes it trains")
+
+    def open(self, split, classes=None):
+        return open_images(self.config.data.path, getattr(self.config.data, split), classes)
+
+    def check_data(self, train, val):
+        check_classes(train, val, self.config.model.resolved()["num_classes"])
+
+    def losses(self, network):
+        return SoftTargetCrossEntropy(network)
+
+    def noise(self, model, generator, batch):
+        scales = model.draw_drop_path(generator, len(batch[0]))
+        return scales, Tensor(generator.integers(2**31), ms.int32)
+
+    def train_samples(self, model, data, unreadable, epochs):
+        config = self.config
+        cooldown = config.schedule.cooldown_epochs
+        transform = TrainTransform(
+            tuple(model.img_size),
+            config.augment,
+            config.runtime.seed,
+            config.data.mean,
+            math.floor(epochs - cooldown) if cooldown else math.inf,
+        )
+        return LabelledTrainSamples(data, transform, config.data.mean, config.data.std, unreadable)
+
+    def eval_samples(self, model, data, unreadable):
+        return LabelledEvalSamples(data, self._preprocessing(model), unreadable)
+
+    @property
+    def repeats(self):
+        return self.config.augment.repeats
+
+    def evaluator(self, model, data, dist, classes=None, label="the model"):
+        space, notice = label_space(self.config, data, model.num_classes, classes, label)
+        path = self.config.eval.real_labels
+        valid = read_valid_labels(path, data.names, model.num_classes) if path else None
+        scoring = Scoring(space, data.size, valid, self.config.eval.flip)
+        size, batch_size = tuple(model.img_size), self.config.eval.batch_size
+        return ClassificationEvaluator(scoring, data, self.config, size, dist, batch_size, notice)
+
+    def signature(self, model, batch_size):
+        return Signature(
+            (TensorSpec("images", (batch_size, model.in_chans, *model.img_size)),),
+            (TensorSpec("logits", (batch_size, model.num_classes)),),
+        )
+
+    def sample_inputs(self, model, count):
+        """Return the first readable images of the validation set, one of each class in turn; without any, noise."""
+        preprocessing = self._preprocessing(model)
+        try:
+            images = self.open("val")
+        except DataError:
+            images = None
+        pixels = list(islice(_readable_pixels(images, preprocessing), count)) if images is not None else []
+        if not pixels:
+            shape = (count, model.in_chans, *model.img_size)
+            noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+            return noise, "random input (no validation images here)"
+        repeated = np.stack([pixels[index % len(pixels)] for index in range(count)])
+        return preprocessing.normalise(repeated), "validation images"
+
+    def preprocessing(self, model):
+        return self._preprocessing(model).to_dict()
+
+    def _preprocessing(self, model) -> Preprocessing:
+        return Preprocessing.of(self.config, tuple(model.img_size))
+
+    @classmethod
+    def predictor(cls, answer, preprocessing, batch_size, classes, options):
+        names = tuple(read_names(options.classes)) if options.classes else classes
+        classifier = Classifier(answer, Preprocessing.from_dict(preprocessing), batch_size, names)
+        return ClassPredictor(classifier, options.top, options.classes)
+
+    @classmethod
+    def read_evaluation(cls, path, content):
+        return run_sections.read_evaluation(path, content)
+
+    @classmethod
+    def sections(cls, evaluation, config, data, roots):
+        return run_sections.sections(evaluation, config, data, roots)
+
+
+def _readable_pixels(images: ImageSet, preprocessing: Preprocessing):
+    """Yield the pixels of readable images: the first of every class, then the second of every class, and so on."""
+    by_class = [np.flatnonzero(images.labels == label) for label in range(len(images.classes))]
+    for index in chain.from_iterable(zip_longest(*by_class)):
+        try:
+            if index is not None:
+                yield preprocessing.pixels(images.content(index))
+        except (UnreadableImage, OSError):
+            continue

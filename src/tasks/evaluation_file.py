@@ -1,0 +1,79 @@
+"""Writes and reads evaluation.json: the content of an evaluation, and the arrays that belong to it."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+
+from src.errors import UserError
+from src.files.atomic import write_bytes, write_text
+
+LISTED_ROWS = 100  # an array of more rows is a NumPy file beside the report: as JSON it would take megabytes
+
+
+def write_evaluation(path: Path, content: dict, arrays: dict[str, np.ndarray]) -> None:
+    """Write an evaluation's content, with each array as a list of rows or as the name of a NumPy file beside it.
+
+    Raises:
+        UserError: no room or no permission.
+    """
+    content = dict(content)
+    for key, array in arrays.items():
+        if len(array) <= LISTED_ROWS:
+            content[key] = array.tolist()
+        else:
+            array_path = path.with_name(f"{path.stem}_{key}.npy")
+            buffer = io.BytesIO()
+            np.save(buffer, array)
+            write_bytes(array_path, buffer.getvalue())
+            content[key] = array_path.name
+    write_text(path, _format_json(content))
+
+
+def read_array(path: Path, value: list | str) -> np.ndarray:
+    """Return an array of an evaluation file: its rows, or the content of the file named beside it.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if not isinstance(value, str):
+        return np.array(value, object)
+    array_path = path.with_name(value)
+    try:
+        return np.load(array_path)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{array_path}: cannot be read ({' '.join(str(error).split())})") from error
+
+
+def evaluation_path(checkpoint: Path, weights: str, data: Path) -> Path:
+    """Return the default path of a checkpoint's evaluation: in its run's folder or, without a run, beside it.
+
+    The name tells the checkpoint, its weights and the data apart: runs/NAME/eval_best_ema_val.json.
+    """
+    folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    return folder / f"eval_{checkpoint.stem}_{weights}_{data.name}.json"
+
+
+def check_keys(content: object, needed: set[str], what: str) -> None:
+    """Check that content is a JSON object with the needed keys.
+
+    Args:
+        what: name of the content in messages.
+
+    Raises:
+        UserError: keys are missing; the message names them.
+    """
+    if not isinstance(content, dict) or not needed <= content.keys():
+        missing = ", ".join(sorted(needed - content.keys())) if isinstance(content, dict) else "an object"
+        raise UserError(f"{what} lacks {missing}; was it written by this version?")
+
+
+def _format_json(content: dict) -> str:
+    """Format an object as JSON with a line for every key and every row of a table."""
+
+    def value(item):
+        is_table = isinstance(item, list) and item and isinstance(item[0], dict | list)
+        return "[\n    " + ",\n    ".join(map(json.dumps, item)) + "\n  ]" if is_table else json.dumps(item)
+
+    return "{\n" + ",\n".join(f"  {json.dumps(key)}: {value(item)}" for key, item in content.items()) + "\n}\n"

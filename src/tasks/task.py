@@ -1,0 +1,290 @@
+"""Defines a task: everything that training, evaluation, export and reports know of a kind of target.
+
+A task answers a few questions; one loop asks them. Nothing here or above names a class, a logit, a label or a box.
+
+    data set -> samples (workers) -> batches (a thread) -> loss cell -> update
+    data set -> samples -> batches -> Evaluator.add -> Result -> metrics.jsonl, evaluation.json -> report
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from mindspore import Tensor, nn
+
+from src.config.load import Config
+from src.data.dataset import Dataset
+from src.data.pipeline import EvalSamples, TrainSamples, UnreadableImages
+from src.distributed.ranks import Dist
+from src.pages.page import Section
+from src.tasks.losses import Losses
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Describes a number that an evaluation gives.
+
+    Attributes:
+        key: its name in files.
+        title, unit: its name and unit for people.
+        format: format in which it is printed.
+    """
+
+    key: str
+    title: str
+    unit: str = ""
+    format: str = ".4f"
+
+    def format_value(self, value: float) -> str:
+        """Return a value with its unit: 98.61%."""
+        return f"{value:{self.format}}{self.unit}"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Names an input or output of an exported model and gives its shape, in which None stands for the batch."""
+
+    name: str
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Lists the inputs and outputs of an exported model, in order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class Result(ABC):
+    """Holds the outcome of an evaluation. Its text is one line for the log."""
+
+    @property
+    @abstractmethod
+    def figures(self) -> dict[str, float]:
+        """The task's figures by key."""
+
+    @abstractmethod
+    def content(self) -> dict:
+        """Return the content of evaluation.json, but for large arrays."""
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays that belong into evaluation.json or, where they are large, beside it."""
+        return {}
+
+    def remarks(self) -> list[str]:
+        """Return lines for the terminal that explain the figures."""
+        return []
+
+
+class Evaluator(ABC):
+    """Runs a network on evaluation batches and sums up its answers over all ranks.
+
+    Attributes:
+        notice: a line to print before an evaluation that is not simply of the model's classes.
+    """
+
+    notice: str | None = None
+
+    @abstractmethod
+    def add(self, network: Callable[[Tensor], Tensor], batch: tuple[np.ndarray, ...]) -> None:
+        """Run the network on a batch and count its answers."""
+
+    @abstractmethod
+    def result(self) -> Result:
+        """Return the outcome over all ranks' batches, and start anew. All ranks call this together."""
+
+
+class Predictor(ABC):
+    """Predicts for image files, and writes the predictions.
+
+    Attributes:
+        formats: names of the forms of output.
+    """
+
+    formats: tuple[str, ...]
+
+    @abstractmethod
+    def predict(self, images: list[str], batch_size: int, workers: int) -> Iterator:
+        """Yield a prediction for each image file, in order: objects with `image`, and `problem` where it has one.
+
+        Args:
+            batch_size: images per call of a model that takes any number.
+            workers: number of threads that read and decode.
+        """
+
+    @abstractmethod
+    def writer(self, form: str, stream):
+        """Return a context manager whose `write` takes a prediction and prints it to a stream."""
+
+
+class Task(ABC):
+    """Answers all questions about one kind of target, for one configuration.
+
+    Attributes:
+        name: the task's name, the value of `task:` in a configuration.
+        figures: the figures of an evaluation; the first chooses the best checkpoint, higher is better.
+    """
+
+    name: ClassVar[str]
+    figures: ClassVar[tuple[Figure, ...]]
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    @abstractmethod
+    def check(self) -> None:
+        """Check that training can do all that the configuration asks for.
+
+        Raises:
+            UserError: it cannot; the message names the key.
+        """
+
+    @abstractmethod
+    def open(self, split: str, classes: tuple[str, ...] | None = None) -> Dataset:
+        """Open the data set that the configuration names for a split: "train" or "val".
+
+        Args:
+            classes: names of the classes, for formats that do not say them.
+
+        Raises:
+            DataError: there is no such data set, or it cannot be used.
+        """
+
+    @abstractmethod
+    def check_data(self, train: Dataset, val: Dataset) -> None:
+        """Check that the data sets of a run fit each other and the model.
+
+        Raises:
+            DataError: they do not fit.
+        """
+
+    @abstractmethod
+    def losses(self, network: nn.Cell) -> Losses:
+        """Return the cell that computes the parts of the loss from a training batch and the step's noise."""
+
+    @abstractmethod
+    def noise(self, model: nn.Cell, generator: np.random.Generator, batch: tuple[np.ndarray, ...]) -> tuple:
+        """Draw the random numbers of a training step; return them as the last arguments of the loss cell."""
+
+    @abstractmethod
+    def train_samples(self, model: nn.Cell, data: Dataset, unreadable: UnreadableImages, epochs: int) -> TrainSamples:
+        """Return the object that turns samples of a data set into training batches, for a run of some epochs."""
+
+    @abstractmethod
+    def eval_samples(self, model: nn.Cell, data: Dataset, unreadable: UnreadableImages) -> EvalSamples:
+        """Return the object that turns samples of a data set into evaluation batches of a model."""
+
+    @property
+    def repeats(self) -> int:
+        """The number of times in a row that a sample comes in an epoch (repeated augmentation)."""
+        return 1
+
+    @abstractmethod
+    def evaluator(
+        self,
+        model: nn.Cell,
+        data: Dataset,
+        dist: Dist,
+        classes: tuple[str, ...] | None = None,
+        label: str = "the model",
+    ) -> Evaluator:
+        """Return an evaluator of networks on a data set.
+
+        Args:
+            classes: names of the model's classes, where they are known.
+            label: name of the model in messages.
+
+        Raises:
+            DataError: the data set's classes do not fit the model's.
+        """
+
+    @abstractmethod
+    def signature(self, model: nn.Cell, batch_size: int | None) -> Signature:
+        """Return the inputs and outputs of the exported model; a batch size of None stands for any."""
+
+    @abstractmethod
+    def sample_inputs(self, model: nn.Cell, count: int) -> tuple[np.ndarray, str]:
+        """Return inputs [count, ...] to verify an exported model with, and a few words that describe them."""
+
+    @abstractmethod
+    def preprocessing(self, model: nn.Cell) -> dict:
+        """Describe in words and numbers how an image becomes the input of the exported model."""
+
+    @classmethod
+    @abstractmethod
+    def predictor(
+        cls,
+        answer: Callable[[np.ndarray], np.ndarray],
+        preprocessing: dict,
+        batch_size: int | None,
+        classes: tuple[str, ...] | None,
+        options,
+    ) -> Predictor:
+        """Return a predictor for image files.
+
+        Args:
+            answer, preprocessing, batch_size, classes: see inference/trained.py, OpenedModel.
+            options: the parsed flags of scripts/predict.py.
+
+        Raises:
+            UserError: the options do not fit the model.
+        """
+
+    # --- reports: they are made of files, whose configuration may be of an earlier version ---------------------------
+
+    @classmethod
+    @abstractmethod
+    def read_evaluation(cls, path: Path, content: dict) -> dict:
+        """Check the content of evaluation.json and complete it with the arrays beside it.
+
+        Raises:
+            UserError: something is missing or damaged.
+        """
+
+    @classmethod
+    @abstractmethod
+    def sections(cls, evaluation: dict | None, config: dict, data: Path | None, roots: Iterable[Path]) -> list[Section]:
+        """Return the task's own sections of report.html.
+
+        Args:
+            evaluation: see `read_evaluation`; None where there is none yet.
+            config: the run's configuration by section.
+            data: folder that holds the evaluation images, if they are not where the configuration says.
+            roots: folders that a relative path in the configuration may begin from.
+        """
+
+
+def evaluate(
+    network: nn.Cell,
+    batches: Iterable[tuple[np.ndarray, ...]],
+    evaluator: Evaluator,
+    call: Callable[..., Tensor] | None = None,
+) -> Result:
+    """Evaluate a network over one pass of evaluation batches. It is in evaluation mode meanwhile.
+
+    Args:
+        call: what calls the network with its inputs (CompileCache.call); None for the network itself.
+    """
+    answer = partial(call, network) if call is not None else network
+    was_training = network.training
+    network.set_train(False)
+    for batch in batches:
+        evaluator.add(answer, batch)
+    network.set_train(was_training)
+    return evaluator.result()
+
+
+def outputs_of_short_batch(network: Callable[[Tensor], Tensor], images: np.ndarray, batch_size: int) -> np.ndarray:
+    """Return a network's outputs [n, ...] for n <= batch_size images.
+
+    The batch is filled up to batch_size, so that the network keeps its one graph.
+    """
+    short = batch_size - len(images)
+    if short:
+        images = np.concatenate([images, np.zeros((short, *images.shape[1:]), images.dtype)])
+    return network(Tensor(images)).asnumpy()[: batch_size - short]

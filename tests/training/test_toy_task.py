@@ -1,0 +1,132 @@
+"""A task that is nothing like classification, through everything that a task goes through."""
+
+import json
+
+import mindspore as ms
+import numpy as np
+import pytest
+import yaml
+
+from src.config.load import ConfigError, load_config
+from src.distributed.ranks import Dist, start
+from src.errors import UserError
+from src.inference.evaluate import evaluate_checkpoint
+from src.inference.export import export_checkpoint
+from src.inference.trained import open_model
+from src.reporting.comparison import Comparison
+from src.reporting.run_files import read_run
+from src.reporting.run_report import report_page
+from src.training.trainer import Trainer
+from tests import toy_task
+from tests.training.states import assert_same_state, metrics, tensors
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """toy("name", overrides...) builds a run of the toy task, operator by operator."""
+    toy_task.register(monkeypatch)
+    path = tmp_path / "toy.yaml"
+    path.write_text(yaml.safe_dump(toy_task.CONFIG))
+
+    def build(name, *overrides):
+        config = load_config(path, [f"runtime.output={tmp_path / name}", *overrides])
+        return Trainer(config, start(config))
+
+    yield build
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+
+
+def weights(run):
+    return run.model.dense.weight.asnumpy().copy()
+
+
+def test_it_learns_and_leaves_the_files_of_a_run(toy):
+    run = toy("run", "train.epochs=20")
+    summary = run.run()
+    assert summary["metric"] == "fit"
+    assert summary["best"] > 95
+    folder = run.config.output
+    content = json.loads((folder / "evaluation.json").read_text())
+    assert (content["fit"], content["epoch"]) == (summary["best"], summary["best_epoch"])
+    np.testing.assert_allclose(content["matrix"], toy_task.MATRIX)
+    update, evaluated = (line for line in metrics(folder) if line["update"] == 6 and line["epoch"] == 1 and (
+        "weights" not in line or line["weights"] == "raw"))  # fmt: skip
+    assert update["loss"] == pytest.approx(update["square"] + update["absolute"], rel=1e-6)
+    assert {"fit", "error"} < evaluated.keys()
+
+
+def test_accumulated_batches_are_the_large_batch(toy):
+    """The loss divides by what is known in all batches of an update: means of means would be others."""
+    whole, parts = toy("whole"), toy("parts", "train.batch_size=4", "train.accumulation_steps=4")
+    whole.run()
+    parts.run()
+    np.testing.assert_allclose(weights(parts), weights(whole), rtol=1e-4, atol=1e-6)
+    assert [line["loss"] for line in metrics(parts.config.output) if "grad_norm" in line] == pytest.approx(
+        [line["loss"] for line in metrics(whole.config.output) if "grad_norm" in line], rel=1e-4
+    )
+
+
+def test_resuming_within_an_epoch_gives_the_same_bits(toy):
+    straight = toy("straight")
+    straight.run()
+    toy("cut", "train.stop_after_update=8").run()
+    resumed = toy("cut", "train.resume=auto")
+    resumed.run()
+    assert_same_state(straight.checkpoints.last, resumed.checkpoints.last)
+
+
+def test_the_length_in_updates_ends_a_run_within_an_epoch(toy):
+    """Six updates an epoch; the last epoch is a short one, evaluated and saved as any other."""
+    summary = toy("run", "train.epochs=null", "train.updates=9").run()
+    assert (summary["updates"], summary["epochs"]) == (9, 2)
+    assert summary["best_epoch"] == 2
+    again = toy("run", "train.epochs=null", "train.updates=9", "train.resume=auto")
+    assert again.run()["updates"] == 9
+
+
+def test_nothing_on_disk_changes_before_a_run_is_checked(toy, tmp_path):
+    with pytest.raises(ConfigError, match=r"augment.noise: must be at least 0"):
+        toy("run", "augment.noise=-1.0")
+    with pytest.raises(UserError, match="do not fill one update"):
+        toy("run", "train.batch_size=1000")
+    toy("run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_reports_and_comparisons_know_its_figures(toy):
+    runs = [toy(name, f"runtime.seed={seed}") for seed, name in enumerate(("a", "b"))]
+    for run in runs:
+        run.run()
+    page = report_page(read_run(runs[0].config.output))
+    for part in ("Best fit", "fit, %", "targets known", "Parts of the training loss", "square", "absolute"):
+        assert part in page, part
+    assert "top-1" not in page
+    text = Comparison.of([str(run.config.output) for run in runs]).text()
+    assert "best fit, %" in text
+
+
+def test_evaluation_and_export_of_a_checkpoint(toy, capsys):
+    run = toy("run")
+    best = run.run()["best"]
+    result = evaluate_checkpoint(run.config, Dist(), None)
+    assert result.figures["fit"] == pytest.approx(best)
+    assert "targets were known" in capsys.readouterr().out
+    path = export_checkpoint(run.config, Dist(), None, file_format="MINDIR", batch_size=3)
+    described = json.loads(path.with_name(f"{path.name}.json").read_text())
+    assert (described["input"]["shape"], described["output"]["name"]) == ([3, 8], "y")
+    model = open_model(str(path))
+    points = np.random.default_rng(1).standard_normal((3, 8)).astype(np.float32)
+    average = tensors(run.checkpoints.best)["ema.dense.weight"]
+    np.testing.assert_allclose(model.answer(points), points @ average.T, rtol=1e-4, atol=1e-5)
+    assert model.task is toy_task.Toy
+
+
+def test_a_section_of_another_task_is_refused(toy, tmp_path):
+    for content, message in (
+        ({"task": "toys"}, "task: unknown task 'toys'; did you mean toy"),
+        ({"backbone": {"name": "twins"}}, "backbone: has no meaning in the task toy"),
+        ({"augment": {"mixup": 0.8}}, "augment.mixup: unknown key"),
+    ):
+        (tmp_path / "bad.yaml").write_text(yaml.safe_dump(toy_task.CONFIG | content))
+        with pytest.raises(ConfigError, match=message):
+            load_config(tmp_path / "bad.yaml")
