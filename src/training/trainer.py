@@ -247,12 +247,9 @@ class Trainer:
             return False
         progress.best, progress.best_epoch = value, progress.epoch
         if self.dist.is_main:
-            content: dict[str, object] = {
-                "checkpoint": str(self.checkpoints.best),
-                "weights": self.best_weights.lower(),
-                "epoch": progress.epoch,
-            }
-            self.folder.keep_evaluation(content | result.content(), result.arrays())
+            content = {"checkpoint": str(self.checkpoints.best), "weights": self.best_weights.lower()}
+            content |= {"epoch": progress.epoch} | result.content()
+            self.folder.keep_evaluation(content, result.arrays())
         return True
 
     # --- saves and ends -----------------------------------------------------------------------------------------------
