@@ -84,6 +84,6 @@ def assert_page_is_of(page: Page, run) -> None:
         assert curve["y"] == [line[key] and pytest.approx(line[key], rel=1e-6) for line in updates]
     for weights, name in (("raw", "raw weights"), ("ema", "averaged weights (EMA)")):
         of_weights = [line for line in evaluations if line["weights"] == weights]
-        for title, key, prefix in (("Accuracy", "top1", ""), ("Loss", "loss", "validation, ")):
+        for title, key, prefix in (("Top-1", "top1", ""), ("Loss", "loss", "validation, ")):
             (curve,) = (series for series in page.charts[title]["series"] if series["name"] == prefix + name)
             assert curve["y"] == pytest.approx([line[key] for line in of_weights], rel=1e-6)

@@ -374,8 +374,8 @@ def test_comparison_tells_what_runs_came_to_and_differ_in(written, run_script, t
     assert page.tables["differences"][1:] == [["augment.mixup", "0.0", "0.8"]]
     for told in (f"a    4       {best:.2f}", "augment.mixup  0.0  0.8", f"curves: {tmp_path / 'new' / 'c.html'}"):
         assert told in out
-    assert page.charts["Accuracy against time"]["xLabel"] == "seconds"
-    names = [series["name"] for series in page.charts["Accuracy"]["series"]]
+    assert page.charts["Top-1 against time"]["xLabel"] == "seconds"
+    names = [series["name"] for series in page.charts["Top-1"]["series"]]
     assert names == ["a, raw", "a, EMA", "b, raw"]
     drawn = [(series.color, series.dashed) for series in Comparison.of([a, b]).charts()[0].series]
     assert drawn == [(0, True), (0, False), (1, True)]

@@ -39,7 +39,7 @@ def test_numbered_folders_mean_their_numbers(file, content, names):
     assert space.names == (names or ("0", "1", "2", "10"))
     assert not space.restricts
     logits = np.arange(8.0).reshape(2, 4)
-    np.testing.assert_array_equal(space.among(logits), logits)
+    np.testing.assert_array_equal(space.select(logits), logits)
 
 
 def test_a_part_of_the_classes_restricts_predictions(file):
@@ -49,7 +49,7 @@ def test_a_part_of_the_classes_restricts_predictions(file):
     assert space.names == ("plum tree", "apple", "fig")
     assert space.labels.tolist() == [1, 2]
     assert space.restricts
-    assert space.among(np.arange(9.0)[None]).tolist() == [[0, 5, 7]]
+    assert space.select(np.arange(9.0)[None]).tolist() == [[0, 5, 7]]
 
 
 def test_folders_called_like_classes_are_a_subset():
