@@ -22,7 +22,7 @@ MASKED = -50  # position biases below this are masks
 
 @dataclass(frozen=True)
 class BlockAddress:
-    """Names a block by its stage and its number within the stage, both from 0."""
+    """Identifies a block by its stage and its number within the stage, both from 0."""
 
     stage: int
     block: int

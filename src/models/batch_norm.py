@@ -71,7 +71,7 @@ class BatchNorm(nn.Cell):
         return out.reshape(x.shape).astype(x.dtype)
 
     def sum_over_ranks(self, x):
-        """Sum a tensor over the ranks. The collective's own gradient is the sum of the gradients."""
+        """Sum a tensor over the ranks. The collective itself gives the gradient: the sum of the gradients."""
         return x if self.all_reduce is None else self.all_reduce(x)
 
     def take_in(self, running, new):

@@ -233,7 +233,7 @@ def pooled_keys(grid: tuple[int, int], focal_window: int, level: int) -> tuple[n
 
 
 def relative_positions(query_side: int, key_side: int) -> np.ndarray:
-    """Number the displacement of every query of a square to every key of another: [queries, keys] int32.
+    """Index the displacement of every query of a square to every key of another: [queries, keys] int32.
 
     Displacements (row, column) run from 1 - key_side to query_side - 1 and are counted in row-major order, which is the
     layout of the relative position tables in checkpoints.
