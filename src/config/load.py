@@ -2,8 +2,7 @@
 
 A configuration is a YAML file with the sections of src/config/schema.py. `base: ../base/imagenet.yaml` (or a list)
 names files whose values this one inherits; keys merge section by section, and the command line's `section.key=value`
-comes last.
-Keys of the model section are the arguments of the model's constructor (src/models), which defines their defaults.
+comes last. Keys of the model section are the arguments of its constructor (src/models), which defines their defaults.
 """
 
 import difflib

@@ -50,9 +50,8 @@ class Dense(nn.Cell):
 class NormByProducts(nn.Cell):
     """Applies LayerNorm to rows [R, C], with a gradient made of products with vectors of ones.
 
-    On CPU LayerNormGrad takes 2.2 to 3 times as long. Here sums over rows and columns are products, and so is spreading
-    a row's one value over its columns, for elementwise operators that repeat one of their sides are slow. In float32
-    only: means would lose accuracy.
+    On CPU LayerNormGrad takes 2.2 to 3 times as long. Here products sum over rows and columns, and spread a row's value
+    over its columns, for elementwise operators that repeat a side are slow. Float32 only: means would lose accuracy.
     """
 
     def __init__(self, channels, epsilon):
@@ -327,7 +326,7 @@ def band_matrices(kernel_size: int, offsets: tuple[int, ...], width: int) -> np.
 class PatchEmbed(nn.Cell):
     """Embeds patches of images or tokens as tokens [B, L, embed_dim], by a convolution and then a LayerNorm.
 
-    The stem, and the downsampling between stages; PatchEmbed in the originals of both families.
+    It is the stem, and the downsampling between stages (PatchEmbed in the originals of both families).
 
     Args:
         map_size: (H, W) of the map whose tokens it takes; None: it takes images [B, C, H, W].

@@ -18,12 +18,10 @@ def _approach(weight, average, parameter):
 class ExponentialMovingAverage(nn.Cell):
     """Keeps an average of the weights: average = decay * average + (1 - decay) * weight after every update.
 
-    It starts at the initial weights.
-
-    Only trained parameters are averaged. The averaged model has the newest buffers, which change in training without a
-    gradient (BatchNorm's running mean and variance). The model itself holds these, so they are no part of this state,
-    `applied` leaves them as they are, and a checkpoint's averaged weights come with its own buffers
-    (src/files/weights.py). Frozen parameters and key tables do not change and are shared in the same way.
+    It starts at the initial weights. Only trained parameters are averaged. The averaged model has the newest buffers,
+    which change in training without a gradient (BatchNorm's running mean and variance). The model itself holds these,
+    so they are no part of this state, `applied` leaves them as they are, and a checkpoint's averaged weights come with
+    its own buffers (src/files/weights.py). Frozen parameters and key tables do not change and are shared likewise.
 
     Args:
         warmup: limit the decay of update t (from 1) to (1 + t) / (10 + t), so that a short run's average is not mostly

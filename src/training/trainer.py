@@ -29,7 +29,7 @@ from src.training.watchdog import Watchdog
 
 
 class Trainer:
-    """Makes one training run: assembles it from a configuration, then `run` trains.
+    """Assembles one training run from a configuration, which `run` then makes.
 
     Raises:
         UserError: data, checkpoints or options that do not fit; nothing on disk has been touched by then.
@@ -237,7 +237,7 @@ class Trainer:
         )
 
     def _keep_if_best(self, result: Result) -> bool:
-        """Keep an epoch's result as the best, and its evaluation for the report, if it is; return whether it is."""
+        """If an epoch's result is the best so far, keep it and its evaluation for the report; return whether it is."""
         progress = self.state.progress
         value = result.figures[self.metric.key]
         if not value > progress.best:

@@ -132,7 +132,7 @@ class Backbone(nn.Cell):
             return self
         arguments = self.arguments | {"img_size": list(size), "pretrain_size": list(self.pretrain_size)}
         self.check(arguments)
-        with no_init_parameters():  # all of its own are replaced below
+        with no_init_parameters():  # random values would be replaced below
             other = type(self)(**arguments)
         share_parameters(other, self)
         set_device_options(other, **device_options(self))
@@ -172,10 +172,7 @@ class Backbone(nn.Cell):
         return self.block_index(name) > sum(self.depths)
 
     def has_no_use_for(self, name: str) -> bool:
-        """Tell whether a backbone ignores a parameter of files: a classifier's final norm or head.
-
-        The originals' dense backbones may carry them along.
-        """
+        """Tell whether a backbone ignores a file's parameter: a classifier's norm or head, which originals may have."""
         return self.out_indices is not None and name.split(".")[0] in ("norm", "head")
 
     def is_derived_buffer(self, name: str) -> bool:

@@ -40,7 +40,7 @@ RING_TABLE = "relative_position_bias_table_to_neighbors"
 
 
 class FocalAttentionV1(GatheredAttention):
-    """Attends to the own window, a ring of neighbours and pooled windows around it (WindowAttention in v1's original).
+    """Attends to a window, a ring of neighbours and pooled windows around it (WindowAttention in focal_transformer.py).
 
     Biases are learned tables: by displacement for the own window and for each pooled level, by query and key for the
     ring. Pooled keys outside the map are masked by -100, ring keys wrap around the edge of the map unmasked.
