@@ -239,7 +239,7 @@ def test_the_register_is_cleared_before_the_step_and_read_after_it(name):
         operators = graphs_of(name)[f"train {level}"]
         (cleared,) = (operator.index for operator in operators if operator.name == "NPUClearFloatStatusV2")
         (read,) = (operator for operator in operators if operator.name == "NPUGetFloatStatusV2")
-        images = [value for operator in operators for value in operator.inputs if value.name == "images"]
+        images = [value for operator in operators for value in operator.inputs if value.name == "inputs0"]
         assert images and all(cleared in value.after for value in images)
         awaited = Counter(type.shape for index in read.inputs[0].after for type in operators[index].outputs)
         assert Counter(parameter.shape for parameter in build(name).trainable_params()) <= awaited

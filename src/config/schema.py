@@ -124,6 +124,9 @@ class RuntimeConfig(Section):
     gelu: Literal["auto", "polynomial", "erf"] = "auto"  # auto: polynomial on CPU, erf on Ascend
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     output: str = "auto"  # folder of the run; auto: runs/<name of the configuration>
+    # Folder where compiled graphs are kept for later processes (CPU); null: none are. A graph is taken up again only
+    # with the same sources, packages, ranks, constants, shapes and configuration (src/distributed/compile_cache.py).
+    compile_cache: str | None = None
 
 
 COMMON_SECTIONS: dict[str, type[Section]] = {

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,10 @@ from src.errors import UserError
 
 # Settings that may differ between machines, and so between processes.
 OF_THE_MACHINE = ("data.path", "data.workers", "data.prefetch", "data.numa", "runtime.device_id")
+OWN_CACHE = (
+    "warning: MS_COMPILER_CACHE_ENABLE=1: MindSpore runs the graphs of an earlier process, whatever sources, "
+    "configuration and shapes are now; unset it, and use runtime.compile_cache=FOLDER"
+)
 GATHERED_VALUES = 2**22  # float32 that one collective of `gather` brings to each rank: 16 MiB
 COLLECTIVE_SECONDS = 600  # ranks may be further apart than MindSpore's 30 on CPU, e.g. in reading or compiling
 
@@ -210,6 +215,10 @@ def start(config: Config) -> Dist:
             serve()  # returns when the workers are done
         raise SystemExit(0)
     launch = launched()
+    if launch.rank == 0 and os.environ.get("MS_COMPILER_CACHE_ENABLE") == "1":
+        print(OWN_CACHE, file=sys.stderr, flush=True)
+    if runtime.compile_cache:  # it turns MindSpore's on where it uses it
+        ms.set_context(enable_compile_cache=False)
     device_target = resolve_device(runtime.device_target)
     ms.set_context(mode=ms.GRAPH_MODE if runtime.mode == "graph" else ms.PYNATIVE_MODE)
     if device_target == "Ascend":

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from src.config.load import Config
 from src.data.pipeline import EvalBatches, UnreadableImages, configure_reading, resolve_workers
+from src.distributed.compile_cache import CompileCache
 from src.distributed.ranks import Dist
 from src.errors import UserError
 from src.inference.trained import load_for_inference, run_checkpoint
@@ -46,7 +47,8 @@ def evaluate_checkpoint(
             workers=resolve_workers(config.data.workers, dist.local_size),
         )
         with missing_kernels_named(config.amp.level, dist.device_target):
-            result = evaluate(network, batches, evaluator)
+            cache = CompileCache(config, dist, trained.network, lambda line: print(line, flush=True))
+            result = evaluate(network, batches, evaluator, cache.call)
         skipped = unreadable.read()
     if not dist.is_main:
         return result

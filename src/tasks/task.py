@@ -9,6 +9,7 @@ A task answers a few questions; one loop asks them. Nothing here or above names 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -90,7 +91,7 @@ class Evaluator(ABC):
     notice: str | None = None
 
     @abstractmethod
-    def add(self, network: nn.Cell, batch: tuple[np.ndarray, ...]) -> None:
+    def add(self, network: Callable[[Tensor], Tensor], batch: tuple[np.ndarray, ...]) -> None:
         """Run the network on a batch and count its answers."""
 
     @abstractmethod
@@ -258,17 +259,27 @@ class Task(ABC):
         """
 
 
-def evaluate(network: nn.Cell, batches: Iterable[tuple[np.ndarray, ...]], evaluator: Evaluator) -> Result:
-    """Evaluate a network over one pass of evaluation batches. It is in evaluation mode meanwhile."""
+def evaluate(
+    network: nn.Cell,
+    batches: Iterable[tuple[np.ndarray, ...]],
+    evaluator: Evaluator,
+    call: Callable[..., Tensor] | None = None,
+) -> Result:
+    """Evaluate a network over one pass of evaluation batches. It is in evaluation mode meanwhile.
+
+    Args:
+        call: what calls the network with its inputs (CompileCache.call); None for the network itself.
+    """
+    answer = partial(call, network) if call is not None else network
     was_training = network.training
     network.set_train(False)
     for batch in batches:
-        evaluator.add(network, batch)
+        evaluator.add(answer, batch)
     network.set_train(was_training)
     return evaluator.result()
 
 
-def outputs_of_short_batch(network: nn.Cell, images: np.ndarray, batch_size: int) -> np.ndarray:
+def outputs_of_short_batch(network: Callable[[Tensor], Tensor], images: np.ndarray, batch_size: int) -> np.ndarray:
     """Return a network's outputs [n, ...] for n <= batch_size images.
 
     The batch is filled up to batch_size, so that the network keeps its one graph.

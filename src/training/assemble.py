@@ -12,6 +12,7 @@ from src.data.pipeline import EvalBatches, TrainBatches, configure_reading, reso
 from src.distributed.ranks import Dist
 from src.errors import UserError
 from src.files.weights import load_weights
+from src.models.batch_norm import synchronise_batch_norms
 from src.models.precision import apply_precision
 from src.tasks.find_task import create_task
 from src.tasks.task import Evaluator, Task
@@ -71,6 +72,7 @@ def assemble(config: Config, dist: Dist) -> Assembly:
     task.check_data(train_data, val_data)
 
     model = config.build_model(dist.device_target)
+    synchronise_batch_norms(model, dist.size)
     if config.train.pretrained and saved is None:
         path = Path(config.train.pretrained)
         if not path.exists():

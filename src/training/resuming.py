@@ -22,6 +22,7 @@ INCIDENTAL = (
     "train.max_skipped_updates",
     "runtime.output",
     "runtime.device_id",
+    "runtime.compile_cache",
 )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from mindspore import Tensor
 
 from src.config.load import Config
+from src.distributed.compile_cache import CompileCache
 from src.distributed.ranks import Dist, collective_failures_named
 from src.errors import UserError
 from src.models.precision import missing_kernels_named
@@ -47,6 +48,7 @@ class Trainer:
         self.epochs = parts.length.epochs
         progress, train = self.state.progress, config.train
         self.log = ProgressLog(self.epochs, self.updates_per_epoch, progress.update, train.log_interval, dist.is_main)
+        self.compile_cache = CompileCache(config, dist, self.model, self.log.line)
         self.saver = None
         if dist.is_main:
             where = f"{parts.resume_from} ({parts.saved_progress.description})" if parts.resume_from else None
@@ -188,7 +190,8 @@ class Trainer:
             self.watchdog.at("in", update + 1)
             completes = part + 1 == config.train.accumulation_steps
             with missing_kernels_named(config.amp.level, self.dist.device_target), collective_failures_named():
-                returned = self.step(
+                returned = self.compile_cache.call(
+                    self.step,
                     Tensor(rate, ms.float32),
                     completes,
                     Tensor(float(self.interruption.requested), ms.float32),
@@ -206,11 +209,11 @@ class Trainer:
 
     def _evaluate(self) -> Result:
         """Evaluate raw and, where there are any, averaged weights; return the last result."""
-        result = evaluate(self.network, self._watched_eval_batches(), self.evaluator)
+        result = evaluate(self.network, self._watched_eval_batches(), self.evaluator, self.compile_cache.call)
         self._log_evaluation("raw", result)
         if self.state.ema is not None:
             with self.state.ema.applied():
-                result = evaluate(self.network, self._watched_eval_batches(), self.evaluator)
+                result = evaluate(self.network, self._watched_eval_batches(), self.evaluator, self.compile_cache.call)
             self._log_evaluation("ema", result)
         return result
 
@@ -244,12 +247,9 @@ class Trainer:
             return False
         progress.best, progress.best_epoch = value, progress.epoch
         if self.dist.is_main:
-            content: dict[str, object] = {
-                "checkpoint": str(self.checkpoints.best),
-                "weights": self.best_weights.lower(),
-                "epoch": progress.epoch,
-            }
-            self.folder.keep_evaluation(content | result.content(), result.arrays())
+            content = {"checkpoint": str(self.checkpoints.best), "weights": self.best_weights.lower()}
+            content |= {"epoch": progress.epoch} | result.content()
+            self.folder.keep_evaluation(content, result.arrays())
         return True
 
     # --- saves and ends -----------------------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ def test_order_and_erasing_are_anew_in_every_epoch_and_with_every_seed(folder, u
         transform = TrainTransform((8, 8), augment, seed)
         batches = batches_of(folder, transform, unreadable, batch_size=4)
         for epoch in range(3):
-            images, _ = batches.finish(constant, np.zeros(4, np.int32), epoch, 0)
+            images, _ = batches.samples.batch((constant, np.zeros(4, np.int32)), batches._key(epoch, 0))
             assert len({image.tobytes() for image in images}) > 1  # and for every position
             erased.add(images.tobytes())
     assert len(erased) == 9

@@ -1,9 +1,10 @@
 """Evaluates a classifier: counts its answers over every image once."""
 
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
-from mindspore import nn
+from mindspore import Tensor
 
 from src.config.load import Config
 from src.data.dataset import DataError
@@ -90,7 +91,7 @@ class ClassificationEvaluator(Evaluator):
             self.real[0] += sum(map(bool, valid))
             self.real[1] += sum(output in classes for output, classes in zip(outputs, valid, strict=True))
 
-    def _logits(self, network: nn.Cell, images: np.ndarray) -> np.ndarray:
+    def _logits(self, network: Callable[[Tensor], Tensor], images: np.ndarray) -> np.ndarray:
         """Return the logits [n, outputs] of n <= batch_size images."""
         logits = outputs_of_short_batch(network, images, self.batch_size).astype(np.float32)
         if self.scoring.flip:
