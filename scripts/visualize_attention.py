@@ -34,10 +34,10 @@ def head(text: str) -> int | None:
 
 
 def place(text: str):
-    """STAGE.BLOCK"""
-    from src.explaining.attention_maps import Place
+    """Parse STAGE.BLOCK; argparse shows the user this function's name."""
+    from src.explaining.attention_maps import BlockAddress
 
-    return Place.parse(text)
+    return BlockAddress.parse(text)
 
 
 def main(arguments: list[str]) -> None:
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> None:
     import numpy as np
 
     from src.data.transforms import Preprocessing, UnreadableImage, decode
-    from src.explaining.attention_maps import Place, grad_cam, observe, token_at, view
+    from src.explaining.attention_maps import BlockAddress, grad_cam, observe, token_at, view
     from src.explaining.attention_pictures import pictures, write_pictures
     from src.inference.exported import RUNNABLE
     from src.inference.trained import open_checkpoint
@@ -89,10 +89,10 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"image {options.image}: cannot be read ({error})") from error
     pixels = preprocessing.transform(array)
 
-    layer = options.layer or Place(0, model.depths[0] - 1)
+    layer = options.layer or BlockAddress(0, model.depths[0] - 1)
     layer.of(model)
     large = [stage for stage in range(len(model.depths)) if min(model.stage_map(stage)) >= CAM_TOKENS] or [0]
-    cam = options.cam or Place(large[-1], model.depths[large[-1]] - 1)
+    cam = options.cam or BlockAddress(large[-1], model.depths[large[-1]] - 1)
     token = None
     if options.point is not None:
         height, width = array.shape[:2]

@@ -1,7 +1,7 @@
-"""The smallest task that uses all of a task's interface: lines fitted to points, of which some are missing.
+"""Defines the smallest task that uses all of a task's interface: it fits lines to points, of which some are missing.
 
-A sample is eight numbers and their targets, some of them unknown, so that what the loss divides by differs from batch
-to batch. There is no class, no image and no logit.
+A sample is eight numbers and their targets, some of them unknown, so that the divisor of the loss differs from batch to
+batch. There is no class, no image and no logit.
 """
 
 from pathlib import Path
@@ -44,7 +44,7 @@ class ToyEval(Section):
 
 
 class Points(Dataset):
-    """Numbers [WIDTH] made of their index, and which of their targets are known."""
+    """Gives numbers [WIDTH] drawn by their index, and a mask of their known targets."""
 
     columns = ("point", "known")
     classes = ()
@@ -98,7 +98,7 @@ class ToyEvalSamples(EvalSamples):
 
 
 class ToyNetwork(nn.Cell):
-    """One matrix. Its constructor's argument is the one key of the section model."""
+    """Multiplies by one matrix. Its constructor's argument is the one key of the section model."""
 
     no_weight_decay = ()
 
@@ -114,7 +114,7 @@ class ToyNetwork(nn.Cell):
 
 
 class ToyLosses(Losses):
-    """The mean square and the mean absolute error of what is known, each over all known targets of an update."""
+    """Computes the mean square and the mean absolute error over all known targets of an update."""
 
     names = ("square", "absolute")
     weight_floors = (1.0, 1.0)

@@ -1,9 +1,8 @@
-"""Configuration: YAML inheritance, overrides and validation.
+"""Loads configurations: YAML inheritance, overrides and validation.
 
 A configuration is a YAML file with the sections of src/config/schema.py. `base: ../base/imagenet.yaml` (or a list)
 names files whose values this one inherits; keys merge section by section, and the command line's `section.key=value`
-comes last.
-Keys of the model section are the arguments of the model's constructor (src/models), which is where their defaults are.
+comes last. Keys of the model section are the arguments of its constructor (src/models), which defines their defaults.
 """
 
 import difflib
@@ -41,24 +40,24 @@ SECTION_NAMES = ("model", "backbone", "data", "augment", "eval", *COMMON_SECTION
 
 
 class ConfigError(UserError):
-    """A configuration that cannot work; the message names the file and the key."""
+    """Says that a configuration cannot work; the message names the file and the key."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A model name and the constructor arguments given for it; the others have the model's defaults."""
+    """Holds a model name and the constructor arguments given for it; the others have the model's defaults."""
 
     name: str
     arguments: dict[str, Any]
 
     def resolved(self) -> dict[str, Any]:
-        """Every constructor argument that the model section may hold."""
+        """Return every constructor argument that the model section may hold, with its value."""
         return resolve_arguments(self.name, self.arguments)[1]
 
 
 @dataclass(frozen=True)
 class Config:
-    """A validated configuration. `sources` tells for every given key the file (or command line) it came from."""
+    """Holds a validated configuration. `sources` has, for each given key, the file (or command line) it came from."""
 
     name: str
     task: str
@@ -77,17 +76,17 @@ class Config:
 
     @property
     def output(self) -> Path:
-        """Folder of the run."""
+        """Return the folder of the run."""
         return Path("runs") / self.name if self.runtime.output == "auto" else Path(self.runtime.output)
 
     def build_model(self, device_target: str, **device_options: str):
-        """The configured model, with randomly initialised weights, for "CPU" or "Ascend".
+        """Build the configured model, with randomly initialised weights, for "CPU" or "Ascend".
 
         Args:
-            device_options: of set_device_options; those given take the place of the configured ones.
+            device_options: those of set_device_options; given ones replace the configured ones.
         """
         arguments = dict(self.model.arguments)
-        if self.train.recompute:  # one of two names of the same thing: the original's is among the model's arguments
+        if self.train.recompute:  # the model's arguments have the original's name for it
             arguments["use_checkpoint"] = True
         chosen = {name: getattr(self.runtime, name) for name in DEVICE_OPTIONS} | device_options
         defaults = DEVICE_DEFAULTS[device_target]
@@ -95,15 +94,15 @@ class Config:
         return set_device_options(create_model(self.model.name, **arguments), **chosen)
 
     def with_data_path(self, path: Path) -> "Config":
-        """The same configuration with its data elsewhere."""
+        """Return the same configuration with its data at another path."""
         return replace(self, data=self.data.model_copy(update={"path": str(path)}))
 
     def error(self, key: str, problem: str) -> ConfigError:
-        """An error about one key, naming the file that set it."""
+        """Return an error about one key, naming the file that set it."""
         return ConfigError(f"{self.sources.get(key, self.name)}: {key}: {problem}")
 
     def to_dict(self) -> dict:
-        """Every key with its value, ready to be written as YAML and loaded again."""
+        """Return every key with its value, ready to be written as YAML and loaded again."""
         head: dict[str, Any] = {"name": self.name}
         if self.task != DEFAULT_TASK:
             head["task"] = self.task
@@ -114,7 +113,7 @@ class Config:
         return _plain(head | sections)
 
     def defaults(self) -> dict:
-        """Every key of the sections that have defaults of their own, with its default."""
+        """Return every key of the sections that have defaults of their own, with its default."""
         return _plain({name: schema().model_dump() for name, schema in TASK_SECTIONS[self.task].schemas().items()})
 
     def to_yaml(self) -> str:
@@ -122,7 +121,7 @@ class Config:
 
 
 def flatten(sections: dict) -> dict[str, object]:
-    """{"section": {"key": value}} as {"section.key": value}."""
+    """Flatten {"section": {"key": value}} to {"section.key": value}."""
     flat = {}
     for section, value in sections.items():
         flat.update(
@@ -132,14 +131,14 @@ def flatten(sections: dict) -> dict[str, object]:
 
 
 def _plain(value):
-    """Tuples as lists, for YAML."""
+    """Turn tuples into lists, for YAML."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 5e-4 as text for want of a dot; here it is a number, as in YAML 1.2. Repeated keys are errors."""
+    """Reads 5e-4 as a number, as YAML 1.2 does (to 1.1 it is text for want of a dot), and refuses repeated keys."""
 
 
 _Loader.add_implicit_resolver(
@@ -165,7 +164,7 @@ _Loader.add_constructor(
 
 
 def find_config(name: str) -> Path:
-    """The YAML file of a configuration: a path, or the bare name of a file under configs/.
+    """Find the YAML file of a configuration by its path, or by the bare name of a file under configs/.
 
     `src/configs/NAME.yaml`, where the 2022 port kept its files, finds the same file as NAME.
 
@@ -185,7 +184,7 @@ def find_config(name: str) -> Path:
 
 
 def _shown(path: Path) -> str:
-    """A path as a user would type it: relative to the working directory where that is shorter."""
+    """Return a path as a user would type it: relative to the working directory if it lies within."""
     path = Path(path)
     try:
         return str(path.resolve().relative_to(Path.cwd()))
@@ -194,12 +193,12 @@ def _shown(path: Path) -> str:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), flags: dict[str, Any] | None = None) -> Config:
-    """Read a configuration file with what it inherits, apply overrides, validate.
+    """Read a configuration file with the files it inherits from, apply overrides and validate the result.
 
     Args:
         path: a file, or a name that find_config knows.
         overrides: "section.key=value" strings; values are YAML, so `model.depths=[1,2]` and `train.resume=auto` work.
-        flags: "section.key" to a value that is no text to be parsed (a folder may be called "no"); overrides win.
+        flags: "section.key" to a value that is not parsed (a folder may be called "no"); overrides win.
 
     Raises:
         ConfigError: one line that names the file, the key, and the nearest valid name or value.
@@ -209,7 +208,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), flags: dict[str
 
 
 def parse_config(text: str, path: Path, overrides: Sequence[str] = (), flags: dict[str, Any] | None = None) -> Config:
-    """The same for the text of a resolved configuration (Config.to_yaml) that another file, `path`, holds.
+    """Load the text of a resolved configuration (Config.to_yaml) that another file, `path`, holds; see load_config.
 
     Raises:
         ConfigError: see load_config.
@@ -218,14 +217,14 @@ def parse_config(text: str, path: Path, overrides: Sequence[str] = (), flags: di
 
 
 def _completed(path, values, sources, overrides, flags) -> Config:
-    """The configuration of flat values of a file, with what the command line replaces."""
+    """Make the configuration of a file's flat values, with the command line's values in place of theirs."""
     for key, value in [*(flags or {}).items(), *map(_parse_override, overrides)]:
         values[key], sources[key] = value, COMMAND_LINE
     return _validate(path, values, sources)
 
 
 def load_model_config(name: str, overrides: Sequence[str] = ()) -> ModelConfig:
-    """A model by name with constructor arguments given as "key=value" on the command line (without the section).
+    """Validate a model's name and constructor arguments given as "key=value" on the command line (without the section).
 
     Raises:
         ConfigError: see load_config.
@@ -240,7 +239,7 @@ def load_model_config(name: str, overrides: Sequence[str] = ()) -> ModelConfig:
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Flat {"section.key": value} of a file and its bases, and the file that each came from."""
+    """Read flat {"section.key": value} of a file and its bases, and the file that each came from."""
     if path.resolve() in seen:
         raise ConfigError(f"{_shown(path)}: base: inherits from itself")
     try:
@@ -265,7 +264,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str,
 
 
 def _mapping(text: str, path: Path) -> dict:
-    """The sections in a YAML text."""
+    """Parse the sections in a YAML text."""
     try:
         content = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
@@ -277,7 +276,7 @@ def _mapping(text: str, path: Path) -> dict:
 
 
 def _flat(content: dict, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Flat {"section.key": value} of sections, and the file for each."""
+    """Return flat {"section.key": value} of sections, and the file for each."""
     values, sources = {}, {}
     for section, keys in content.items():
         if section in TOP_LEVEL and isinstance(keys, str) and keys:
@@ -407,7 +406,7 @@ def _check_across_sections(config: Config) -> None:
 
 
 def _check_alternatives(config: Config) -> None:
-    """See that of two keys for one thing one is null and the other is not."""
+    """Check that of two keys for one setting exactly one is null."""
     for section in COMMON_SECTIONS:
         values = getattr(config, section)
         for key, other in values.ALTERNATIVES.items():

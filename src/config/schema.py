@@ -1,4 +1,4 @@
-"""The sections of a configuration that every task has: each key with its type, its default and what it means.
+"""Defines the sections of a configuration that every task has: each key with its type, default and meaning.
 
 The sections data, augment and eval are a task's own (task_sections.py). The sections model and backbone are not here:
 their keys are the arguments of constructors (src/models).
@@ -16,13 +16,13 @@ Rate = Annotated[float, Field(ge=0)]
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    # Pairs of keys of which one is null and the other is not (src/config/load.py sees to it).
+    # Pairs of keys of which exactly one is null (src/config/load.py checks it).
     ALTERNATIVES: ClassVar[dict[str, str]] = {}
 
     @model_validator(mode="before")
     @classmethod
     def default_of_alternatives(cls, given):
-        """Where the first of a pair is given, the second's default is null."""
+        """Make the second key of a pair null by default where the first is given."""
         dropped = {other for key, other in cls.ALTERNATIVES.items() if given.get(key) is not None}
         return dict.fromkeys(dropped) | given
 
@@ -43,7 +43,7 @@ class OptimizerConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """Learning rate against time, in epochs; rates are at lr_batch_size and scaled with base_lr."""
+    """Sets the learning rate over time, in epochs; rates are for lr_batch_size and scaled with base_lr."""
 
     ALTERNATIVES = {"warmup_updates": "warmup_epochs", "warmup_ratio": "warmup_lr"}
 
@@ -69,7 +69,7 @@ class TrainConfig(Section):
     updates: Positive | None = None  # the run's length, in place of epochs
     batch_size: Positive = 64  # images per device and forward pass
     accumulation_steps: Positive = 1  # forward passes per update
-    recompute: bool = False  # blocks again in the backward pass, for less memory; the original's use_checkpoint
+    recompute: bool = False  # compute blocks again in the backward pass, for less memory; the original's use_checkpoint
     resume: bool | str = False  # false, auto (the run's newest checkpoint that can be read) or a path
     pretrained: str | None = None  # weights to start from
     frozen_stages: Annotated[int, Field(ge=0)] = 0  # the patch embedding and this many stages stay as they are; 0: none
@@ -78,7 +78,7 @@ class TrainConfig(Section):
     save_minutes: Annotated[float, Field(gt=0)] | None = 15.0  # the longest time without a save; null: no limit
     async_save: bool = True  # write saves in the background, while training goes on
     max_skipped_updates: Positive = 30  # consecutive updates without finite loss and gradients that end the run
-    stall_seconds: Annotated[float, Field(gt=0)] | None = 300.0  # at one thing before the watchdog reports it
+    stall_seconds: Annotated[float, Field(gt=0)] | None = 300.0  # without progress before the watchdog reports it
     log_interval: Positive = 50  # updates between lines of the log
     # End early, evaluated and saved, with the schedule of the full length; resume goes on from there.
     stop_after_epoch: Positive | None = None
@@ -86,7 +86,7 @@ class TrainConfig(Section):
 
 
 class EmaConfig(Section):
-    """Exponential moving average of the weights."""
+    """Sets the exponential moving average of the weights."""
 
     enabled: bool = True
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.99992
@@ -94,7 +94,7 @@ class EmaConfig(Section):
 
 
 class AmpConfig(Section):
-    """Mixed precision and loss scaling."""
+    """Sets mixed precision and loss scaling."""
 
     level: Literal["O0", "O1", "O2", "O3"] = "O0"
     loss_scale: Literal["dynamic", "fixed", "none"] = "dynamic"

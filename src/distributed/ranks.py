@@ -1,4 +1,4 @@
-"""This process among the others: rank, device, collectives."""
+"""Sets up this process among the others: rank, device, collectives."""
 
 import hashlib
 import io
@@ -25,12 +25,12 @@ OWN_CACHE = (
     "configuration and shapes are now; unset it, and use runtime.compile_cache=FOLDER"
 )
 GATHERED_VALUES = 2**22  # float32 that one collective of `gather` brings to each rank: 16 MiB
-COLLECTIVE_SECONDS = 600  # MindSpore's 30 on CPU are less than ranks may be apart, e.g. in reading or compiling
+COLLECTIVE_SECONDS = 600  # ranks may be further apart than MindSpore's 30 on CPU, e.g. in reading or compiling
 
 
 @dataclass(frozen=True)
 class Dist:
-    """The place of this process: its rank among `size`, how many share its machine, and the kind of device it uses."""
+    """Describes this process: its rank among `size`, how many share its machine, and the kind of device it uses."""
 
     rank: int = 0
     size: int = 1
@@ -39,7 +39,7 @@ class Dist:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes logs and files."""
+        """Tell whether this process writes logs and files."""
         return self.rank == 0
 
     @cached_property
@@ -51,14 +51,14 @@ class Dist:
         return _AllGather()
 
     def sum(self, values: np.ndarray) -> np.ndarray:
-        """Elementwise sum over all ranks (as float32, the type every backend reduces)."""
+        """Sum elementwise over all ranks (as float32, the type every backend reduces)."""
         if self.size == 1:
             return np.asarray(values)
         with collective_failures_named():
             return self._all_reduce(Tensor(np.asarray(values, np.float32))).asnumpy()
 
     def sum_counts(self, counts: np.ndarray) -> np.ndarray:
-        """Elementwise sum over all ranks of counts (int64), exact up to 2^40 on at most 256 ranks.
+        """Sum counts (int64) elementwise over all ranks, exactly up to 2^40 on at most 256 ranks.
 
         float32 holds 24 bits: the lower 16 and the rest are summed apart.
         """
@@ -66,16 +66,16 @@ class Dist:
         return low + high * 2**16
 
     def agree(self, values: np.ndarray) -> np.ndarray:
-        """For each of some integers from 0 to 2^48 ([n] int64), whether all ranks call this with the same ([n] bool).
+        """Tell for each integer from 0 to 2^48 ([n] int64) whether all ranks call this with the same one ([n] bool).
 
-        Numbers are equal where their mean square is the square of their mean; digit by digit, for float32 to be exact.
+        Numbers are equal where their mean square is the square of their mean; digit by digit, so float32 is exact.
         """
         digits = np.asarray(values, np.int64)[:, None] >> np.arange(0, 48, 4) & 15  # [n, 12]
         total, squares = np.asarray(self.sum(np.stack([digits, digits**2])), np.float64)
         return (self.size * squares == total**2).all(axis=1)
 
     def check_same_settings(self, settings: dict[str, object]) -> None:
-        """See that all ranks have the same settings, but for those that are a machine's own.
+        """Check that all ranks have the same settings, except those that may differ between machines.
 
         Raises:
             UserError: on every rank, naming the settings that differ.
@@ -97,7 +97,7 @@ class Dist:
             )
 
     def gather(self, array: np.ndarray) -> list[np.ndarray] | None:
-        """Bring an array of each rank to the main one, of any shape and type (but objects), bit for bit.
+        """Bring each rank's array, of any shape and type (except objects), to the main rank, bit for bit.
 
         Bytes travel in pairs, as whole numbers in float32: every backend's collectives carry those as they are. They go
         in pieces of a fixed size, so that a rank holds little beside its own bytes; the main one holds all of them.
@@ -128,7 +128,7 @@ class Dist:
         return [np.load(io.BytesIO(content), allow_pickle=False) for content in received]
 
     def _gather_values(self, values: np.ndarray) -> np.ndarray:
-        """What each rank has: [n] uint16 of each to [ranks, n] on all."""
+        """Gather [n] uint16 of each rank as [ranks, n] on all ranks."""
         with collective_failures_named():
             gathered = self._all_gather(Tensor(values.astype(np.float32))).asnumpy()
         return gathered.reshape(self.size, -1).astype(np.uint16)
@@ -138,7 +138,7 @@ class Dist:
         self.sum(np.zeros(1))
 
     def gradient_reducer(self, parameters):
-        """A cell that averages gradients over the ranks, or None on one."""
+        """Return a cell that averages gradients over the ranks, or None on one rank."""
         return nn.DistributedGradReducer(parameters, mean=True, degree=self.size) if self.size > 1 else None
 
 
@@ -161,16 +161,16 @@ class _AllGather(nn.Cell):
 
 
 def _digest(value: object) -> int:
-    """48 bits of a hash of what a value looks like."""
+    """Return 48 bits of a hash of a value's repr."""
     return int.from_bytes(hashlib.sha256(repr(value).encode()).digest()[:6], "big")
 
 
 @contextmanager
 def collective_failures_named() -> Iterator[None]:
-    """Failures of collectives, which MindSpore reports as operators that fail, as what they mean.
+    """Turn failures of collectives, which MindSpore reports as failing operators, into errors that name the cause.
 
     Raises:
-        UserError: another process is gone, or too late.
+        UserError: another process has ended, or is too late.
     """
     try:
         yield
@@ -184,7 +184,7 @@ def collective_failures_named() -> Iterator[None]:
 
 
 def resolve_device(device_target: str) -> str:
-    """The device to use: "auto" is Ascend where one answers, else CPU.
+    """Return the device to use: "auto" is Ascend where one answers, else CPU.
 
     Raises:
         UserError: Ascend was asked for and is not here.
@@ -234,7 +234,7 @@ def start(config: Config) -> Dist:
         ms.set_context(jit_config={"jit_level": runtime.jit_level})
     if launch.size > 1:
         _start_collectives(launch, device_target)
-    # One seed everywhere: every rank starts from the same weights. What must differ between ranks is keyed by rank.
+    # One seed everywhere: every rank starts from the same weights. Streams that differ between ranks are keyed by rank.
     ms.set_seed(runtime.seed)
     dist = Dist(launch.rank, launch.size, launch.local_size, device_target)
     dist.check_same_settings(flatten(config.to_dict()))

@@ -1,1 +1,1 @@
-"""What a network looks at."""
+"""Shows what a network looks at."""

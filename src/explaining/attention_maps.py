@@ -1,7 +1,7 @@
-"""What one attention layer looks at in an image, and where the evidence for a class is.
+"""Shows what one attention layer looks at in an image, and where the evidence for a class is.
 
-Everything is the model's own: keys by the tables that it gathers with, weights by the function that its layers compute
-them with (GatheredAttention.attention_weights). Runs op by op (runtime.mode=pynative), for hooks to see what passes.
+Everything is the model's own: keys come from the tables that it gathers with, weights from the function that its layers
+use (GatheredAttention.attention_weights). It runs op by op (runtime.mode=pynative), so that hooks see the tensors.
 """
 
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ MASKED = -50  # position biases below this are masks
 
 
 @dataclass(frozen=True)
-class Place:
-    """A block by its stage and its number in it, both from 0."""
+class BlockAddress:
+    """Identifies a block by its stage and its number within the stage, both from 0."""
 
     stage: int
     block: int
 
     @classmethod
-    def parse(cls, text: str) -> "Place":
-        """ "1.0" is the first block of the second stage.
+    def parse(cls, text: str) -> "BlockAddress":
+        """Read an address from text: "1.0" is the first block of the second stage.
 
         Raises:
             ValueError: not two numbers.
@@ -41,10 +41,10 @@ class Place:
         return f"{self.stage}.{self.block}"
 
     def of(self, model: Backbone) -> nn.Cell:
-        """The block.
+        """Return the block of a model that has this address.
 
         Raises:
-            UserError: the model has none there.
+            UserError: the model has no such block.
         """
         depths = model.depths
         if not (0 <= self.stage < len(depths) and 0 <= self.block < depths[self.stage]):
@@ -55,10 +55,10 @@ class Place:
 
 @dataclass(frozen=True)
 class KeyGroup:
-    """The keys of one granularity that a query window has.
+    """Holds the keys of one granularity that a query window has.
 
     Attributes:
-        name: what they are.
+        name: what the keys are.
         covers: for each key the tokens of the map that it stands for, none for padding and for masked keys.
         weights: [heads, queries, keys] of the attention.
     """
@@ -69,17 +69,17 @@ class KeyGroup:
 
     @property
     def size(self) -> int:
-        """Tokens that a key stands for, at most."""
+        """Return the largest number of tokens that a key stands for."""
         return max((len(cover) for cover in self.covers), default=0)
 
     def share(self) -> float:
-        """Part of the attention that goes to these keys: mean over heads and queries."""
+        """Return the part of the attention that goes to these keys, as a mean over heads and queries."""
         return float(self.weights.sum(-1).mean())
 
     def density(self, map_size: tuple[int, int]) -> np.ndarray:
-        """[H, W] attention per token of the map, mean over heads and queries; a key's is spread over what it covers.
+        """Return the attention on each token of the map, [H, W], as a mean over heads and queries.
 
-        It adds up to `share`, but for what padding and masked keys have.
+        A key's is spread over the tokens it covers. The sum is `share`, less the part of padding and masked keys.
         """
         result = np.zeros(map_size[0] * map_size[1])
         for cover, weight in zip(self.covers, self.weights.mean((0, 1)), strict=True):
@@ -87,7 +87,7 @@ class KeyGroup:
         return result.reshape(map_size)
 
     def labels(self, map_size: tuple[int, int]) -> np.ndarray:
-        """[H, W] int: which key stands for each token (the last of several), -1 for none."""
+        """Return which key stands for each token, [H, W] int: the last of several keys, -1 for none."""
         result = np.full(map_size[0] * map_size[1], -1)
         for key, cover in enumerate(self.covers):
             result[cover] = key
@@ -96,17 +96,17 @@ class KeyGroup:
 
 @dataclass(frozen=True)
 class AttentionView:
-    """One window's attention in one layer.
+    """Holds one window's attention in one layer.
 
     Attributes:
         map_size: (H, W) of the layer's map, in tokens.
         window: the tokens of the query window, all of the map for global attention.
-        queries: those of them whose attention is shown.
-        groups: its keys, from fine to coarse.
+        queries: the tokens of the window whose attention is shown.
+        groups: the window's keys, from fine to coarse.
         kind: name of the attention.
     """
 
-    place: Place
+    address: BlockAddress
     map_size: tuple[int, int]
     window: np.ndarray
     queries: np.ndarray
@@ -114,13 +114,13 @@ class AttentionView:
     kind: str
 
     def density(self) -> np.ndarray:
-        """[H, W] attention per token, all granularities together."""
+        """Return the attention on each token, [H, W], summed over all granularities."""
         return np.sum([group.density(self.map_size) for group in self.groups], axis=0)
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What passed through a model in classifying one image.
+    """Records the tensors that passed through a model while it classified one image.
 
     Attributes:
         logits: [classes].
@@ -139,64 +139,66 @@ class Observation:
     label: int
 
 
-class Tap(nn.Cell):
-    """A block whose output can be seen, and varied: the gradient by `offset` is that by the output."""
+class OutputProbe(nn.Cell):
+    """Wraps a block, keeps its output and adds `offset` to it; the gradient by `offset` is that by the output."""
 
     def __init__(self, block: nn.Cell, shape: tuple[int, ...]):
         super().__init__(auto_prefix=False)
         self.block = block
         self.offset = Parameter(Tensor(np.zeros(shape, np.float32)), name="offset")
-        self.output: Any = None  # a tensor, once something has passed
+        self.output: Any = None  # a tensor after the first call
 
     def construct(self, x, drop_path=None, dropout_seed=None):
         self.output = self.block(x, drop_path, dropout_seed)
         return self.output + self.offset
 
 
-def observe(model: Backbone, image: np.ndarray, layer: Place, cam: Place, label: int | None = None) -> Observation:
-    """Classify an image [1, C, H, W] and note what passes through two blocks; the model is left as it was.
+def observe(
+    model: Backbone, image: np.ndarray, layer: BlockAddress, cam: BlockAddress, label: int | None = None
+) -> Observation:
+    """Classify an image [1, C, H, W] and record what passes through two blocks; the model is left as it was.
 
     Args:
-        layer: whose attention to observe. cam: whose output, and the gradient by it.
+        layer: block whose attention to observe. cam: block whose output, and the gradient by it, to observe.
         label: the class of the gradient; None for the predicted one.
 
     Raises:
         UserError: the model has no such blocks.
     """
-    attention, tapped = layer.of(model).attn, cam.of(model)
+    attention, probed = layer.of(model).attn, cam.of(model)
     seen = {}
 
     def note(cell, inputs, output):
         seen["inputs"], seen["output"] = tuple(i for i in inputs if i is not None), output
 
     blocks = model.stage_blocks(cam.stage)
-    channels = tapped.norm1.gamma.shape[0]
-    tap = Tap(tapped, (1, int(np.prod(model.stage_map(cam.stage))), channels))
+    channels = probed.norm1.gamma.shape[0]
+    probe = OutputProbe(probed, (1, int(np.prod(model.stage_map(cam.stage))), channels))
     handle = attention.register_forward_hook(note)
-    blocks[cam.block] = tap
+    blocks[cam.block] = probe
     try:
         logits = model(Tensor(image)).asnumpy()[0]
-        features = tap.output.asnumpy()[0]
+        features = probe.output.asnumpy()[0]
         label = int(logits.argmax()) if label is None else label
 
         def logit(images):
             return model(images)[0, label]
 
-        (gradient,) = ms.grad(logit, None, [tap.offset])(Tensor(image))
+        (gradient,) = ms.grad(logit, None, [probe.offset])(Tensor(image))
     finally:
-        blocks[cam.block] = tapped
+        blocks[cam.block] = probed
         handle.remove()
     return Observation(logits, seen["inputs"], seen["output"], features, gradient.asnumpy()[0], label)
 
 
 def grad_cam(observation: Observation, map_size: tuple[int, int]) -> np.ndarray:
-    """[H, W] evidence for the class at each token, at least 0 (arXiv 1610.02391, equations 1 and 2)."""
+    """Return the evidence for the class at each token, [H, W], at least 0 (arXiv 1610.02391, equations 1 and 2)."""
     channel_weights = observation.gradient.mean(0)
     return np.maximum(observation.features @ channel_weights, 0).reshape(map_size)
 
 
 def attention_weights(attention: nn.Cell, inputs: tuple[Tensor, ...]) -> np.ndarray:
-    """[windows, heads, queries, keys] of a layer, from the inputs that it was observed with."""
+    """Compute a layer's weights [windows, heads, queries, keys] from the inputs that it was observed with."""
     if isinstance(attention, GlobalSubsampledAttention):
         return attention.attention_weights(inputs[0], attention.subsampled(inputs[0])).asnumpy()
     if isinstance(attention, LocallyGroupedAttention):
@@ -206,7 +208,7 @@ def attention_weights(attention: nn.Cell, inputs: tuple[Tensor, ...]) -> np.ndar
 
 
 def token_covers(block: nn.Cell, length: int) -> list[np.ndarray]:
-    """For every row of a block's token matrix, the tokens of the map that it stands for: itself, none, or many pooled.
+    """List the tokens of the map that each row of a block's token matrix stands for: itself, none, or many pooled.
 
     Args:
         length: tokens of the map; the row behind them is padding, where there is any.
@@ -222,19 +224,19 @@ def token_covers(block: nn.Cell, length: int) -> list[np.ndarray]:
 
 def view(
     model: Backbone,
-    layer: Place,
+    layer: BlockAddress,
     inputs: tuple[Tensor, ...],
     window: tuple[int, int] | None = None,
     token: int | None = None,
     head: int | None = None,
 ) -> AttentionView:
-    """The attention of a window, or of one token, in a layer.
+    """Return the attention of a window, or of one token, in a layer.
 
     Args:
-        inputs: that the layer's attention was observed with.
+        inputs: those that the layer's attention was observed with.
         window: (row, column) among the layer's windows; without it and without `token`, the one in the middle.
-        token: number of a token of the layer's map: the window is its own, and it the only query.
-        head: which one; None for all.
+        token: number of a token of the layer's map, the only query then; the window is the one that holds it.
+        head: number of the head; None for all.
 
     Raises:
         UserError: no such window or head; a window of attention that has none.
@@ -278,18 +280,18 @@ def view(
 
 
 def middle(map_size: tuple[int, int]) -> int:
-    """The token in the middle of a map."""
+    """Return the token in the middle of a map."""
     return map_size[0] // 2 * map_size[1] + map_size[1] // 2
 
 
 def token_at(point: tuple[float, float], img_size: tuple[int, int], map_size: tuple[int, int]) -> int:
-    """The token of a map (H, W) at a point (x, y) of the model's input (height, width)."""
+    """Return the token of a map (H, W) at a point (x, y) of the model's input (height, width)."""
     column, row = int(point[0] * map_size[1] / img_size[1]), int(point[1] * map_size[0] / img_size[0])
     return row * map_size[1] + column
 
 
 def subsampled_covers(map_size: tuple[int, int], ratio: int) -> list[np.ndarray]:
-    """The tokens behind every key of a map subsampled by a ratio; remainders below and to the right are in none."""
+    """List the tokens behind each key of a map subsampled by a ratio; remainders below and to the right are in none."""
     tokens = np.arange(map_size[0] * map_size[1]).reshape(map_size)
     rows, columns = (side // ratio for side in map_size)
     return [
@@ -300,12 +302,12 @@ def subsampled_covers(map_size: tuple[int, int], ratio: int) -> list[np.ndarray]
 
 
 def _heads(weights: np.ndarray, head: int | None) -> np.ndarray:
-    """[heads, queries, keys] of all heads or of one."""
+    """Return the weights [heads, queries, keys] of all heads or of one."""
     return weights if head is None else weights[head : head + 1]
 
 
 def _window_number(attention: GatheredAttention, layer, map_size, window, token) -> int:
-    """Which window of a layer is meant."""
+    """Return the number of the window that (row, column) or a token names."""
     if window is None:
         token = middle(map_size) if token is None else token
         return int(np.argwhere(attention.query_index == token)[0, 0])
@@ -320,7 +322,7 @@ def _window_number(attention: GatheredAttention, layer, map_size, window, token)
 
 
 def _masked(attention: GatheredAttention, number: int) -> np.ndarray:
-    """[queries, keys] whether the mask of a window keeps a query from a key."""
+    """Tell for each query and key, [queries, keys], whether the mask of a window keeps them apart."""
     shape = (attention.window_area, attention.num_keys)
     if not getattr(attention, "masked", False):
         return np.zeros(shape, bool)

@@ -1,4 +1,4 @@
-"""Pictures of what src/explaining/attention_maps.py finds, and a page that explains them."""
+"""Draws what src/explaining/attention_maps.py finds, and writes a page that explains the pictures."""
 
 import html
 import io
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from src.explaining.attention_maps import AttentionView, KeyGroup, Place
+from src.explaining.attention_maps import AttentionView, BlockAddress, KeyGroup
 from src.files.atomic import write_bytes, write_text
 from src.pages.page import Section, page
 from src.pages.page import picture as embedded
@@ -18,13 +18,13 @@ WINDOW = (255, 214, 10)  # colour of the query window
 QUERY = (255, 59, 48)  # of a single query
 GRID = (120, 235, 255)  # of the borders between keys
 BAR = 18  # height of a scale of colours
-# Dark to bright, in even steps: what is brighter is more.
+# Dark to bright, in even steps: brighter means more.
 HEAT = np.array([[0, 0, 4], [66, 10, 104], [147, 38, 103], [221, 81, 58], [252, 165, 10], [252, 255, 164]])
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image with its file name and what it says."""
+    """Holds an image with its file name, its title and the text that explains it."""
 
     name: str
     title: str
@@ -34,7 +34,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Frame:
-    """A part of the image, of whole tokens of the layer's map, and the same part of maps."""
+    """Cuts the same part, of whole tokens of the layer's map, out of the image and of maps."""
 
     image: Image.Image
     rows: slice
@@ -42,9 +42,9 @@ class Frame:
 
     @classmethod
     def of(cls, pixels: np.ndarray, map_size: tuple[int, int], tokens: np.ndarray | None = None) -> "Frame":
-        """What tokens take up of the image's pixels [H, W, C], with some surroundings; without `tokens`, all of it.
+        """Frame the part of the image's pixels [H, W, C] that tokens take up, with some surroundings.
 
-        All of it too where the part would be more than half.
+        The frame is the whole image without `tokens`, and where the part would be more than half on a side.
         """
         rows, columns = slice(0, map_size[0]), slice(0, map_size[1])
         if tokens is not None:
@@ -62,7 +62,7 @@ class Frame:
         return cls(enlarged(part), rows, columns)
 
     def cut(self, values: np.ndarray) -> np.ndarray:
-        """The frame's part of a map [H, W]."""
+        """Return the frame's part of a map [H, W]."""
         return values[self.rows, self.columns]
 
     def is_part(self, map_size: tuple[int, int]) -> bool:
@@ -70,27 +70,27 @@ class Frame:
 
 
 def _surroundings(positions: np.ndarray, extent: int) -> slice:
-    """From the first to the last of positions along an axis, and a quarter as much on both sides."""
+    """Return the slice from the first to the last of positions along an axis, and a quarter as much on both sides."""
     first, last = int(positions.min()), int(positions.max()) + 1
     margin = max(1, (last - first) // 4)
     return slice(max(first - margin, 0), min(last + margin, extent))
 
 
 def enlarged(pixels: np.ndarray) -> Image.Image:
-    """Pixels [H, W, C] as an RGB image with a short side of SIDE."""
+    """Make pixels [H, W, C] an RGB image with a short side of SIDE."""
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
     factor = SIDE / min(image.size)
     return image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BICUBIC)
 
 
 def heat(values: np.ndarray) -> np.ndarray:
-    """Values [...] from 0 to 1 as colours [..., 3] uint8."""
+    """Turn values [...] from 0 to 1 into colours [..., 3] uint8."""
     steps = np.linspace(0, 1, len(HEAT))
     return np.stack([np.interp(values, steps, HEAT[:, channel]) for channel in range(3)], axis=-1).astype(np.uint8)
 
 
 def spread(values: np.ndarray, size: tuple[int, int], smooth: bool = False) -> np.ndarray:
-    """A map [H, W] of tokens at the size (width, height) of a picture: [height, width]."""
+    """Enlarge a map [H, W] of tokens to the size (width, height) of a picture: [height, width]."""
     if smooth:
         image = Image.fromarray(values.astype(np.float32))
         return np.asarray(image.resize(size, Image.Resampling.BICUBIC))
@@ -100,20 +100,20 @@ def spread(values: np.ndarray, size: tuple[int, int], smooth: bool = False) -> n
 
 
 def overlaid(image: Image.Image, values: np.ndarray, smooth: bool = False) -> Image.Image:
-    """A map [H, W] as colours over an image that is grey and dim, from 0 to the map's largest value."""
+    """Lay a map [H, W] as colours, from 0 to the map's largest value, over the image made grey and dim."""
     largest = float(values.max())
     relative = np.clip(spread(values / (largest or 1), image.size, smooth), 0, 1)
     return Image.fromarray(tinted(np.asarray(image.convert("L"), np.float32), relative))
 
 
 def tinted(grey: np.ndarray, relative: np.ndarray) -> np.ndarray:
-    """Grey levels [h, w] made dim, and coloured by values from 0 to 1, the more the larger these are: [h, w, 3]."""
+    """Dim grey levels [h, w] and colour them by values from 0 to 1, larger values more strongly: [h, w, 3]."""
     strength = (0.2 + 0.5 * np.sqrt(relative))[..., None]
     return ((grey * 0.45 + 25)[..., None] * (1 - strength) + heat(relative) * strength).astype(np.uint8)
 
 
 def with_scale(image: Image.Image, largest: str) -> Image.Image:
-    """A picture with the scale of its colours below it."""
+    """Add the scale of its colours below a picture."""
     result = Image.new("RGB", (image.width, image.height + BAR + 26), "white")
     result.paste(image)
     values = np.tile(np.linspace(0, 1, image.width), (BAR, 1))
@@ -125,7 +125,7 @@ def with_scale(image: Image.Image, largest: str) -> Image.Image:
 
 
 def outlined(image: Image.Image, labels: np.ndarray, colour: tuple, width: int, outside: bool = True) -> Image.Image:
-    """Lines between tokens of different labels [H, W] (-1: none; `outside`: also along the picture's edge)."""
+    """Draw lines between tokens of different labels [H, W] (-1: none; `outside`: also along the picture's edge)."""
     result = image.copy()
     draw = ImageDraw.Draw(result)
     height, across = labels.shape
@@ -149,14 +149,14 @@ def outlined(image: Image.Image, labels: np.ndarray, colour: tuple, width: int, 
 
 
 def members(tokens: np.ndarray, map_size: tuple[int, int]) -> np.ndarray:
-    """[H, W] 0 at the tokens given, -1 elsewhere."""
+    """Label a map [H, W] with 0 at the tokens given and -1 elsewhere."""
     labels = np.full(map_size[0] * map_size[1], -1)
     labels[tokens] = 0
     return labels.reshape(map_size)
 
 
 def marked(image: Image.Image, view: AttentionView, frame: Frame) -> Image.Image:
-    """With the query window outlined, and the query if it is one token."""
+    """Outline the query window in an image, and the query if it is one token."""
     if len(view.window) < view.map_size[0] * view.map_size[1]:
         image = outlined(image, frame.cut(members(view.window, view.map_size)), WINDOW, 4)
     if len(view.queries) < len(view.window):
@@ -165,7 +165,7 @@ def marked(image: Image.Image, view: AttentionView, frame: Frame) -> Image.Image
 
 
 def region(frame: Frame, group: KeyGroup, view: AttentionView) -> Image.Image:
-    """What a group of keys covers: bright, each key within its own borders; the rest of the image dim."""
+    """Show what a group of keys covers: bright, each key within its own borders; the rest of the image dim."""
     labels = frame.cut(group.labels(view.map_size))
     inside = spread(labels >= 0, frame.image.size)[..., None]
     pixels = np.asarray(frame.image, np.float32)
@@ -176,30 +176,30 @@ def region(frame: Frame, group: KeyGroup, view: AttentionView) -> Image.Image:
 
 
 def attended(frame: Frame, density: np.ndarray, view: AttentionView, is_rooted: bool = False) -> Image.Image:
-    """Attention per token [H, W] over a frame, with its scale: proportional, or (`is_rooted`) to the square root."""
+    """Draw attention per token [H, W] over a frame, with its scale: proportional, or (`is_rooted`) a square root."""
     shown = np.sqrt(density) if is_rooted else density
     scale = f"{percent(density.max())} per token" + (" (square-root scale)" if is_rooted else "")
     return with_scale(marked(overlaid(frame.image, frame.cut(shown)), view, frame), scale)
 
 
 def percent(part: float) -> str:
-    """A part of the whole to three digits."""
+    """Format a part of the whole as a percentage of three digits."""
     return f"{100 * part:.3g}%"
 
 
 def counted(count: int, thing: str) -> str:
-    """A number of things, with their plural."""
+    """Format a number of things, with their plural."""
     return f"{count} {thing}" + ("" if count == 1 else "s")
 
 
 def pictures(
-    pixels: np.ndarray, view: AttentionView, cam: np.ndarray, cam_place: Place, class_name: str, head: int | None
+    pixels: np.ndarray, view: AttentionView, cam: np.ndarray, cam_block: BlockAddress, class_name: str, head: int | None
 ) -> list[Picture]:
-    """All pictures of one image, in the order in which they explain each other, two to a row.
+    """Draw all pictures of one image, in the order in which they explain each other, two to a row.
 
     Args:
         pixels: [H, W, C] uint8, what the model sees.
-        cam: [h, w] of Grad-CAM for the class, at the block `cam_place`.
+        cam: [h, w] of Grad-CAM for the class, at the block `cam_block`.
     """
     whole = Frame.of(pixels, view.map_size)
     height, width = (side / tokens for side, tokens in zip(pixels.shape[:2], view.map_size, strict=True))
@@ -213,14 +213,14 @@ def pictures(
         Picture(
             "image",
             "What the model sees",
-            f"The image as evaluation crops it{who}. Layer {view.place} ({view.kind}) has a map of "
+            f"The image as evaluation crops it{who}. Layer {view.address} ({view.kind}) has a map of "
             f"{view.map_size[0]} x {view.map_size[1]} tokens of {height:g} x {width:g} pixels.",
             marked(whole.image, view, whole),
         ),
         Picture(
             "grad_cam",
             f"Grad-CAM: what speaks for {class_name}",
-            f"At the output of layer {cam_place}, a map of {cam.shape[0]} x {cam.shape[1]}: the brighter, the more "
+            f"At the output of layer {cam_block}, a map of {cam.shape[0]} x {cam.shape[1]}: the brighter, the more "
             f"this part raises the score of {class_name}. It asks what decided, not who looks where.",
             with_scale(overlaid(whole.image, cam, smooth=True), "most"),
         ),
@@ -258,7 +258,7 @@ def pictures(
 
 
 def described(group: KeyGroup, view: AttentionView) -> str:
-    """What the picture of a group's keys shows."""
+    """Describe what the picture of a group's keys shows."""
     covered = [tuple(cover) for cover in group.covers if len(cover)]
     each = "single tokens" if group.size <= 1 else f"of {group.size} tokens each"
     explanation = f"Bright is what the {len(covered)} keys of this kind cover, {each}; each is one cell."
@@ -274,7 +274,7 @@ def described(group: KeyGroup, view: AttentionView) -> str:
 
 
 def wraps(group: KeyGroup, view: AttentionView) -> bool:
-    """Whether single tokens among the keys lie across the map's edge from the window, as v1's neighbours can."""
+    """Tell whether single tokens among the keys lie across the map's edge from the window, as v1's neighbours can."""
     if group.size != 1:
         return False
     tokens = np.unique(np.concatenate([view.window, *group.covers]))
@@ -284,12 +284,12 @@ def wraps(group: KeyGroup, view: AttentionView) -> bool:
 
 
 def _axes(tokens: np.ndarray, view: AttentionView):
-    """Rows with the map's height, then columns with its width."""
+    """Pair the tokens' rows with the map's height, then their columns with its width."""
     return zip(np.divmod(tokens, view.map_size[1]), view.map_size, strict=True)
 
 
 def overview(made: list[Picture], columns: int = 2) -> Image.Image:
-    """The pictures side by side, each under its title."""
+    """Arrange the pictures side by side, each under its title."""
     margin, heading = 12, 30
     rows = [made[first : first + columns] for first in range(0, len(made), columns)]
     heights = [max(picture.image.height for picture in row) + heading + margin for row in rows]
@@ -306,7 +306,7 @@ def overview(made: list[Picture], columns: int = 2) -> Image.Image:
 
 
 def png(image: Image.Image) -> bytes:
-    """The bytes of a PNG file."""
+    """Encode an image as the bytes of a PNG file."""
     stream = io.BytesIO()
     image.save(stream, "PNG")
     return stream.getvalue()
@@ -325,7 +325,7 @@ LIMITS = "Attention says where a layer looks, not what decides: that is Grad-CAM
 def explained(
     title: str, kind: str, made: list[Picture], files: list[bytes], predictions: list[tuple[str, float]]
 ) -> str:
-    """A page with all pictures in it, as PNG `files`, which needs no other. `kind` is that of the attention."""
+    """Make a page that holds all pictures, given as PNG `files`, in itself; `kind` is that of the attention."""
     rows = "".join(
         f'<tr><td>{html.escape(name)}</td><td class="number">{p:.2%}</td>'
         f'<td class="bar"><div style="width:{p:.1%}"></div></td></tr>'

@@ -1,11 +1,11 @@
-"""Weights in and out of files, by the originals' parameter names.
+"""Reads weights from files and writes them, by the originals' parameter names.
 
 A checkpoint names LayerNorm and GroupNorm parameters as PyTorch does (weight, bias) or as MindSpore does (gamma, beta);
-both load. What a change of image size, window or class count explains is adapted and reported; anything else that does
-not fit is listed by name. So is the file of another network with the same backbone, a classifier's for example: the
-backbone is found in the file and in the model, whatever stands before its names, and the rest is told.
+both load. Differences that another image size, window or class count explains are adapted and reported; anything else
+that does not fit is listed by name. The file of another network with the same backbone, a classifier's for example,
+loads too: the backbone is found in file and model, whatever prefix its names have, and the rest is reported.
 
-Training checkpoints hold more than weights, told apart by the prefixes below (written by src/training/checkpoint.py).
+Training checkpoints hold more than weights; prefixes (below) mark the rest, which src/training/checkpoint.py writes.
 """
 
 import json
@@ -38,28 +38,28 @@ logger = logging.getLogger(__name__)
 
 
 class WeightsError(UserError):
-    """Weights that do not fit the model, or a file that holds none or cannot be written."""
+    """Says that weights do not fit the model, or that a file holds none or cannot be written."""
 
 
 def official_names(model: nn.Cell) -> dict[str, Parameter]:
-    """The model's parameters by the names the original PyTorch code gives them.
+    """Return the model's parameters by the names the original PyTorch code gives them.
 
-    Of a part of a larger model, they are those from that part on.
+    For a part of a larger model, the names start at that part.
     """
     return {_official(name): parameter for name, parameter in model.parameters_and_names()}
 
 
 def _official(name: str) -> str:
-    """The original's name for one of MindSpore's: its norm layers have gamma and beta."""
+    """Return the original's name for one of MindSpore's, whose norm layers have gamma and beta."""
     path, dot, local = name.rpartition(".")
     return path + dot + {"gamma": "weight", "beta": "bias"}.get(local, local)
 
 
 @dataclass(frozen=True)
 class BackbonePlace:
-    """A model's backbone, and what stands before its parameters' names: "" in a classifier, "backbone." in a detector.
+    """Finds a model's backbone and the prefix of its parameters' names: "" in a classifier, "backbone." in a detector.
 
-    A model without one is all outside of it.
+    In a model without a backbone, every parameter counts as outside of it.
     """
 
     prefix: str = ""
@@ -67,20 +67,20 @@ class BackbonePlace:
 
     @classmethod
     def of(cls, model: nn.Cell) -> "BackbonePlace":
-        """Where the backbone is in a model."""
+        """Find the backbone in a model."""
         for path, cell in model.cells_and_names():
             if isinstance(cell, Backbone):
                 return cls(f"{path}." if path else "", cell)
         return cls()
 
     def local(self, name: str) -> str | None:
-        """A name as the backbone has it; None outside of it."""
+        """Return a name as the backbone has it; None for a name outside of the backbone."""
         if self.backbone is None or not name.startswith(self.prefix):
             return None
         return name.removeprefix(self.prefix)
 
     def is_behind_stages(self, name: str) -> bool:
-        """Whether a parameter, of a model with a backbone, is of what comes after the backbone's stages."""
+        """Tell whether a parameter belongs to the layers after the backbone's stages; False without a backbone."""
         if self.backbone is None:
             return False
         local = self.local(name)
@@ -91,9 +91,9 @@ class BackbonePlace:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, np.ndarray | str]:
-    """Everything in a .ckpt or .safetensors file, or the weights in a PyTorch file, by name.
+    """Read everything in a .ckpt or .safetensors file, or the weights in a PyTorch file, by name.
 
-    Texts are parts of a training state. PyTorch's averaged weights come with EMA_PREFIX, as a .ckpt has them.
+    Texts are parts of a training state. PyTorch's averaged weights get EMA_PREFIX, as in a .ckpt.
 
     Raises:
         WeightsError, pth.PthError: no such file, a damaged one, another format, or one that wants to run code.
@@ -119,19 +119,19 @@ def read_checkpoint(path: str | Path) -> dict[str, np.ndarray | str]:
 
 
 def has_average(content: dict[str, np.ndarray | str]) -> bool:
-    """Whether a checkpoint holds averaged (EMA) weights."""
+    """Tell whether a checkpoint holds averaged (EMA) weights."""
     return any(name.startswith(EMA_PREFIX) for name in content)
 
 
 def class_names(content: dict[str, np.ndarray | str]) -> tuple[str, ...] | None:
-    """Class names by index from a training checkpoint; None where there are none."""
+    """Return class names by index from a training checkpoint; None where there are none."""
     return tuple(json.loads(str(content[CLASSES]))) if CLASSES in content else None
 
 
 def select_weights(
     content: dict[str, np.ndarray | str], weights: str = "auto", label: str = "weights"
 ) -> tuple[dict[str, np.ndarray], str]:
-    """The weights among everything in a checkpoint, as arrays by name, and which they are: "raw" or "ema".
+    """Select the weights in a checkpoint's content, as arrays by name, and tell which they are: "raw" or "ema".
 
     Args:
         weights: "raw", "ema" (averaged; key tables and the like have no average and stay), or "auto": averaged ones
@@ -157,7 +157,7 @@ def _array(value) -> np.ndarray:
 
 
 def _reason(error: ckpt.CkptError | OSError) -> str:
-    """Why a file was not read or written, without its name."""
+    """Return why a file was not read or written, without its name."""
     return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
@@ -174,10 +174,10 @@ def write_checkpoint(path: Path, tensors: dict[str, np.ndarray], texts: dict[str
 
 
 def save_weights(model: nn.Cell, path: str | Path) -> None:
-    """Write a model's weights, in the format that the file's name asks for.
+    """Write a model's weights, in the format of the file's suffix.
 
     .ckpt has MindSpore's parameter names, for `mindspore.load_checkpoint`. .safetensors and .pth have the originals',
-    and the .pth file their index buffers too, so that it loads in the original code, strictly.
+    and the .pth file their index buffers too, so that the original code loads it strictly.
 
     Raises:
         WeightsError, pth.PthError: an unknown suffix, no room, no permission.
@@ -209,7 +209,7 @@ def save_weights(model: nn.Cell, path: str | Path) -> None:
 
 @dataclass
 class LoadReport:
-    """What loading weights did with every name that was not simply copied.
+    """Reports what loading weights did with every name that was not simply copied.
 
     Attributes:
         loaded: number of the model's parameters that got a value from the file, of `total`.
@@ -219,9 +219,9 @@ class LoadReport:
             initialised.
         reset: the head, for another number of classes; initialised.
         left_out: position parameters of the file that the model has in no block of a stage.
-        moved: what stands before the backbone's names in the file and here, where that differs.
-        begun: what comes after the backbone's stages, where the file has what another network has there; initialised.
-        not_here: what comes after them in the file, and not in the model.
+        moved: the prefixes of the backbone's names in the file and in the model, where they differ.
+        begun: parameters after the backbone's stages, where the file has another network's there; initialised.
+        not_here: parameters after the backbone's stages that the file has and the model has not.
         missing: other names of the model without a value.
         unexpected: other names of the file without a use, or of another shape.
     """
@@ -240,8 +240,8 @@ class LoadReport:
     unexpected: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """One line for each kind with names in it; all names of what has no value from the file, or no use."""
-        told = {
+        """Return a line for each kind that has names; in full where they got no value from the file, or had no use."""
+        kinds = {
             "interpolated to the model's image or window size": _listed(self.resized, 3),
             "kept as the model's own (the file's are of another size)": _listed(self.rebuilt, 3),
             "initialised (the file has none in these stages)": _listed(self.new),
@@ -252,7 +252,7 @@ class LoadReport:
             "initialised (missing in the file)": _listed(self.missing),
             "left out (unknown, or of another shape)": _listed(self.unexpected),
         }
-        lines = [f"{what}: {names}" for what, names in told.items() if names]
+        lines = [f"{kind}: {names}" for kind, names in kinds.items() if names]
         if self.begun or self.not_here or self.moved:
             renamed = f", {self.moved[0]}NAME in the file as {self.moved[1]}NAME" if self.moved else ""
             lines.insert(0, f"taken for the backbone: {self.loaded} of the model's {self.total} parameters{renamed}")
@@ -271,20 +271,20 @@ def load_weights(
 
     Index tables of Focal Transformer v2 (layers.i.blocks.j.attn.topk_cloest_indice_k) are adopted when they are of the
     model's image size, because the weights were trained with them. A file without them keeps the model's own, and
-    buffers that follow from sizes are passed over; neither counts as missing or unexpected.
+    buffers that follow from sizes are skipped; neither counts as missing or unexpected.
 
     Args:
         source: a file that read_checkpoint reads (averaged weights where it has them), or arrays or tensors by name.
         strict: raise unless every weight is matched; otherwise load what fits.
-        adapt: "size" allows what another image or window size explains (position parameters are interpolated, tables
-            rebuilt), "head" another number of classes (the head keeps its initial values) and the file of another
-            network with the same backbone, of which the backbone is taken.
+        adapt: "size" allows another image or window size (position parameters are interpolated, tables rebuilt), "head"
+            another number of classes (the head keeps its initial values) and the file of another network with the same
+            backbone, from which only the backbone is loaded.
         announce: gets a line for each kind of name that was not simply copied.
-        label: what to call a `source` that is no file, in messages.
+        label: name in messages of a `source` that is not a file.
 
     Raises:
-        WeightsError: before anything is copied; with strict, weights that do not match, otherwise nothing that does;
-            always, an unreadable file.
+        WeightsError: an unreadable file; with strict, weights that do not match, otherwise none that match. Nothing has
+            been copied then.
     """
     if isinstance(source, str | Path):
         label, path = f"checkpoint {source}", source
@@ -319,7 +319,7 @@ def load_weights(
 
 
 def _prefix_in_file(place, targets, arrays):
-    """What stands before the backbone's names in a file; the model's own where nothing tells."""
+    """Return the prefix of the backbone's names in a file; the model's own where the file does not show it."""
     stages = [name for name in targets if not place.is_behind_stages(name)]
     if place.backbone is None or any(name in arrays for name in stages):
         return place.prefix
@@ -331,17 +331,17 @@ def _prefix_in_file(place, targets, arrays):
 
 
 def _matched(place, targets, arrays, adapt, moved, outside):
-    """The value of each of the model's parameters that gets one, the report, and what is of another shape, in words.
+    """Return the values for the model's parameters, the report, and a phrase for each name of another shape.
 
     Args:
-        moved: what stands before the backbone's names in the file and in the model, if it differs.
-        outside: names of the file that are not of its backbone then.
+        moved: the prefixes of the backbone's names in the file and in the model, if they differ.
+        outside: names of the file that are then not of its backbone.
     """
     values, report, misshapen = {}, LoadReport(total=len(targets), moved=moved), {}
     backbone = place.backbone
     behind = {name for name in targets if place.is_behind_stages(name)}
     own_names, file_names = ([place.local(name) for name in names if place.local(name)] for names in (targets, arrays))
-    # Another network's file has nothing of what this one has behind the backbone's stages.
+    # Another network's file has none of this network's parameters after the backbone's stages.
     is_of_another = "head" in adapt and backbone is not None and not behind & arrays.keys()
     for name, parameter in targets.items():
         array, shape, local = arrays.get(name), tuple(parameter.shape), place.local(name)
@@ -387,12 +387,12 @@ def _matched(place, targets, arrays, adapt, moved, outside):
 
 
 def _layers(names):
-    """The layers whose parameters these are."""
+    """Return the layers that parameters belong to."""
     return list(dict.fromkeys(name.rpartition(".")[0] for name in names))
 
 
 def _differences(report, misshapen):
-    """One line with the names of each kind, or the first if there are many."""
+    """List in one line the names of each kind, or the first if there are many."""
     kinds = {
         "of another shape": list(misshapen.values()),
         "missing": [name for name in report.missing if name not in misshapen],
@@ -403,7 +403,7 @@ def _differences(report, misshapen):
 
 
 def _listed(names, shown=None):
-    """Names in one line, the first of them if there are more than `shown`."""
+    """List names in one line, only the first if there are more than `shown`."""
     kept = names[:shown]
     more = f" and {len(names) - len(kept)} more" if len(names) > len(kept) else ""
     return ", ".join(kept) + more

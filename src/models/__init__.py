@@ -1,4 +1,4 @@
-"""Model zoo: `create_model(name, **overrides)` and `list_models()`."""
+"""Offers the models by name: `create_model(name, **overrides)` and `list_models()`."""
 
 from src.models.backbones import focal_transformer, twins  # noqa: F401  (they register their models)
 from src.models.registry import ArgumentError, create_model, find_model, list_models, resolve_arguments

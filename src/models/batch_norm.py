@@ -1,4 +1,4 @@
-"""Batch normalisation of tokens, with statistics over all ranks."""
+"""Normalises tokens over batches, with statistics over all ranks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +13,10 @@ class BatchNorm(nn.Cell):
 
     In training, statistics are those of the batch, and the running ones take them in: new = (1 - momentum) * old +
     momentum * batch's, the variance unbiased (divided by rows - 1). A batch whose statistics are not finite leaves them
-    as they are. In evaluation the layer is an affine map by the running statistics. All in float32; the result has the
-    type of the tokens.
+    as they are. In evaluation the layer is an affine map by the running statistics. It computes in float32; the result
+    has the type of the tokens.
 
-    Alone, a rank normalises by its own tokens; `synchronise_batch_norms` makes it all tokens of all ranks, as
+    By default a rank normalises by its own tokens; after `synchronise_batch_norms` by all tokens of all ranks, as
     torch.nn.SyncBatchNorm does. The mean comes first and the squares are of centred values, for a difference of large
     sums would lose digits. MindSpore's nn.SyncBatchNorm is for Ascend alone, and its BatchNorm2d needs [B, C, H, W].
 
@@ -47,10 +47,10 @@ class BatchNorm(nn.Cell):
         self.sum = ops.ReduceSum()
 
     def construct(self, x):
-        """Tokens [R, C] or [B, L, C], in training the same number on every rank, to tokens of the same shape.
+        """Normalise tokens [R, C] or [B, L, C], in training the same number on every rank; the shape stays.
 
         Raises:
-            ValueError: when the graph is compiled, in training on a single row, whose variance says nothing.
+            ValueError: when the graph is compiled, in training on a single row, which has no variance.
         """
         rows = x.reshape((-1, self.channels)).astype(ms.float32)
         if self.training:
@@ -71,7 +71,7 @@ class BatchNorm(nn.Cell):
         return out.reshape(x.shape).astype(x.dtype)
 
     def sum_over_ranks(self, x):
-        """The sum of a tensor over the ranks. Its gradient is the sum of the gradients, by the collective itself."""
+        """Sum a tensor over the ranks. The collective itself gives the gradient: the sum of the gradients."""
         return x if self.all_reduce is None else self.all_reduce(x)
 
     def take_in(self, running, new):
@@ -82,7 +82,7 @@ class BatchNorm(nn.Cell):
 
 
 def batch_norms(network: nn.Cell) -> list[BatchNorm]:
-    """All BatchNorm layers of a network."""
+    """Return all BatchNorm layers of a network."""
     return [cell for _, cell in network.cells_and_names() if isinstance(cell, BatchNorm)]
 
 
@@ -100,9 +100,9 @@ def synchronise_batch_norms(network: nn.Cell, ranks: int) -> None:
 
 @contextmanager
 def running_statistics_kept(network: nn.Cell) -> Iterator[None]:
-    """Within the context, BatchNorm normalises by the batch in training but leaves its running statistics alone.
+    """Keep the running statistics of BatchNorm as they are within the context, while it normalises by the batch.
 
-    In graph mode that is decided when a graph is compiled: run in it only cells that run nowhere else.
+    In graph mode this is decided when a graph is compiled: run in the context only cells that run nowhere else.
     """
     layers = batch_norms(network)
     for layer in layers:

@@ -1,18 +1,18 @@
-"""Which of two equal operators a device runs: a matter of speed, and never of results or weights."""
+"""Chooses which of two equal operators a device runs: a matter of speed, and never of results or weights."""
 
 from mindspore import nn
 
 from src.models.layers import Conv2d, DepthwiseConv2d, Gelu, LayerNorm
 from src.models.registry import ArgumentError
 
-# Option: the layers that it concerns, their attribute, and its values, the CPU's choice first (layers start with it).
+# For each option its layers, their attribute, and its values: first the CPU's choice, which layers start with.
 _OPTIONS: dict[str, tuple[tuple[type[nn.Cell], ...], str, tuple[str, str]]] = {
     "conv_implementation": ((Conv2d, DepthwiseConv2d), "implementation", ("unfold", "conv2d")),
     "norm_gradient": ((LayerNorm,), "gradient", ("products", "operator")),
     "gelu": ((Gelu,), "form", ("polynomial", "erf")),
 }
 DEVICE_OPTIONS = tuple(_OPTIONS)
-# What each of them is by default.
+# The default of each option on each device.
 DEVICE_DEFAULTS = {
     "CPU": {name: values[0] for name, (_, _, values) in _OPTIONS.items()},
     "Ascend": {name: values[1] for name, (_, _, values) in _OPTIONS.items()},
@@ -52,7 +52,7 @@ def set_device_options(
 
 
 def device_options(model: nn.Cell) -> dict[str, str | None]:
-    """The options of a model by name, as set_device_options takes them; None where no layer has one."""
+    """Return the options of a model by name, as set_device_options takes them; None where no layer has one."""
     cells = [cell for _, cell in model.cells_and_names()]
     return {
         name: next((getattr(cell, attribute) for cell in cells if isinstance(cell, layers)), None)

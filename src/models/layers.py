@@ -1,4 +1,4 @@
-"""Layers shared by the model families. Feature maps travel as tokens, [B, L, C] with L = H * W in row-major order."""
+"""Defines layers that the model families share. Feature maps are tokens [B, L, C], L = H * W in row-major order."""
 
 import math
 
@@ -8,13 +8,13 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, Uniform, initializer
 from mindspore.ops.functional import is_sequence_value_unknown
 
-# The originals draw with timm's trunc_normal_(std=0.02), which cuts at the absolute values -2 and 2: a hundred standard
-# deviations away, so it is a plain normal distribution.
+# The originals draw with timm's trunc_normal_(std=0.02). It cuts at the absolute values -2 and 2, a hundred standard
+# deviations away, so this is a plain normal distribution.
 WEIGHT_INIT = Normal(0.02)
 
 
 class AddBias(nn.Cell):
-    """Rows [R, C] plus a bias [C]. Its gradient is a plain sum: BiasAddGrad takes two to five times as long on CPU."""
+    """Adds a bias [C] to rows [R, C]. Its gradient is a plain sum: BiasAddGrad takes 2 to 5 times as long on CPU."""
 
     def __init__(self):
         super().__init__()
@@ -31,7 +31,7 @@ class AddBias(nn.Cell):
 
 
 class Dense(nn.Cell):
-    """Linear layer over the last axis, initialised as the originals do: weights N(0, 0.02), bias zero."""
+    """Applies a linear layer over the last axis, initialised as the originals do: weights N(0, 0.02), bias zero."""
 
     def __init__(self, in_channels, out_channels):
         super().__init__()
@@ -48,11 +48,10 @@ class Dense(nn.Cell):
 
 
 class NormByProducts(nn.Cell):
-    """LayerNorm of rows [R, C] whose gradient is made of products with vectors of ones.
+    """Applies LayerNorm to rows [R, C], with a gradient made of products with vectors of ones.
 
-    On CPU LayerNormGrad takes 2.2 to 3 times as long: sums over rows and columns are products, and what each row has
-    one of is spread over its columns by a product too, for elementwise operators that repeat one of their sides are
-    slow. In float32 only: means would suffer.
+    On CPU LayerNormGrad takes 2.2 to 3 times as long. Here products sum over rows and columns, and spread a row's value
+    over its columns, for elementwise operators that repeat a side are slow. Float32 only: means would lose accuracy.
     """
 
     def __init__(self, channels, epsilon):
@@ -65,7 +64,7 @@ class NormByProducts(nn.Cell):
         self.spread = Tensor(np.ones((1, channels), np.float32))
 
     def construct(self, rows, gamma, beta):
-        """Normalised rows [R, C], and what their gradient needs again: mean and variance of each row, [R, 1]."""
+        """Return normalised rows [R, C], with the mean and variance of each row, [R, 1], which the gradient needs."""
         return self.norm(rows, gamma, beta)
 
     def bprop(self, rows, gamma, beta, out, gradient):
@@ -75,7 +74,7 @@ class NormByProducts(nn.Cell):
         centred = rows - self.matmul(mean, self.spread)
         product = gradient * centred
         weights = gamma.reshape((-1, 1)) / self.channels
-        # Of the gradient by normalised rows, what is parallel to the rows and what to their mean has no effect.
+        # The parts of the gradient by normalised rows that are parallel to the rows or to their mean have no effect.
         along_rows = self.matmul(product, weights) * (scale * scale * scale)  # [R, 1]
         along_mean = self.matmul(gradient, weights) * scale
         to_rows = gradient * self.matmul(scale, gamma.reshape((1, -1)))
@@ -86,7 +85,7 @@ class NormByProducts(nn.Cell):
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm over the last axis with PyTorch's default epsilon (MindSpore's own default differs).
+    """Applies LayerNorm over the last axis with PyTorch's default epsilon (MindSpore's own default differs).
 
     Attributes:
         gradient: "products" (see NormByProducts) or "operator", MindSpore's own, the better choice on Ascend.
@@ -106,10 +105,10 @@ class LayerNorm(nn.LayerNorm):
 
 
 class SlicedDense(nn.Cell):
-    """Several linear layers of equal size in one weight, [parts * dim, dim], applied one at a time.
+    """Holds several linear layers of equal size in one weight, [parts * dim, dim], and applies one at a time.
 
     The originals multiply by the whole weight and cut q, k and v out of the product. Here the weight is cut instead:
-    slicing the product took 24% of inference time in a prototype, and tokens that are keys alone need no queries.
+    slicing the product took 24% of inference time in a prototype, and tokens that are only keys need no queries.
     """
 
     def __init__(self, dim, parts, has_bias=True):
@@ -123,7 +122,7 @@ class SlicedDense(nn.Cell):
         self.add_bias = AddBias()
 
     def construct(self, rows, part):
-        """rows [R, C] by the part-th layer: [R, C]."""
+        """Apply the part-th layer to rows [R, C]: [R, C]."""
         start = part * self.dim
         # Mixed precision casts parameters, not slices of them: the slices follow the activations.
         projected = self.matmul(rows, self.weight[start : start + self.dim].astype(rows.dtype))
@@ -133,7 +132,7 @@ class SlicedDense(nn.Cell):
 
 
 def convolution_parameters(out_channels, fan_in_channels, kernel_size, fan_out_init=False, groups=1):
-    """Weight [out_channels, fan_in_channels, k, k] and bias of a convolution.
+    """Create weight [out_channels, fan_in_channels, k, k] and bias of a convolution.
 
     Initialisation is PyTorch's default for convolutions, which the Focal originals leave as it is: U(-b, b) with
     b = 1 / sqrt(fan_in), for weight and bias alike. `fan_out_init=True` is Twins': weights N(0, sqrt(2 / fan_out)) with
@@ -150,12 +149,12 @@ def convolution_parameters(out_channels, fan_in_channels, kernel_size, fan_out_i
 
 
 class Conv2d(nn.Cell):
-    """2-D convolution of images [B, C, H, W], or of the tokens [B, H * W, C] of a map, to tokens [B, L, out_channels].
+    """Convolves images [B, C, H, W], or the tokens [B, H * W, C] of a map, in 2-D to tokens [B, L, out_channels].
 
     On CPU MindSpore's convolution is a naive kernel (700 ms for the stem at batch 8 where im2col and a matrix product
-    take 5), so the default makes a row of every patch and multiplies the rows: of tokens by a gather, so that no map is
-    transposed to channels first and back, of images by `ops.unfold`. The real operator is the better choice on Ascend's
-    cube unit, and the only one ONNX can express. Weights and results are the same.
+    take 5), so the default makes a row of every patch and multiplies the rows. Tokens are gathered, so that no map is
+    transposed to channels first and back; images go through `ops.unfold`. The real operator is the better choice on
+    Ascend's cube unit, and the only one ONNX can express. Weights and results are the same.
 
     Args:
         map_size: (H, W) of the map whose tokens it takes; None: it takes images.
@@ -195,7 +194,7 @@ class Conv2d(nn.Cell):
             self.pick_patches = RowGather(patch_tokens(map_size, kernel_size, stride, padding, extra_padding))
 
     def patches(self, x):
-        """Rows of the patches, [B, L, fan_in], and the weight that fits them, [out_channels, fan_in]."""
+        """Return the rows of the patches, [B, L, fan_in], and the weight that fits them, [out_channels, fan_in]."""
         if self.map_size is None:
             x = with_zeros_below_and_right(x, *self.extra_padding)
             rows = ops.unfold(x, self.kernel_size, padding=self.padding, stride=self.stride)  # [B, C * k * k, L]
@@ -222,7 +221,7 @@ class Conv2d(nn.Cell):
 
 
 def with_zeros_below_and_right(maps, rows, columns):
-    """Maps [B, C, H, W] with so many rows and columns of zeros more, at most as many as there are."""
+    """Append rows and columns of zeros to maps [B, C, H, W], at most as many as the maps have."""
     if rows:
         maps = ops.concat((maps, maps[:, :, :rows] * 0), 2)
     if columns:
@@ -233,7 +232,7 @@ def with_zeros_below_and_right(maps, rows, columns):
 def patch_tokens(
     map_size: tuple[int, int], kernel_size: int, stride: int, padding: int, extra_padding: tuple[int, int] = (0, 0)
 ) -> np.ndarray:
-    """The tokens that a convolution sees from each place: [L, kernel_size^2]; H * W, one past the last, for padding.
+    """List the tokens that a convolution sees at each place: [L, kernel_size^2]; H * W, one past the last, is padding.
 
     Args:
         extra_padding: rows below and columns to the right, beside the padding on all sides.
@@ -251,11 +250,11 @@ def patch_tokens(
 
 
 class DepthwiseConv2d(nn.Cell):
-    """Convolution of every channel by itself, stride 1, zero padding that keeps the size: tokens [B, L, C] to the same.
+    """Convolves every channel of tokens [B, L, C] by itself, with stride 1 and zero padding that keeps the size.
 
     On CPU no kernel does this well: unfolding makes nine times the map, which has to be written, weighed and summed.
-    So the default multiplies rows of the map by band matrices, each with a row of the kernel along its diagonals. Most
-    of what is multiplied is zero, and it takes a third of the time all the same.
+    So the default multiplies rows of the map by band matrices, each with a row of the kernel along its diagonals. That
+    takes a third of the time, although most factors are zero.
 
     Args:
         map_size: (H, W) of the map.
@@ -307,10 +306,10 @@ class DepthwiseConv2d(nn.Cell):
 
 
 def band_matrices(kernel_size: int, offsets: tuple[int, ...], width: int) -> np.ndarray:
-    """What turns kernels, by a product, into matrices that convolve rows.
+    """Make the matrix whose product with kernels gives matrices that convolve rows.
 
     Args:
-        offsets: of the rows that stand side by side, in rows of the map.
+        offsets: those of the rows that stand side by side, in rows of the map.
 
     Returns:
         [kernel_size^2, len(offsets) * width * width] float32 of zeros and ones. A kernel's elements times it are a
@@ -325,9 +324,9 @@ def band_matrices(kernel_size: int, offsets: tuple[int, ...], width: int) -> np.
 
 
 class PatchEmbed(nn.Cell):
-    """Stem and downsampling between stages: images or tokens to tokens [B, L, embed_dim]; convolution, then LayerNorm.
+    """Embeds patches of images or tokens as tokens [B, L, embed_dim], by a convolution and then a LayerNorm.
 
-    PatchEmbed in the originals of both families.
+    It is the stem, and the downsampling between stages (PatchEmbed in the originals of both families).
 
     Args:
         map_size: (H, W) of the map whose tokens it takes; None: it takes images [B, C, H, W].
@@ -364,15 +363,15 @@ class PatchEmbed(nn.Cell):
 
 
 class RowGather(nn.Cell):
-    """Rows of every sample's matrix by a static table: [B, R, D] to [B, n, D].
+    """Gathers rows of every sample's matrix by a static table: [B, R, D] to [B, n, D].
 
     The batch becomes part of the row number: the gradient of a gather along the first axis is a plain scatter-add,
     along another it is wrapped in two transposes (2.3 times as slow, forward and backward together). A batch of unknown
-    size, as exported models have, is left alone. A table that only orders the rows anew has a gather as its gradient.
+    size, as exported models have, is left alone. A table that only reorders the rows has a gather as its gradient.
     """
 
     def __init__(self, index: np.ndarray):
-        """`index`: row numbers below R, of any shape; they are used in row-major order."""
+        """Store the table `index`: row numbers below R, of any shape; they are used in row-major order."""
         super().__init__()
         index = index.reshape(-1).astype(np.int32)
         self.index = Tensor(index)
@@ -396,7 +395,7 @@ class RowGather(nn.Cell):
 
 
 class RowOrder(nn.Cell):
-    """Another order of every sample's R rows, [B * R, D] to the same; the gradient goes back by the inverse order."""
+    """Reorders every sample's R rows, [B * R, D] to the same; the gradient goes back by the inverse order."""
 
     def __init__(self, order: np.ndarray, inverse: np.ndarray):
         super().__init__()
@@ -412,13 +411,13 @@ class RowOrder(nn.Cell):
 
 
 def rows_of_batch(index, batch, count):
-    """Row numbers [n] of one sample's `count` rows to those [batch * n] of a batch's."""
+    """Turn row numbers [n] of one sample's `count` rows into those [batch * n] of a batch's."""
     first = Tensor(np.arange(batch, dtype=np.int32) * count).reshape((-1, 1))
     return (first + index.reshape((1, -1))).reshape(-1)
 
 
 class GatheredAttention(nn.Cell):
-    """Attention within windows that a table describes: queries and keys are rows of token matrices.
+    """Attends within windows that a table describes: queries and keys are rows of token matrices.
 
     A window has N queries and K keys, which may be any tokens and may repeat. Rows are gathered head by head, so that
     they arrive in the order of the batched products and nothing needs transposing; the results are gathered back into
@@ -428,7 +427,7 @@ class GatheredAttention(nn.Cell):
     the scores of every window according to its kind.
 
     Args:
-        index: tells the dropouts of a model apart, see Dropout.
+        index: distinguishes the dropouts of a model, see Dropout.
     """
 
     has_bias = False
@@ -448,17 +447,17 @@ class GatheredAttention(nn.Cell):
         self.folded_bias = None
 
     def set_tables(self, query_index: np.ndarray, key_index: np.ndarray, length: int, kind: np.ndarray | None = None):
-        """Which tokens each window has.
+        """Set the tokens that each window has.
 
         Args:
-            query_index: [nW, N] row numbers of the queries; every token below `length` is one once. Numbers from
+            query_index: [nW, N] row numbers of the queries; every token below `length` is a query once. Numbers from
                 `length` on are padding: their results are dropped.
-            key_index: [nW, K] row numbers.
-            kind: [nW] which of the position biases each window has; None: the first, second, ...
+            key_index: [nW, K] row numbers of the keys.
+            kind: [nW] number of the position bias that each window has; None: the first, second, ...
         """
         self.one_kind_each = kind is None
         self.kind = Tensor((np.arange(len(query_index)) if kind is None else kind).astype(np.int32))
-        self.query_index, self.key_index = query_index, key_index  # to show: the graph has the tables below
+        self.query_index, self.key_index = query_index, key_index  # for pictures: the graph uses the tables below
         self.num_windows, self.window_area = query_index.shape
         self.num_keys = key_index.shape[1]
         self.length = length
@@ -471,18 +470,19 @@ class GatheredAttention(nn.Cell):
         self.restore = RowGather((window[:, None] * self.num_heads + heads) * self.window_area + query[:, None])
 
     def heads_of(self, rows, pick, count):
-        """Tokens [B, T, C] to [B * nW, heads, count, head_dim]."""
+        """Pick each window's tokens, split into heads: [B, T, C] to [B * nW, heads, count, head_dim]."""
         rows = rows.reshape((-1, rows.shape[1] * self.num_heads, self.head_dim))  # [B, T * heads, head_dim]
         return pick(rows).reshape((-1, self.num_heads, count, self.head_dim))
 
     def fold_position_bias(self):
-        """Make the position bias of the present weights a constant, for an exported model: what computes it goes."""
+        """Make the position bias of the present weights a constant, so that an exported model need not compute it."""
         if self.has_bias:
             self.folded_bias = Tensor(self.position_bias().asnumpy())
 
     def add_position_bias(self, scores):
-        """To scores [B * nW, heads, N, K] of every window. A gather and a plain sum: on CPU a sum that repeats one of
-        its sides takes twice as long, and holds four times its result for as long as the graph lives.
+        """Add the position bias to the scores [B * nW, heads, N, K], by a gather and a plain sum.
+
+        On CPU a sum that repeats a side takes twice as long, and holds four times its result while the graph lives.
         """
         bias = self.position_bias() if self.folded_bias is None else self.folded_bias  # [kinds, heads, N, K]
         if is_sequence_value_unknown(scores.shape):
@@ -493,13 +493,13 @@ class GatheredAttention(nn.Cell):
         return scores + ops.gather(bias, kind, 0)
 
     def key_groups(self) -> list[tuple[str, int]]:
-        """What the keys of a window are, in order: a name and a number of keys for each kind."""
+        """Return a name and a number of keys for each kind of key that a window has, in order."""
         return [("tokens of the window", self.num_keys)]
 
     def attention_weights(self, queries, tokens):
-        """queries [B, L or more, C] and tokens [B, T, C], by the numbers of the tables, to [B * nW, heads, N, K].
+        """Compute the weights of each query of each window on its keys, [B * nW, heads, N, K]; they sum to 1.
 
-        Weights of every query of every window on its keys; they sum to 1.
+        The tables number the rows of queries [B, L or more, C] and of tokens [B, T, C].
         """
         q = (self.qkv(queries.reshape((-1, self.dim)), 0) * self.scale).reshape((-1, *queries.shape[1:]))
         k = self.qkv(tokens.reshape((-1, self.dim)), 1).reshape((-1, *tokens.shape[1:]))
@@ -510,7 +510,7 @@ class GatheredAttention(nn.Cell):
         return ops.softmax(scores, -1)
 
     def attend(self, queries, tokens, dropout_seed):
-        """queries [B, L or more, C] and tokens [B, T, C], by the numbers of the tables, to [B, L, C]."""
+        """Attend from queries [B, L or more, C] to tokens [B, T, C], which the tables number: [B, L, C]."""
         weights = self.attn_drop(self.attention_weights(queries, tokens), dropout_seed)
         v = self.qkv(tokens.reshape((-1, self.dim)), 2).reshape((-1, *tokens.shape[1:]))
         weights = weights.reshape((-1, self.num_heads, self.window_area, self.num_keys)).astype(v.dtype)
@@ -521,19 +521,19 @@ class GatheredAttention(nn.Cell):
 
 
 def with_padding_token(tokens):
-    """[B, L, C] to [B, L + 1, C]: a last token of zeros, which stands for all padding of a map."""
-    return ops.concat((tokens, tokens[:, :1] * 0), 1)  # a product, which ONNX can say; it has no ZerosLike
+    """Append a token of zeros, which stands for all padding of a map: [B, L, C] to [B, L + 1, C]."""
+    return ops.concat((tokens, tokens[:, :1] * 0), 1)  # a product, which ONNX has; it has no ZerosLike
 
 
 class DropPath(nn.Cell):
-    """Stochastic depth (arXiv 1603.09382): in training, scales each sample's residual branch by 0 or 1 / keep.
+    """Scales each sample's residual branch by 0 or 1 / keep in training: stochastic depth (arXiv 1603.09382).
 
     The scales are drawn outside the graph by `draw_drop_path` and passed in, so that they belong to (seed, update,
     rank) rather than to the state of an operator, and a resumed run draws what an uninterrupted one would have.
     """
 
     def __init__(self, rate: float, index: int):
-        """`index` is this branch's row in the scales of `draw_drop_path`."""
+        """Set the rate; `index` is this branch's row in the scales of `draw_drop_path`."""
         super().__init__()
         self.rate = rate
         self.index = index
@@ -549,21 +549,21 @@ class DropPath(nn.Cell):
 
 
 def draw_drop_path(rates: list[float], generator: np.random.Generator, batch_size: int) -> np.ndarray:
-    """Scales for every DropPath of a model: [branches, batch_size] float32, each 0 or 1 / (1 - rate)."""
+    """Draw scales for every DropPath of a model: [branches, batch_size] float32, each 0 or 1 / (1 - rate)."""
     keep = 1.0 - np.asarray(rates, dtype=np.float64)[:, None]
     kept = generator.random((len(rates), batch_size)) < keep
     return (kept / keep).astype(np.float32)
 
 
 class Dropout(nn.Cell):
-    """Dropout whose mask is a hash of (seed, layer, element): the same seed gives the same mask on any device.
+    """Drops elements by a hash of (seed, layer, element): the same seed gives the same mask on any device.
 
     MindSpore's own operator keeps a hidden generator that a checkpoint cannot carry. The published recipes do not use
     dropout, so this favours being exact over being fast: two rounds of a 32-bit integer hash per element.
     """
 
     def __init__(self, rate: float, index: int):
-        """`index` tells the dropouts of a model apart."""
+        """Set the rate; `index` distinguishes the dropouts of a model."""
         super().__init__()
         self.rate = rate
         self.salt = (index * 0x9E3779B1 + 0x7F4A7C15) % 2**31
@@ -583,7 +583,7 @@ class Dropout(nn.Cell):
 
 
 def mix_bits(word):
-    """Hash of int32 values: xor-shift and multiply, twice (the "lowbias32" constants), in int32 arithmetic."""
+    """Hash int32 values: xor-shift and multiply, twice (the "lowbias32" constants), in int32 arithmetic."""
     word = (word ^ logical_shift(word, 16)) * 0x7FEB352D
     word = (word ^ logical_shift(word, 15)) * -2073254261  # 0x846CA68B as int32
     return word ^ logical_shift(word, 16)
@@ -595,14 +595,14 @@ def logical_shift(word, bits):
 
 
 class Gelu(nn.Cell):
-    """Exact GELU (arXiv 1606.08415), x times the normal distribution function of x.
+    """Computes exact GELU (arXiv 1606.08415): x times the normal distribution function of x.
 
     The distribution function is sigmoid(x P(x^2)), within 1e-7 after the multiplication by x, or made of Erf, the
     slowest elementwise operator on CPU (130 ms for 9.6M values; a product takes 4), which MindSpore cannot write to
-    ONNX either. Of float16, where the coefficients would vanish, it is always made of Erf.
+    ONNX either. In float16, where the coefficients would vanish, it is always made of Erf.
 
-    With its own gradient, which needs x and the distribution alone: nn.GELU's holds four times the activation for as
-    long as the graph lives on CPU, in inference too.
+    The gradient is its own and needs only x and the distribution: nn.GELU's holds four times the activation for as long
+    as the graph lives on CPU, in inference too.
 
     Attributes:
         form: "polynomial", or "erf", the fewer operators and so the better choice on Ascend.
@@ -638,7 +638,7 @@ class Gelu(nn.Cell):
 
 
 class Mlp(nn.Cell):
-    """Two-layer perceptron with exact GELU (paper section 3.2; Mlp in the original files)."""
+    """Applies a two-layer perceptron with exact GELU (paper section 3.2; Mlp in the original files)."""
 
     def __init__(self, dim, hidden_dim, drop=0.0, dropout_index=0):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Mixed precision levels."""
+"""Sets the levels of mixed precision."""
 
 import re
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from src.models.device_options import set_device_options
 
 
 def apply_precision(model: nn.Cell, level: str) -> nn.Cell:
-    """The network in mixed precision; its parameters stay float32.
+    """Set a network to a level of mixed precision; its parameters stay float32.
 
     O0: float32. O1: matrix products and convolutions in float16, normalisation and softmax in float32. O2: float16
     but for normalisation. O3: float16. O1 is MindSpore's "auto" level, which sets the types when the graph is compiled;
@@ -19,13 +19,13 @@ def apply_precision(model: nn.Cell, level: str) -> nn.Cell:
     """
     if level == "O0":
         return model
-    set_device_options(model, norm_gradient="operator")  # the products would be in float16
+    set_device_options(model, norm_gradient="operator")  # the products of the other choice would be in float16
     return amp.auto_mixed_precision(model, "auto" if level == "O1" else level, ms.float16)
 
 
 @contextmanager
 def missing_kernels_named(level: str, device_target: str):
-    """Within the context, mixed precision that meets a type without a kernel is a UserError naming the operator."""
+    """Turn, within the context, the error of a type without a kernel into a UserError naming the operator."""
     try:
         yield
     except (RuntimeError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""Model names and how to build them. Nothing here knows about configurations, files or devices."""
+"""Builds models by name. Nothing here knows about configurations, files or devices."""
 
 import difflib
 import inspect
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class ArgumentError(ValueError):
-    """A model argument that cannot work. `argument` is its name."""
+    """Says that a model argument cannot work. `argument` is its name."""
 
     def __init__(self, argument: str, reason: str):
         super().__init__(f"{argument}: {reason}")
@@ -18,7 +18,7 @@ class ArgumentError(ValueError):
 
 @dataclass(frozen=True)
 class Family:
-    """A class whose constructor's signature is the list of its arguments; its `check` refuses what cannot work."""
+    """Describes models by a class: its constructor's signature lists the arguments, its `check` refuses bad ones."""
 
     build: type[Any]
 
@@ -27,10 +27,10 @@ class Family:
         return self.build.check
 
     def parameters(self) -> dict[str, inspect.Parameter]:
-        """The constructor's arguments by name, with type annotations and defaults, for those who describe a model.
+        """Return the constructor's arguments by name, with annotations and defaults, that may describe a model.
 
-        A constructor with **arguments passes these on to its base class, whose own arguments count as well. Not among
-        them is out_indices, which tells a backbone from a classifier: see create_model.
+        A constructor with **arguments passes these on to its base class, whose own arguments count as well. Left out is
+        out_indices, which distinguishes a backbone from a classifier: see create_model.
         """
         found: dict[str, inspect.Parameter] = {}
         for constructor in self.build.__mro__:
@@ -49,7 +49,7 @@ _MODELS: dict[str, tuple[str, dict]] = {}
 
 
 def register_family(name: str):
-    """Class decorator: make a class on Backbone available under the family's name, with its constructor's defaults."""
+    """Decorate a class on Backbone to make it available under the family's name, with its constructor's defaults."""
 
     def register(build):
         _FAMILIES[name] = Family(build)
@@ -64,12 +64,12 @@ def register_model(name: str, family: str, **arguments) -> None:
 
 
 def list_models() -> list[str]:
-    """Names of the published models."""
+    """Return the names of the published models."""
     return sorted(_MODELS)
 
 
 def find_model(name: str) -> tuple[Family, dict]:
-    """The family of a model or family name, and the arguments that its size fixes.
+    """Return the family of a model or family name, and the arguments that its size fixes.
 
     Raises:
         ValueError: unknown name; the message gives the nearest one.
@@ -88,7 +88,7 @@ def find_model(name: str) -> tuple[Family, dict]:
 def resolve_arguments(
     name: str, overrides: dict, features_only: bool = False, out_indices: Sequence[int] | None = None
 ) -> tuple[Family, dict]:
-    """All constructor arguments of a model: family defaults, then its size, then the overrides, checked.
+    """Merge and check all constructor arguments of a model: family defaults, then its size, then the overrides.
 
     Args:
         features_only, out_indices: see create_model.
@@ -120,8 +120,8 @@ def create_model(name: str, features_only: bool = False, out_indices: Sequence[i
     A family name ("focalv2") builds from the original constructor's defaults.
 
     Args:
-        features_only: a backbone, which gives token maps [B, H * W, C] (src/models/backbones/backbone.py), in place of
-            a classifier.
+        features_only: build a backbone, which gives token maps [B, H * W, C] (src/models/backbones/backbone.py), in
+            place of a classifier.
         out_indices: the stages, from 0, whose maps it gives; None: all.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights."""
+"""Averages the weights exponentially over updates."""
 
 from contextlib import contextmanager
 
@@ -18,12 +18,10 @@ def _approach(weight, average, parameter):
 class ExponentialMovingAverage(nn.Cell):
     """Keeps an average of the weights: average = decay * average + (1 - decay) * weight after every update.
 
-    It starts at the initial weights.
-
-    Only trained parameters are averaged. Buffers, which change in training without a gradient (BatchNorm's running mean
-    and variance), are copied into the averaged model, and a copy after every update is what the model itself holds: so
-    they are no part of this state, `applied` leaves them as they are, and a checkpoint's averaged weights come with its
-    own buffers (src/files/weights.py). Frozen parameters and key tables do not change and are shared in the same way.
+    It starts at the initial weights. Only trained parameters are averaged. The averaged model has the newest buffers,
+    which change in training without a gradient (BatchNorm's running mean and variance). The model itself holds these,
+    so they are no part of this state, `applied` leaves them as they are, and a checkpoint's averaged weights come with
+    its own buffers (src/files/weights.py). Frozen parameters and key tables do not change and are shared likewise.
 
     Args:
         warmup: limit the decay of update t (from 1) to (1 + t) / (10 + t), so that a short run's average is not mostly
@@ -46,11 +44,11 @@ class ExponentialMovingAverage(nn.Cell):
         return average
 
     def state(self):
-        """Everything that a checkpoint must hold."""
+        """Return all parameters that a checkpoint must hold."""
         return list(self.averages)
 
     def construct(self, step):
-        """Take in the current weights. `step` is the float number of updates made, this one included."""
+        """Add the current weights to the average. `step` is the float number of updates made, this one included."""
         weight = self.weight
         if self.warmup:
             weight = ops.maximum(weight, 1.0 - (1.0 + step) / (10.0 + step))
@@ -59,7 +57,7 @@ class ExponentialMovingAverage(nn.Cell):
 
     @contextmanager
     def applied(self):
-        """Within the context the model has the averaged weights; afterwards its own again."""
+        """Give the model the averaged weights within the context, and its own again afterwards."""
         own = [Tensor(parameter.asnumpy()) for parameter in self.parameters]
         for parameter, average in zip(self.parameters, self.averages, strict=True):
             parameter.set_data(Tensor(average.asnumpy()))

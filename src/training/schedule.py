@@ -1,7 +1,7 @@
-"""Learning rate schedules: pure functions of the update number.
+"""Computes learning rates by schedules: pure functions of the update number.
 
-All have one structure: a linear warm-up, a shape, and a constant cool-down. Durations are given in epochs, fractions
-too, and rounded to whole updates; the warm-up and the whole run also in updates.
+All have one structure: a linear warm-up, a shape, and a constant cool-down. Durations are given in (fractional) epochs
+and rounded to whole updates; the warm-up and the whole run can also be given in updates.
 """
 
 import math
@@ -12,17 +12,17 @@ from src.config.load import Config
 
 @dataclass(frozen=True)
 class RunLength:
-    """How long a run is: all its updates, and the epochs that they are in, of which the last may be begun only."""
+    """Tells how long a run is: all its updates, and the epochs that they lie in (the last may be incomplete)."""
 
     updates: int
     epochs: int
 
 
 def run_length(config: Config, updates_per_epoch: int) -> RunLength:
-    """The length of a run by train.updates or train.epochs, once the updates of an epoch are known.
+    """Compute the length of a run from train.updates or train.epochs and the updates of an epoch.
 
     Raises:
-        ConfigError: warm-up and cool-down, given in other units, do not fit into it.
+        ConfigError: warm-up and cool-down, given in other units, do not fit into the run.
     """
     schedule, train = config.schedule, config.train
     updates = train.updates or (train.epochs or 0) * updates_per_epoch  # one of them is null
@@ -38,19 +38,19 @@ def run_length(config: Config, updates_per_epoch: int) -> RunLength:
 
 
 def warmup_updates(schedule, updates_per_epoch: int) -> int:
-    """The updates of the warm-up under the configuration's schedule section."""
+    """Return the updates of the warm-up under the configuration's schedule section."""
     if schedule.warmup_updates is not None:
         return schedule.warmup_updates
     return round(schedule.warmup_epochs * updates_per_epoch)
 
 
 def shape(schedule, base_lr: float, time: int, length: int, updates_per_epoch: int) -> float:
-    """The rate between warm-up and cool-down, unscaled.
+    """Compute the rate between warm-up and cool-down, unscaled.
 
     With x = time / length:
         cosine          min_lr + (base_lr - min_lr) (1 + cos(pi x)) / 2
-        clipped_cosine  max(min_lr, base_lr (1 + cos(pi x')) / 2), where the period of x' includes the cool-down, which
-                        cuts off its flat end; source: the recipe of the 2022 MindSpore reports
+        clipped_cosine  max(min_lr, base_lr (1 + cos(pi x')) / 2), where the period of x' includes the cool-down, so its
+                        flat end is cut off; source: the recipe of the 2022 MindSpore reports
         linear          base_lr + (min_lr - base_lr) x
         poly            min_lr + (base_lr - min_lr) (1 - x)^power; source: mmcv's poly policy
         step            base_lr decay_rate^(decay_epochs that have passed)
@@ -59,7 +59,7 @@ def shape(schedule, base_lr: float, time: int, length: int, updates_per_epoch: i
 
     Args:
         schedule: the configuration's section.
-        time: updates since the shape's start, at most `length`, the updates that it lasts.
+        time: updates since the shape's start, at most `length`, the number of updates that the shape lasts.
     """
     match schedule.name:
         case "cosine":
@@ -83,11 +83,11 @@ def shape(schedule, base_lr: float, time: int, length: int, updates_per_epoch: i
 
 
 def unscaled_rate(schedule, base_lr: float, updates: int, update: int, updates_per_epoch: int) -> float:
-    """Rate of an update at the batch size that the configured rates are meant for.
+    """Compute the rate of an update at the batch size that the configured rates are meant for.
 
     Without warmup_prefix the shape is timed from the first update on, as in the originals (lr_scheduler.py): warm-up
-    lies over its start, and where it ends the rate drops a little. With warmup_ratio the warm-up is a factor of the
-    shape, which then joins it without a step; source: mmcv's linear warm-up.
+    replaces its start, and where warm-up ends the rate drops a little. With warmup_ratio the warm-up is a factor of the
+    shape, so that the rate has no step at its end; source: mmcv's linear warm-up.
     """
     warmup, cooldown = warmup_updates(schedule, updates_per_epoch), round(schedule.cooldown_epochs * updates_per_epoch)
     end = updates - cooldown
@@ -102,12 +102,12 @@ def unscaled_rate(schedule, base_lr: float, updates: int, update: int, updates_p
 
 
 def learning_rate(schedule, optimizer, updates: int, update: int, updates_per_epoch: int, global_batch: int) -> float:
-    """Rate of an update (counted from 0) under the configuration's schedule and optimizer sections.
+    """Compute the rate of an update (counted from 0) under the configuration's schedule and optimizer sections.
 
     Every rate scales with global_batch / lr_batch_size, the linear scaling rule (arXiv 1706.02677).
 
     Args:
-        updates: of the whole run, see run_length.
+        updates: those of the whole run, see run_length.
     """
     rate = unscaled_rate(schedule, optimizer.base_lr, updates, update, updates_per_epoch)
     return rate * (global_batch / optimizer.lr_batch_size if optimizer.lr_batch_size else 1.0)

@@ -1,4 +1,4 @@
-"""One training step as one graph."""
+"""Runs one training step as one graph."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from mindspore.ops.operations.math_ops import NPUClearFloatStatusV2, NPUGetFloat
 from src.files.weights import STATE_PREFIX
 from src.models.batch_norm import batch_norms, running_statistics_kept
 
-# What is done to every gradient goes through HyperMap: loops over hundreds of parameters exceed the compiler's depth.
+# Operations on every gradient go through HyperMap: loops over hundreds of parameters exceed the compiler's depth.
 multiply = ops.MultitypeFuncGraph("multiply")
 add_part = ops.MultitypeFuncGraph("add_part")
 clear = ops.MultitypeFuncGraph("clear")
@@ -41,17 +41,17 @@ def _square_sum(gradient):
 
 
 def _zeros(name, shape):
-    """A sum over the batches of an update."""
+    """Create a parameter of zeros that sums over the batches of an update."""
     return Parameter(Tensor(np.zeros(shape, np.float32)), name=name, requires_grad=False)
 
 
 def outcome(loss, norm, finite, votes, scale, parts):
-    """The vector [5 + K] that a step returns, of scalars and parts [K]."""
+    """Join scalars and parts [K] into the vector [5 + K] that a step returns."""
     return ops.concat((ops.stack((loss, norm, finite, votes, scale)), parts))
 
 
 class LossScale(nn.Cell):
-    """Dynamic loss scale: halved at an overflow, doubled after `growth_interval` updates without one.
+    """Keeps the loss scale: halves it at an overflow, doubles it after `growth_interval` updates without one.
 
     A fixed scale keeps its value; overflowing steps are skipped all the same.
     """
@@ -64,11 +64,11 @@ class LossScale(nn.Cell):
         self.good_steps = Parameter(Tensor(0, ms.int32), name=STATE_PREFIX + "good_steps", requires_grad=False)
 
     def state(self):
-        """Everything that a checkpoint must hold."""
+        """Return all parameters that a checkpoint must hold."""
         return [self.value, self.good_steps]
 
     def construct(self, finite):
-        """Take in whether a step was finite (bool scalar tensor); returns the scale for the next one."""
+        """Adjust the scale by whether a step was finite (bool scalar tensor); return the scale for the next one."""
         if self.dynamic:
             good_steps = ops.select(finite, self.good_steps + 1, ops.zeros_like(self.good_steps))
             grows = good_steps >= self.growth_interval
@@ -97,7 +97,7 @@ class SumOverRanks(nn.Cell):
 
 
 class ScaledLoss(nn.Cell):
-    """Computes the loss of a batch times the loss scale, and the parts [K] that it is the sum of.
+    """Computes the loss of a batch times the loss scale, and the parts [K] whose sum the loss is.
 
     Parts with weights are multiplied by (batches of the update) / (weights of the whole update), so that the mean over
     those batches is the quotient of the totals: from there on they are averaged as parts without weights are.
@@ -118,7 +118,7 @@ class ScaledLoss(nn.Cell):
             self.floors = Tensor(losses.weight_floors, ms.float32)
 
     def construct(self, scale, total_weights, *inputs):
-        """`total_weights`: [K] over the whole update where they have been counted, else None."""
+        """Return loss and parts; `total_weights`: [K] over the whole update where they have been counted, else None."""
         parts, weights = self.losses(*inputs)
         if (weights is None) == self.weighted:
             raise ValueError("a loss returns weights where it states weight_floors, and None elsewhere")
@@ -130,7 +130,7 @@ class ScaledLoss(nn.Cell):
 
 
 class WeightCount(nn.Cell):
-    """Adds the weights of a batch to a sum; returns them."""
+    """Adds the weights of a batch to a sum and returns the weights."""
 
     def __init__(self, losses, weight_sum):
         super().__init__(auto_prefix=False)
@@ -157,8 +157,8 @@ class TrainStep(nn.Cell):
     Parameters do not change within an update and noise is an input, so both passes see the same numbers. Where weights
     are a function of the batch alone (counts of matched anchors, of valid pixels) the compiler leaves the network out
     of `count`, which then costs nothing; where they arise in the network (sampled masks, refined points) it costs a
-    forward pass. What else was thought of: totals given by the host, which only knows the former kind; a gradient sum
-    for each part, which takes K backward passes and K times the memory of the gradients.
+    forward pass. Rejected: totals given by the host, which only knows the former kind; a gradient sum for each part,
+    which takes K backward passes and K times the memory of the gradients.
 
     Args:
         losses: the parts of the loss of a batch, see Losses.
@@ -170,7 +170,7 @@ class TrainStep(nn.Cell):
         float_status: read the Ascend 910's overflow register, for its arithmetic saturates instead of giving inf.
 
     Attributes:
-        loss_names: of the parts of the loss, in the order in which outcomes hold them.
+        loss_names: names of the parts of the loss, in the order in which outcomes hold them.
         counts_first: whether `count` is needed.
     """
 
@@ -217,7 +217,7 @@ class TrainStep(nn.Cell):
             self.clear_status = NPUClearFloatStatusV2()
 
     def count(self, *inputs):
-        """Take in the weights of a batch of the update to come; returns them, [K]. Only where `counts_first` is True.
+        """Count the weights [K] of a batch of the coming update, and return them. Only where `counts_first` is True.
 
         BatchNorm normalises as in training, but does not take the batch into its running statistics yet.
 
@@ -228,7 +228,7 @@ class TrainStep(nn.Cell):
             return self.counting(*inputs)
 
     def accumulation_caveat(self) -> str | None:
-        """One line on why accumulated batches are not one large batch, or None where they are."""
+        """Return one line on why accumulated batches are not one large batch, or None where they are."""
         if self.accumulation_steps == 1 or not batch_norms(self.losses):
             return None
         return (
@@ -237,7 +237,7 @@ class TrainStep(nn.Cell):
         )
 
     def construct(self, learning_rate, update, stop_vote, *inputs):
-        """Take in one batch; with `update`, update the weights.
+        """Compute the gradients of one batch; with `update`, also update the weights.
 
         Args:
             learning_rate: float32 scalar.
@@ -249,8 +249,8 @@ class TrainStep(nn.Cell):
         Returns:
             The update's outcome, the same on all devices, float32 [5 + K]: loss; global gradient norm before clipping;
             1 if the step was finite (otherwise it was skipped); the sum of the votes to stop; the loss scale that it
-            was made with; the parts of the loss. Before the last batch of an update, loss, parts and overflow are this
-            batch's and nothing else is told.
+            used; the parts of the loss. Before the last batch of an update, only loss, parts, overflow and scale mean
+            something, and they are this batch's.
         """
         scale = self.loss_scale.value + 0.0  # the value, not the parameter, which changes below
         if self.float_status:
@@ -296,10 +296,10 @@ class TrainStep(nn.Cell):
         return outcome(reduce_sum(parts), norm, finite.astype(ms.float32), votes, scale, parts)
 
     def count_overflows(self, loss, gradients):
-        """1.0 if this device's backward pass overflowed, else 0.0.
+        """Return 1.0 if this device's backward pass overflowed, else 0.0.
 
-        Looked at before the reduction, for a saturated gradient carries no inf through it. On one device without a
-        status register, the norm of the gradients tells, and is computed anyway.
+        This is checked before the reduction, for a saturated gradient carries no inf through it. On one device without
+        a status register, the norm of the gradients shows an overflow, and is computed anyway.
         """
         finite = ops.isfinite(loss)
         if self.float_status:
@@ -310,12 +310,12 @@ class TrainStep(nn.Cell):
         return 1.0 - finite.astype(ms.float32)
 
     def apply(self, gradients, factor, learning_rate):
-        """Optimizer, then EMA."""
+        """Run the optimizer, then the EMA."""
         step = self.optimizer(self.map(ops.partial(multiply, factor), gradients), learning_rate)
         if self.ema is not None:
             self.ema(step)
         return step
 
     def global_norm(self, gradients):
-        """L2 norm of all values of a tuple of tensors together, a float32 scalar."""
+        """Compute the L2 norm of all values of a tuple of tensors together, a float32 scalar."""
         return ops.sqrt(ops.addn(self.map(square_sum, gradients)))

@@ -1,4 +1,4 @@
-"""The training loop."""
+"""Runs the training loop."""
 
 import math
 import time
@@ -30,7 +30,7 @@ from src.training.watchdog import Watchdog
 
 
 class Trainer:
-    """One training run: assembled from a configuration, then `run`.
+    """Assembles one training run from a configuration, which `run` then makes.
 
     Raises:
         UserError: data, checkpoints or options that do not fit; nothing on disk has been touched by then.
@@ -63,7 +63,7 @@ class Trainer:
     # --- a run --------------------------------------------------------------------------------------------------------
 
     def run(self) -> dict:
-        """Train to the end; returns the run's summary, which is also in summary.json.
+        """Train to the end and return the run's summary, which is also in summary.json.
 
         Raises:
             Stopped: a signal asked for it; everything is saved.
@@ -103,9 +103,9 @@ class Trainer:
         return self._finish()
 
     def _prepare_folder(self) -> None:
-        """Make the run's folder ready: the first change on disk."""
+        """Prepare the run's folder: the first change on disk."""
         self.folder.make()
-        if self.dist.is_main:  # before any rank reads images, which the next line sees to
+        if self.dist.is_main:  # before any rank reads images: the others wait at the barrier
             self.folder.prepare(self.parts.resume_from, self.parts.saved_progress)
         self.dist.barrier()
         if not self.checkpoints.best.exists():  # going on in another folder, whose best is still to come
@@ -137,7 +137,7 @@ class Trainer:
         self._await_saves()
 
     def _train_epoch(self, epoch: int) -> bool:
-        """Make an epoch's updates, or what is left of them; returns whether all were made."""
+        """Make an epoch's updates, or those that are left; return whether all were made."""
         config, progress, length = self.config, self.state.progress, self.parts.length
         # The last epoch of a run whose length is given in updates may be shorter.
         whole = min(self.updates_per_epoch, length.updates - epoch * self.updates_per_epoch) * self.global_batch
@@ -161,7 +161,7 @@ class Trainer:
             if progress.images == whole:
                 if progress.update == length.updates:
                     break
-                continue  # the epoch's end has its own save, and the batches must come to theirs
+                continue  # the epoch's end has its own save, and the batches must be read to their end
             asked = self.outcomes.stop_agreed or (self.dist.size == 1 and self.interruption.requested)
             if asked or self._is_last_update():
                 break
@@ -174,13 +174,13 @@ class Trainer:
         return progress.images == whole
 
     def _updates(self) -> Iterator[Iterable[tuple[np.ndarray, ...]]]:
-        """The epoch's batches, in as many at a time as make an update; all of them are to be taken before the next."""
+        """Yield the epoch's batches in groups that make an update each; take all of a group before the next."""
         batches = iter(self.train_batches)
         for first in batches:
             yield chain([first], islice(batches, self.config.train.accumulation_steps - 1))
 
     def _update(self, batches: Iterable[tuple[np.ndarray, ...]], rate: float) -> Tensor:
-        """Make one update of its batches; returns what TrainStep returns for the last of them."""
+        """Make one update from its batches; return the outcome that TrainStep gives for the last of them."""
         config, update, returned = self.config, self.state.progress.update, None
         if self.step.counts_first:
             batches = list(batches)
@@ -201,14 +201,14 @@ class Trainer:
         return returned
 
     def _inputs(self, batch: tuple[np.ndarray, ...], part: int) -> tuple:
-        """The inputs of the loss for a batch, the part-th of its update: its arrays, and the step's noise."""
+        """Return the inputs of the loss for a batch, the part-th of its update: its arrays, and the step's noise."""
         noise = generator(self.config.runtime.seed, Stream.NOISE, self.state.progress.update, part, self.dist.rank)
         return (*map(Tensor, batch), *self.task.noise(self.model, noise, batch))
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
 
     def _evaluate(self) -> Result:
-        """Evaluate raw and, where there are, averaged weights; returns the result of the latter."""
+        """Evaluate raw and, where there are any, averaged weights; return the last result."""
         result = evaluate(self.network, self._watched_eval_batches(), self.evaluator, self.compile_cache.call)
         self._log_evaluation("raw", result)
         if self.state.ema is not None:
@@ -218,7 +218,7 @@ class Trainer:
         return result
 
     def _watched_eval_batches(self) -> Iterator:
-        """One pass, each batch a sign of life: a whole evaluation may take longer than the watchdog waits."""
+        """Yield the batches and notify the watchdog at each: a whole evaluation may take longer than it waits."""
         self.watchdog.at("evaluating after", self.state.progress.update)
         for batch in self.eval_batches:
             self.watchdog.at("evaluating after", self.state.progress.update)
@@ -240,7 +240,7 @@ class Trainer:
         )
 
     def _keep_if_best(self, result: Result) -> bool:
-        """Take in an epoch's result; returns whether it is the best so far, whose evaluation is kept for the report."""
+        """If an epoch's result is the best so far, keep it and its evaluation for the report; return whether it is."""
         progress = self.state.progress
         value = result.figures[self.metric.key]
         if not value > progress.best:
@@ -261,11 +261,11 @@ class Trainer:
             return
         if newest is None or not newest.finite:
             return
-        self.outcomes.note(newest)  # what is logged of it must be there when the run resumes from here
+        self.outcomes.note(newest)  # its metrics must be logged before the run can resume from here
         self._save()
 
     def _save(self, is_best: bool | None = None) -> None:
-        """Save on the main rank: within an epoch, or at its end where it is said whether that is the best."""
+        """Save on the main rank: within an epoch, or at its end if `is_best` says whether that is the best."""
         progress = self.state.progress
         self.watchdog.at("saving after", progress.update)
         progress.seconds = time.perf_counter() - self.started
@@ -278,11 +278,11 @@ class Trainer:
             self.saver.save_epoch(self.state.snapshot(), is_best)
 
     def _is_last_update(self) -> bool:
-        """Whether train.stop_after_update ends the run here."""
+        """Tell whether train.stop_after_update ends the run here."""
         return self.state.progress.update == self.config.train.stop_after_update
 
     def _is_stop_agreed(self) -> bool:
-        """Whether any process was asked to stop, where all call this together."""
+        """Tell whether any process was asked to stop; all processes call this together."""
         requests = self.dist.sum(np.array([self.interruption.requested], np.float32))
         return self.outcomes.stop_agreed or bool(requests[0])
 
@@ -290,7 +290,7 @@ class Trainer:
         """Wait until the main rank's last save is written: launchers end all processes when the first exits.
 
         Raises:
-            CheckpointError: it failed; on every rank, for none may then say by its exit code that all is saved.
+            CheckpointError: the save failed; raised on every rank, so that no exit code says that all is saved.
         """
         failure = None
         try:
@@ -303,11 +303,11 @@ class Trainer:
             raise failure or CheckpointError("the last save failed; see the main process's line")
 
     def _stop(self) -> None:
-        """End as a signal asked for, with everything saved.
+        """End the run as a signal asked for, with everything saved.
 
         Raises:
             Stopped: always, unless the save fails.
-            CheckpointError: then.
+            CheckpointError: the save failed.
         """
         progress = self.state.progress
         where = f"epoch {progress.epoch}"
@@ -323,10 +323,10 @@ class Trainer:
             "go on with train.resume=auto"
         )
 
-    # --- what is told -------------------------------------------------------------------------------------------------
+    # --- messages and the summary -------------------------------------------------------------------------------------
 
     def _announce(self) -> None:
-        """Say what will be trained on what and, where a run goes on, what has changed."""
+        """Log the model, data and device of the run and, where a run resumes, the changes."""
         config, progress, parts = self.config, self.state.progress, self.parts
         parameters = sum(parameter.size for parameter in self.model.trainable_params())
         self.log.line(
@@ -351,12 +351,12 @@ class Trainer:
 
     @property
     def best_weights(self) -> str:
-        """The weights by which the best epoch is chosen."""
+        """Return the kind of weights by which the best epoch is chosen."""
         return "EMA" if self.state.ema is not None else "raw"
 
     @property
     def newest_or_best(self) -> Path:
-        """The best checkpoint or, where no whole epoch was evaluated yet, the newest."""
+        """Return the best checkpoint or, where no whole epoch was evaluated yet, the newest."""
         return self.checkpoints.best if self.state.progress.best_epoch else self.checkpoints.last
 
     def _finish(self) -> dict:

@@ -5,7 +5,7 @@ import pytest
 from mindspore import Tensor
 
 from src.errors import UserError
-from src.explaining.attention_maps import Place, attention_weights, grad_cam, observe, token_covers, view
+from src.explaining.attention_maps import BlockAddress, attention_weights, grad_cam, observe, token_covers, view
 from src.models import create_model
 from src.models.layers import with_padding_token
 from tests.models.test_training_options import FAMILIES
@@ -19,7 +19,7 @@ MODELS = {
     "focalv2": ("focalv2", FAMILIES["focalv2"] | {"focal_topK": 12}),
     "twins": ("twins", FAMILIES["twins"]),
 }
-PLACES = [Place(0, 0), Place(0, 1), Place(1, 0)]
+ADDRESSES = [BlockAddress(0, 0), BlockAddress(0, 1), BlockAddress(1, 0)]
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -45,10 +45,10 @@ def values_of(attention, inputs):
     return (rows @ weight[part].T + bias[part]).reshape(-1, attention.num_heads, attention.head_dim)
 
 
-@pytest.mark.parametrize("place", PLACES, ids=str)
-def test_the_weights_give_the_output_again(model, place):
-    seen = observe(model, image_of(model), place, Place(1, 0))
-    attention = place.of(model).attn
+@pytest.mark.parametrize("address", ADDRESSES, ids=str)
+def test_the_weights_give_the_output_again(model, address):
+    seen = observe(model, image_of(model), address, BlockAddress(1, 0))
+    attention = address.of(model).attn
     weights = attention_weights(attention, seen.inputs)
     assert weights.min() >= 0
     np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
@@ -69,7 +69,7 @@ def test_observing_changes_nothing(model):
     image = image_of(model)
     names = [parameter.name for parameter in model.get_parameters()]
     before = model(Tensor(image)).asnumpy()[0]
-    seen = observe(model, image, Place(0, 0), Place(0, 1))
+    seen = observe(model, image, BlockAddress(0, 0), BlockAddress(0, 1))
     np.testing.assert_array_equal(seen.logits, before)
     assert seen.label == before.argmax()
     np.testing.assert_array_equal(model(Tensor(image)).asnumpy()[0], before)
@@ -79,9 +79,9 @@ def test_observing_changes_nothing(model):
 def test_the_gradient_is_that_by_the_blocks_output(model):
     """By differences, through the blocks that follow."""
     image = image_of(model)
-    seen = observe(model, image, Place(0, 0), Place(0, 0), label=3)
+    seen = observe(model, image, BlockAddress(0, 0), BlockAddress(0, 0), label=3)
     assert seen.label == 3
-    block = Place(0, 0).of(model)
+    block = BlockAddress(0, 0).of(model)
     direction = np.random.default_rng(1).standard_normal((1, *seen.features.shape)).astype(np.float32)
     step = 1e-2
 
@@ -96,7 +96,7 @@ def test_the_gradient_is_that_by_the_blocks_output(model):
 
 
 def test_grad_cam_is_the_channels_weighted_by_their_mean_gradient(model):
-    seen = observe(model, image_of(model), Place(0, 0), Place(1, 0))
+    seen = observe(model, image_of(model), BlockAddress(0, 0), BlockAddress(1, 0))
     map_size = model.stage_map(1)
     cam = grad_cam(seen, map_size)
     assert cam.shape == map_size
@@ -105,21 +105,21 @@ def test_grad_cam_is_the_channels_weighted_by_their_mean_gradient(model):
         assert cam.ravel()[token] == pytest.approx(max(expected, 0), abs=1e-4)
 
 
-@pytest.mark.parametrize("place", PLACES, ids=str)
-def test_a_view_accounts_for_all_attention(model, place):
+@pytest.mark.parametrize("address", ADDRESSES, ids=str)
+def test_a_view_accounts_for_all_attention(model, address):
     """Shares add up to 1, and densities to the shares but for padding, whose tokens are in no image."""
-    seen = observe(model, image_of(model), place, Place(1, 0))
-    shown = view(model, place, seen.inputs)
+    seen = observe(model, image_of(model), address, BlockAddress(1, 0))
+    shown = view(model, address, seen.inputs)
     assert sum(group.share() for group in shown.groups) == pytest.approx(1, abs=1e-5)
-    attention = place.of(model).attn
-    padded = getattr(place.of(model), "padded", False) or getattr(attention, "padded", False)
+    attention = address.of(model).attn
+    padded = getattr(address.of(model), "padded", False) or getattr(attention, "padded", False)
     total = shown.density().sum()
     assert total <= 1 + 1e-5
     assert padded or total == pytest.approx(1, abs=1e-5)
     for head in range(attention.num_heads):
-        of_head = view(model, place, seen.inputs, head=head)
+        of_head = view(model, address, seen.inputs, head=head)
         assert sum(group.share() for group in of_head.groups) == pytest.approx(1, abs=1e-5)
-    heads = [view(model, place, seen.inputs, head=head).density() for head in range(attention.num_heads)]
+    heads = [view(model, address, seen.inputs, head=head).density() for head in range(attention.num_heads)]
     np.testing.assert_allclose(np.mean(heads, axis=0), shown.density(), atol=1e-6)
 
 
@@ -127,7 +127,7 @@ def test_a_view_accounts_for_all_attention(model, place):
 def test_pooled_keys_stand_for_the_tokens_that_change_them(family):
     """A token of the map matters to exactly the pooled tokens that are said to cover it."""
     model = with_formula_weights(create_model(family, **MODELS[family][1]))
-    block, map_size = Place(0, 0).of(model), model.stage_map(0)
+    block, map_size = BlockAddress(0, 0).of(model), model.stage_map(0)
     length = map_size[0] * map_size[1]
     covers = token_covers(block, length)
     fine = np.random.default_rng(0).standard_normal((1, length, 16)).astype(np.float32)
@@ -149,19 +149,19 @@ def test_pooled_keys_stand_for_the_tokens_that_change_them(family):
 
 def test_a_windows_queries_and_keys_are_where_they_are(model):
     """The window in row 1, column 0 of an unshifted layer is that square of tokens; a point's is the one it lies in."""
-    place = Place(0, 0)
-    seen = observe(model, image_of(model), place, Place(1, 0))
-    shown = view(model, place, seen.inputs, window=(1, 0))
+    address = BlockAddress(0, 0)
+    seen = observe(model, image_of(model), address, BlockAddress(1, 0))
+    shown = view(model, address, seen.inputs, window=(1, 0))
     height, width = shown.map_size
-    side = round(np.sqrt(place.of(model).attn.window_area))
+    side = round(np.sqrt(address.of(model).attn.window_area))
     square = [r * width + c for r in range(side, min(2 * side, height)) for c in range(side)]
     assert sorted(shown.window) == square
     np.testing.assert_array_equal(np.sort(shown.queries), square)
-    point = view(model, place, seen.inputs, token=square[-1])
+    point = view(model, address, seen.inputs, token=square[-1])
     assert sorted(point.window) == square
     assert point.queries.tolist() == [square[-1]]
     # The mean over the window's queries is that over its points.
-    densities = [view(model, place, seen.inputs, token=token).density() for token in square]
+    densities = [view(model, address, seen.inputs, token=token).density() for token in square]
     np.testing.assert_allclose(np.mean(densities, axis=0), shown.density(), atol=1e-6)
 
 
@@ -173,10 +173,10 @@ def test_a_window_sees_exactly_the_tokens_that_are_shown(name, window):
     """A token of the map changes a window's results if it is under one of the keys shown, and only then."""
     family, arguments = MODELS[name]
     model = with_formula_weights(create_model(family, **arguments))
-    place = Place(0, 1)
-    block = place.of(model)
-    seen = observe(model, image_of(model), place, Place(1, 0))
-    shown = view(model, place, seen.inputs, window=window)
+    address = BlockAddress(0, 1)
+    block = address.of(model)
+    seen = observe(model, image_of(model), address, BlockAddress(1, 0))
+    shown = view(model, address, seen.inputs, window=window)
     length = shown.map_size[0] * shown.map_size[1]
     under_keys = set(np.concatenate([cover for group in shown.groups for cover in group.covers]).tolist())
     fine = seen.inputs[0].asnumpy()[:, :length]
@@ -196,9 +196,9 @@ def test_a_window_sees_exactly_the_tokens_that_are_shown(name, window):
 
 def test_what_a_model_does_not_have_is_refused(model):
     with pytest.raises(UserError, match=r"layer 0\.2: no such block; the last of each stage are 0\.1, 1\.0"):
-        Place(0, 2).of(model)
-    seen = observe(model, image_of(model), Place(0, 0), Place(1, 0))
+        BlockAddress(0, 2).of(model)
+    seen = observe(model, image_of(model), BlockAddress(0, 0), BlockAddress(1, 0))
     with pytest.raises(UserError, match=r"--window 99,0: layer 0\.0 has rows 0 to"):
-        view(model, Place(0, 0), seen.inputs, window=(99, 0))
+        view(model, BlockAddress(0, 0), seen.inputs, window=(99, 0))
     with pytest.raises(UserError, match=r"--head 7: layer 0\.0 has heads 0 to 1"):
-        view(model, Place(0, 0), seen.inputs, head=7)
+        view(model, BlockAddress(0, 0), seen.inputs, head=7)

@@ -1,1 +1,1 @@
-"""Networks that turn images into feature maps."""
+"""Holds the networks that turn images into feature maps."""

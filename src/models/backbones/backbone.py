@@ -1,7 +1,7 @@
-"""What a backbone is to the rest of the project: token maps of its stages, at any image size, and what they are.
+"""Defines what a backbone is to the rest of the project: it gives token maps of its stages, at any image size.
 
 A family (focal_transformer.py, twins.py) is a class on Backbone. The same class classifies, with a head behind its last
-stage, or gives the maps of the stages that `out_indices` names to what stands on it (src/models/registry.py).
+stage, or gives the maps of the stages that `out_indices` names to a network built on it (src/models/registry.py).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +18,7 @@ from src.models.registry import ArgumentError
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """What a stage's tokens [B, H * W, channels] are a map of.
+    """Describes the map that a stage's tokens [B, H * W, channels] form.
 
     Attributes:
         stride: pixels of the image, padded to whole patches, from one token to the next.
@@ -31,7 +31,7 @@ class FeatureMap:
 
 
 class Backbone(nn.Cell):
-    """A network of stages, each with a map of half the side of the one before.
+    """Runs images through stages, each of which has a map of half the side of the one before.
 
     A family's constructor sets arguments (all of its own, by name), img_size and pretrain_size (height, width),
     in_chans, depths, stage_maps (a FeatureMap for each stage), out_indices (None: it classifies) and drop_path_rates
@@ -55,33 +55,33 @@ class Backbone(nn.Cell):
     # --- what a family defines ---------------------------------------------------------------------------------------
 
     def stage_outputs(self, images, drop_path=None, dropout_seed=None):
-        """Images [B, in_chans, *img_size] to the tokens [B, H * W, C] of every stage; the next starts from them."""
+        """Map images [B, in_chans, *img_size] to each stage's tokens [B, H * W, C]; the next stage starts from them."""
         raise NotImplementedError
 
     def output_norm(self, stage, tokens):
-        """A stage's tokens [B, L, C] by the norm of its output; as they are in a family without."""
+        """Normalise a stage's tokens [B, L, C] by the norm of its output; a family without one returns them as is."""
         return tokens
 
     def logits(self, images, drop_path=None, dropout_seed=None):
-        """Images to logits [B, num_classes]."""
+        """Map images to logits [B, num_classes]."""
         raise NotImplementedError
 
     def block_index(self, name: str) -> int:
-        """Where in the network a parameter or layer is, by its name in the backbone.
+        """Return where in the network a parameter or layer is, by its name in the backbone.
 
-        0 for the patch embedding, i for what belongs with the i-th block, counted over all stages from 1, and one more
-        than there are blocks for what comes after the stages: norms of the outputs, head.
+        The patch embedding has 0, the i-th block and all that belongs with it i (counted over all stages from 1), and
+        the layers after the stages (norms of the outputs, head) one more than the number of blocks.
         """
         raise NotImplementedError
 
     def stage_blocks(self, stage: int) -> nn.CellList:
-        """The blocks of a stage."""
+        """Return the blocks of a stage."""
         raise NotImplementedError
 
     # --- feature maps ------------------------------------------------------------------------------------------------
 
     def features(self, images, drop_path=None, dropout_seed=None):
-        """Images [B, in_chans, *img_size] to a tuple of token maps [B, H * W, C], one for each of `feature_maps`."""
+        """Map images [B, in_chans, *img_size] to token maps [B, H * W, C]: a tuple, one for each of `feature_maps`."""
         outputs = self.stage_outputs(images, drop_path, dropout_seed)
         maps = ()
         for stage in self.out_indices:  # type: ignore[union-attr]  # None has no features
@@ -89,8 +89,9 @@ class Backbone(nn.Cell):
         return maps
 
     def construct(self, images, drop_path=None, dropout_seed=None):
-        """Logits, or the tuple of token maps. Training passes the scales of draw_drop_path, and an int32 scalar to key
-        dropout.
+        """Map images to logits, or to the tuple of token maps.
+
+        Training passes the scales of draw_drop_path, and an int32 scalar to key dropout.
         """
         if self.out_indices is None:
             return self.logits(images, drop_path, dropout_seed)
@@ -98,15 +99,15 @@ class Backbone(nn.Cell):
 
     @property
     def feature_maps(self) -> tuple[FeatureMap, ...]:
-        """What each of the `features` is."""
+        """Return the description of each map that `features` gives."""
         return tuple(self.stage_maps[stage] for stage in self.out_indices or ())
 
     def stage_map(self, stage: int) -> tuple[int, int]:
-        """(H, W) of a stage's map."""
+        """Return (H, W) of a stage's map."""
         return self.stage_maps[stage].size
 
     def check_images(self, images):
-        """Raises ValueError, when the graph is compiled, for images of another size than the model's."""
+        """Raise ValueError, when the graph is compiled, for images of another size than the model's."""
         if images.shape[1:] != (self.in_chans, *self.img_size):
             raise ValueError(
                 f"images of shape {images.shape[1:]} for a model of {self.in_chans} channels, height "
@@ -114,11 +115,11 @@ class Backbone(nn.Cell):
             )
 
     def at(self, size: int | Sequence[int]) -> "Backbone":
-        """This model for images of another size: the same parameters, with the index tables of that size.
+        """Return this model for images of another size: the same parameters, with the index tables of that size.
 
-        The parameters are the same objects; what trains or loads them here does so there. Windows, and the shapes of
-        tables, stay those of the size of pre-training. Every size is a graph of its own: keep what this returns. Call
-        it before apply_precision, which changes layers.
+        The parameters are the same objects: training or loading one model changes both. Windows, and the shapes of
+        tables, stay those of the size of pre-training. Every size compiles a graph of its own: keep the model that this
+        returns. Call it before apply_precision, which changes layers.
 
         Args:
             size: side of the square input, or (height, width), in pixels.
@@ -131,7 +132,7 @@ class Backbone(nn.Cell):
             return self
         arguments = self.arguments | {"img_size": list(size), "pretrain_size": list(self.pretrain_size)}
         self.check(arguments)
-        with no_init_parameters():  # none of its own stays
+        with no_init_parameters():  # random values would be replaced below
             other = type(self)(**arguments)
         share_parameters(other, self)
         set_device_options(other, **device_options(self))
@@ -141,10 +142,10 @@ class Backbone(nn.Cell):
     # --- training ----------------------------------------------------------------------------------------------------
 
     def freeze(self, stages: int) -> None:
-        """Keep the patch embedding and the first stages, with the downsampling after them, as they are; 0: none.
+        """Exclude the patch embedding and the first stages, with the downsampling after them, from training; 0: none.
 
-        They get no gradients, and neither stochastic depth nor dropout, which are there to regularise what is learned.
-        Norms of their outputs stay free. Call before an optimizer is built or a graph compiled.
+        They get no gradients, and neither stochastic depth nor dropout, for both only regularise learning. Norms of
+        their outputs stay free. Call it before an optimizer is built or a graph compiled.
         """
         if stages == 0:
             return
@@ -159,7 +160,7 @@ class Backbone(nn.Cell):
         self.drop_path_rates = [0.0 if branch < 2 * last else rate for branch, rate in enumerate(self.drop_path_rates)]
 
     def draw_drop_path(self, generator: np.random.Generator, batch_size: int) -> Tensor | None:
-        """Stochastic-depth scales for one training step, or None for a model without stochastic depth."""
+        """Draw stochastic-depth scales for one training step; None for a model without stochastic depth."""
         if not any(self.drop_path_rates):
             return None
         return Tensor(draw_drop_path(self.drop_path_rates, generator, batch_size))
@@ -167,41 +168,39 @@ class Backbone(nn.Cell):
     # --- files: names are official ones, from the backbone on --------------------------------------------------------
 
     def is_behind_stages(self, name: str) -> bool:
-        """Whether a parameter belongs to what comes after the stages, which another network has another one of."""
+        """Tell whether a parameter belongs to the layers after the stages, which differ from network to network."""
         return self.block_index(name) > sum(self.depths)
 
     def has_no_use_for(self, name: str) -> bool:
-        """Whether a backbone passes a parameter of files over: a classifier's final norm and head, which the originals'
-        dense backbones may carry along.
-        """
+        """Tell whether a backbone ignores a file's parameter: a classifier's norm or head, which originals may have."""
         return self.out_indices is not None and name.split(".")[0] in ("norm", "head")
 
     def is_derived_buffer(self, name: str) -> bool:
-        """Whether the original's files have a buffer of this name that follows from sizes alone."""
+        """Tell whether the original's files have a buffer of this name that follows from sizes alone."""
         return False
 
     def original_buffers(self) -> dict[str, np.ndarray]:
-        """The buffers that follow from sizes and that the original keeps in its files, by its names."""
+        """Return the buffers that follow from sizes and that the original keeps in its files, by its names."""
         return {}
 
     def resized(self, name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-        """A parameter from a model of another image or window size in the shape it has here; None if it cannot be."""
+        """Resize a parameter of a model of another image or window size to its shape here; None if it cannot be."""
         return None
 
     def is_optional(self, name: str, names: Iterable[str]) -> bool:
-        """Whether a model of another image size, with these names, may do without the parameter."""
+        """Tell whether a model of another image size, with these names, may do without the parameter."""
         return False
 
     def is_key_table(self, name: str) -> bool:
-        """Whether a parameter is a table of keys, which belongs to an image size."""
+        """Tell whether a parameter is a table of keys, which belongs to an image size."""
         return False
 
     def fits_key_table(self, name: str, table: np.ndarray) -> bool:
-        """Whether a table of keys is of this model's image size."""
+        """Tell whether a table of keys is of this model's image size."""
         return False
 
     def adopt_key_tables(self) -> None:
-        """Rebuild what derives from the tables of keys after a file brought its own."""
+        """Rebuild all that derives from the tables of keys, after a file brought its own."""
 
 
 def share_parameters(cell: nn.Cell, source: nn.Cell) -> None:
@@ -230,12 +229,12 @@ def share_parameters(cell: nn.Cell, source: nn.Cell) -> None:
 
 
 def image_size(img_size: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width) of an img_size argument."""
+    """Return (height, width) of an img_size argument."""
     return (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
 
 
 def size_of_pretraining(arguments: dict) -> tuple[int, int]:
-    """(height, width) of the images of pre-training: those at hand where nothing else is given."""
+    """Return (height, width) of the images of pre-training: img_size where no pretrain_size is given."""
     given = arguments["pretrain_size"]
     return image_size(arguments["img_size"] if given is None else given)
 
@@ -243,7 +242,7 @@ def size_of_pretraining(arguments: dict) -> tuple[int, int]:
 def check_common_arguments(
     arguments: dict, rates: tuple[str, ...], positive: tuple[str, ...], per_stage: tuple[str, ...]
 ) -> None:
-    """Refuse what no model can do.
+    """Refuse arguments that no model of any family can have.
 
     Args:
         rates: names of probabilities. positive: names of numbers, or lists of them, that must be at least 1.

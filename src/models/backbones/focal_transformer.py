@@ -1,12 +1,12 @@
-"""Focal Transformer v1 and v2 (arXiv 2107.00641), after the official focal_transformer.py and focal_transformer_v2.py.
+"""Defines Focal Transformer v1 and v2 (arXiv 2107.00641), after focal_transformer.py and focal_transformer_v2.py.
 
 Reading order: attention, block, stage, models, sizes. Parameter names are the official ones, MindSpore's gamma and beta
 aside, so official checkpoints load by name (src/files/weights.py).
 
 The attention gathers (layers.GatheredAttention). Each window's keys are rows of one token matrix (the fine tokens, then
 the pooled tokens of each coarser level) chosen by a static table, with static shapes throughout. Windows, shifts and
-padding exist in the tables alone (focal_windows.py). The two versions differ in which keys a window sees and where the
-bias of a query-key pair comes from, and in nothing else.
+padding exist in the tables alone (focal_windows.py). The two versions differ only in the keys that a window sees and in
+the source of a query-key pair's bias.
 """
 
 import math
@@ -40,14 +40,14 @@ RING_TABLE = "relative_position_bias_table_to_neighbors"
 
 
 class FocalAttentionV1(GatheredAttention):
-    """The own window, a ring of neighbours, and pooled windows around it (WindowAttention in focal_transformer.py).
+    """Attends to a window, a ring of neighbours and pooled windows around it (WindowAttention in focal_transformer.py).
 
     Biases are learned tables: by displacement for the own window and for each pooled level, by query and key for the
     ring. Pooled keys outside the map are masked by -100, ring keys wrap around the edge of the map unmasked.
 
     Args:
         map_size: (H, W) of the map, before padding.
-        shift: what the map is rolled by.
+        shift: rows and columns that the map is rolled by.
         expand: width of the ring in tokens; 0 is none.
         focal_window: side of the square of windows seen at the first pooled level, odd.
         pooled_levels: number of pooled levels.
@@ -120,11 +120,11 @@ class FocalAttentionV1(GatheredAttention):
         return [(name, keys) for name, keys in groups if keys]
 
     def keys_of_levels(self) -> list[int]:
-        """Number of keys at each pooled level."""
+        """Return the number of keys at each pooled level."""
         return [focal_windows.pooled_side(self.focal_window, level) ** 2 for level in range(self.pooled_levels)]
 
     def position_bias(self):
-        """Bias and mask of every query-key pair: [kinds, heads, N, K]."""
+        """Compute bias plus mask of every query-key pair: [kinds, heads, N, K]."""
         own = ops.gather(self.relative_position_bias_table, self.own_index, 0)  # [N*N, heads]
         biases = (own.transpose((1, 0)).reshape((self.num_heads, self.window_area, self.window_area)),)
         if self.expand:
@@ -137,7 +137,7 @@ class FocalAttentionV1(GatheredAttention):
         return bias + self.mask if self.masked else bias
 
     def original_buffers(self) -> dict[str, np.ndarray]:
-        """The index buffers that the original keeps in its checkpoints, by local name."""
+        """Return the index buffers that the original keeps in its checkpoints, by local name."""
         ws = self.window_size
         buffers = {"relative_position_index": focal_windows.relative_positions(ws, ws)}
         if self.expand:
@@ -148,20 +148,20 @@ class FocalAttentionV1(GatheredAttention):
             side = focal_windows.pooled_side(self.focal_window, level)
             buffers[f"relative_position_index_{level}"] = focal_windows.relative_positions(ws, side)
             if level:
-                kernel = side + 2**level - 1  # what is unfolded; the last `side` rows and columns of it are used
+                kernel = side + 2**level - 1  # side of the unfolded square; its last `side` rows and columns are used
                 used = np.arange(kernel) >= kernel - side
                 buffers[f"valid_ind_unfold_{level}"] = np.flatnonzero(used[:, None] & used[None])
         return {name: buffer.astype(np.int64) for name, buffer in buffers.items()}
 
 
 class FocalAttentionV2(GatheredAttention):
-    """The tokens nearest to the window at each level (WindowAttention in focal_transformer_v2.py).
+    """Attends to the tokens nearest to the window at each level (WindowAttention in focal_transformer_v2.py).
 
     Biases are a small MLP of the displacement from query to key, run once per distinct displacement.
 
     Args:
         map_size: (H, W) of the map, which windows tile.
-        shift: what the map is rolled by.
+        shift: rows and columns that the map is rolled by.
         levels: number of granularities; level 0 is the map itself.
         top_k: keys per window and level, at most.
     """
@@ -178,8 +178,8 @@ class FocalAttentionV2(GatheredAttention):
         self.coord2rpb_all = nn.CellList(
             [nn.SequentialCell(Dense(2, head_dim), nn.ReLU(), Dense(head_dim, num_heads)) for _ in range(levels)]
         )
-        # The tables are saved with the weights, under the official (misspelt) names: which keys a window sees was
-        # fixed when the weights were trained, and ties at the K-th distance can be broken in more than one way.
+        # The tables are saved with the weights, under the official (misspelt) names: a window's keys were fixed when
+        # the weights were trained, and ties at the K-th distance can be broken in more than one way.
         for level in range(levels):
             table = Tensor(focal_windows.nearest_keys(map_size, window_size, level, top_k))
             name = key_table_name(level)
@@ -189,11 +189,11 @@ class FocalAttentionV2(GatheredAttention):
         self.adopt_key_tables()
 
     def key_tables(self) -> list[Parameter]:
-        """The stored key table of each level: [nW, K_level] int32, indices into that level's tokens."""
+        """Return the stored key table of each level: [nW, K_level] int32, indices into that level's tokens."""
         return [getattr(self, key_table_name(level)) for level in range(self.levels)]
 
     def adopt_key_tables(self):
-        """Rebuild everything derived from the key tables. Call after their values change.
+        """Rebuild everything derived from the key tables. Call it after their values change.
 
         Raises:
             ValueError: a table does not fit the map.
@@ -223,7 +223,7 @@ class FocalAttentionV2(GatheredAttention):
         return [(name, table.shape[1]) for name, table in zip(names, self.key_tables(), strict=False)]
 
     def position_bias(self):
-        """Bias of every query-key pair, for every window: [nW, heads, N, K]."""
+        """Compute the bias of every query-key pair, for every window: [nW, heads, N, K]."""
         biases = ()
         for level in range(self.levels):
             values = self.coord2rpb_all[level](self.distinct[level])  # [D, heads]
@@ -233,7 +233,7 @@ class FocalAttentionV2(GatheredAttention):
         return bias.transpose((1, 0, 2, 3))  # [nW, heads, N, K]
 
     def original_buffers(self) -> dict[str, np.ndarray]:
-        """The displacement buffers that the original keeps in its checkpoints, by local name."""
+        """Return the displacement buffers that the original keeps in its checkpoints, by local name."""
         offset = np.arange(self.window_size) - self.window_size // 2
         buffers = {"window_coords": np.stack(np.meshgrid(offset, offset, indexing="ij"), axis=-1).astype(np.int64)}
         for level, (distinct, inverse) in enumerate(zip(self.distinct, self.inverse, strict=True)):
@@ -242,12 +242,12 @@ class FocalAttentionV2(GatheredAttention):
 
 
 def key_table_name(level: int) -> str:
-    """Official name of the buffer with the key table of a level."""
+    """Return the official name of the buffer with the key table of a level."""
     return f"topk_cloest_indice_{level}"
 
 
 class WindowPool(nn.Cell):
-    """The tokens of a coarse level, one for each part of a window (pool_layers in the originals).
+    """Pools the tokens of each part of a window into one token of a coarse level (pool_layers in the originals).
 
     "fc" weighs a part's tokens alike in every channel, "conv" each channel by itself, "mean" and "max" learn nothing.
     The original's 1/N initialisation of "fc" is overwritten by N(0, 0.02) afterwards; kept for fidelity.
@@ -261,7 +261,7 @@ class WindowPool(nn.Cell):
         self.pool = pool
         self.parts, self.area = part_index.shape
         self.dim = dim
-        self.pick = RowGather(part_index.T)  # tokens of the parts in turn: first all first ones
+        self.pick = RowGather(part_index.T)  # first the first token of every part, then the second of every part, ...
         if pool == "fc":
             self.weight = Parameter(initializer(WEIGHT_INIT, (1, self.area), ms.float32), name="weight")
             self.bias = Parameter(initializer("zeros", (1,), ms.float32), name="bias")
@@ -271,7 +271,7 @@ class WindowPool(nn.Cell):
         self.matmul = ops.BatchMatMul()
 
     def construct(self, fine):
-        """[B, L, C] to [B, parts, C]."""
+        """Pool tokens [B, L, C] to [B, parts, C]."""
         tokens = self.pick(fine)  # [B, area * parts, C]
         if self.pool == "fc":  # a product of matrices: 10 times as fast as weighing and summing
             tokens = tokens.reshape((-1, self.area, self.parts * self.dim))
@@ -288,7 +288,7 @@ class WindowPool(nn.Cell):
 
 
 class FocalBlock(nn.Cell):
-    """Attention and MLP, each with a residual branch (FocalTransformerBlock in the original files)."""
+    """Applies attention and an MLP, each in a residual branch (FocalTransformerBlock in the original files)."""
 
     def __init__(
         self,
@@ -305,7 +305,7 @@ class FocalBlock(nn.Cell):
         layerscale_value,
         index,
     ):
-        """`index` is the block's place in the model; `layerscale_value` None means no layer scale."""
+        """Create the layers. `index`: the block's number in the model; `layerscale_value` None: no layer scale."""
         super().__init__()
         self.map_size = map_size
         self.window_size = window_size
@@ -330,7 +330,7 @@ class FocalBlock(nn.Cell):
             self.gamma_2 = Parameter(Tensor(np.full(dim, layerscale_value, np.float32)), name="gamma_2")
 
     def focal_attention(self, x, dropout_seed):
-        """Attention over a normalised map and its pooled levels, [B, L, C] to [B, L, C].
+        """Attend to a normalised map and its pooled levels, [B, L, C] to [B, L, C].
 
         Padding comes after the normalisation and is attended to, as in the original.
         """
@@ -342,7 +342,7 @@ class FocalBlock(nn.Cell):
         return self.attn(fine, tokens, dropout_seed)
 
     def construct(self, x, drop_path=None, dropout_seed=None):
-        """[B, L, C] to [B, L, C]."""
+        """Map tokens [B, L, C] to [B, L, C]."""
         branch = self.focal_attention(self.norm1(x), dropout_seed)
         if self.use_layerscale:
             branch = self.gamma_1 * branch
@@ -353,7 +353,7 @@ class FocalBlock(nn.Cell):
         return x + self.drop_path2(branch, drop_path)
 
     def original_buffers(self) -> dict[str, np.ndarray]:
-        """The buffers that the original keeps in its checkpoints, by local name."""
+        """Return the buffers that the original keeps in its checkpoints, by local name."""
         buffers = {f"attn.{name}": buffer for name, buffer in self.attn.original_buffers().items()}
         if self.shift:  # v2 stores the mask without using it
             buffers["attn_mask"] = focal_windows.shift_mask(self.map_size, self.window_size, self.shift)
@@ -361,7 +361,7 @@ class FocalBlock(nn.Cell):
 
 
 class FocalStage(nn.Cell):
-    """The blocks of one resolution and the downsampling after them (BasicLayer in the original files)."""
+    """Runs the blocks of one resolution and the downsampling after them (BasicLayer in the original files)."""
 
     def __init__(self, blocks, downsample):
         super().__init__()
@@ -369,7 +369,7 @@ class FocalStage(nn.Cell):
         self.downsample = downsample
 
     def construct(self, x, drop_path=None, dropout_seed=None):
-        """[B, L, C] to the stage's map, [B, L, C], and what the next one starts with, [B, L / 4, 2C]: None if last."""
+        """Map tokens [B, L, C] to the stage's output, [B, L, C], and the next stage's input, [B, L / 4, 2C] or None."""
         for block in self.blocks:
             x = block(x, drop_path, dropout_seed)
         if self.downsample is None:
@@ -410,7 +410,7 @@ def check_focal_transformer(arguments: dict) -> None:
 
 
 def check_focal_transformer_v1(arguments: dict) -> None:
-    """Refuse what the original v1 cannot run.
+    """Refuse arguments that the original v1 cannot run.
 
     Raises:
         ArgumentError: names the argument and, where there is one, the nearest value that works.
@@ -445,7 +445,7 @@ def check_focal_transformer_v1(arguments: dict) -> None:
 
 
 def check_focal_transformer_v2(arguments: dict) -> None:
-    """Refuse what the original v2 cannot run, or runs into wrong results with.
+    """Refuse arguments with which the original v2 cannot run, or gives wrong results.
 
     Raises:
         ArgumentError: names the argument and, where there is one, the nearest value that works.
@@ -473,7 +473,7 @@ def check_focal_transformer_v2(arguments: dict) -> None:
 
 
 def _img_size_error(arguments, problem, works):
-    """The error of an image size, with the nearest that works: a rectangle for a rectangle where there is one."""
+    """Make the error of an image size, which names the nearest that works: a rectangle for a rectangle, if possible."""
     size = image_size(arguments["img_size"])
     unit = arguments["patch_size"] * 2 ** (len(arguments["depths"]) - 1)
     candidates = [side for side in range(1, 2 * max(size) + unit * arguments["window_size"]) if works((side, side))]
@@ -483,13 +483,13 @@ def _img_size_error(arguments, problem, works):
 
 
 def pooled_levels(arguments: dict, stage: int) -> int:
-    """Number of coarse levels of a stage: none where nothing pools."""
+    """Return the number of coarse levels of a stage: 0 where nothing pools."""
     pools = stage in arguments["focal_stages"] and arguments["focal_pool"] != "none"
     return max(arguments["focal_levels"][stage] - 1, 0) if pools else 0
 
 
 def embedding(arguments: dict, is_stem: bool) -> tuple[int, int, int]:
-    """(kernel, stride, padding) of the patch embeddings; with use_conv_embed the patches overlap."""
+    """Return (kernel, stride, padding) of the patch embeddings; with use_conv_embed the patches overlap."""
     if arguments["use_conv_embed"]:
         return (7, 4, 2) if is_stem else (3, 2, 1)
     patch = arguments["patch_size"] if is_stem else 2
@@ -497,7 +497,7 @@ def embedding(arguments: dict, is_stem: bool) -> tuple[int, int, int]:
 
 
 def extra_padding(arguments: dict, size: tuple[int, int], is_stem: bool) -> tuple[int, int]:
-    """Rows below and columns to the right that an embedding's input, of this size, is padded by."""
+    """Return how many rows below and columns to the right an embedding's input, of this size, is padded by."""
     if not pads_to_whole_patches(arguments):
         return 0, 0
     stride = embedding(arguments, is_stem)[1]
@@ -505,14 +505,15 @@ def extra_padding(arguments: dict, size: tuple[int, int], is_stem: bool) -> tupl
 
 
 def pads_to_whole_patches(arguments: dict) -> bool:
-    """Whether zeros below and to the right make whole patches for every embedding: in backbones of dense prediction,
-    after mmdetection's Swin Transformer and FocalNet.
+    """Tell whether every embedding's input is padded, below and to the right, with zeros to whole patches.
+
+    Backbones of dense prediction do this, after mmdetection's Swin Transformer and FocalNet.
     """
     return arguments["out_indices"] is not None
 
 
 def map_sizes(arguments: dict, image: tuple[int, int] | None = None) -> list[tuple[int, int]] | None:
-    """(H, W) of every stage, or None where an embedding gives another map than the stage below it expects.
+    """Return (H, W) of every stage, or None where an embedding gives another map than the stage below it expects.
 
     Without padding to whole patches, the original cuts a remainder of less than a patch off; overlapping patches would
     make a token of it, and fail.
@@ -532,10 +533,10 @@ def map_sizes(arguments: dict, image: tuple[int, int] | None = None) -> list[tup
 
 
 def pretrain_maps(arguments: dict, image: tuple[int, int] | None = None) -> list[tuple[int, int]]:
-    """(H, W) of every stage at the size of pre-training, which decides windows, rings and the shapes of tables.
+    """Return (H, W) of every stage at the size of pre-training, which decides windows, rings and shapes of tables.
 
     Args:
-        image: stands for img_size.
+        image: (height, width) to use in place of img_size.
 
     Raises:
         ArgumentError: a size of pre-training without whole patches.
@@ -548,7 +549,7 @@ def pretrain_maps(arguments: dict, image: tuple[int, int] | None = None) -> list
 
 
 def _tiled(arguments, image=None):
-    """Whether whole windows tile the map of every stage."""
+    """Tell whether whole windows tile the map of every stage."""
     unit = arguments["patch_size"] * 2 ** (len(arguments["depths"]) - 1)
     maps = map_sizes(arguments, image)
     if maps is None or any(side % unit for side in image or image_size(arguments["img_size"])):
@@ -560,18 +561,18 @@ def _tiled(arguments, image=None):
 
 @register_family("focal")
 class FocalTransformer(Backbone):
-    """Focal Transformer v1: images [B, in_chans, H, W] float32 to logits [B, num_classes], or to token maps.
+    """Runs Focal Transformer v1: maps images [B, in_chans, H, W] float32 to logits [B, num_classes], or token maps.
 
     Arguments have the original constructor's names and defaults; build through `create_model`, which checks them.
     expand_stages is accepted because published configurations carry it, and is without effect, as in the original.
 
-    As a backbone it has a LayerNorm `norm{i}` for each of its outputs, before the downsampling, and no other: those of
+    As a backbone it has a LayerNorm `norm{i}` for each of its outputs, before the downsampling, and no other, like
     Swin Transformer's dense backbone, which the authors followed.
 
     Args:
         img_size: side of the square input, or (height, width), in pixels.
-        pretrain_size: that of the images that the shapes of tables are for, None for img_size: a window no larger than
-            the map of its stage then, and no ring in a stage of which one window covers the short side.
+        pretrain_size: size of the images that the shapes of tables are for, None for img_size. At this size a window is
+            no larger than its stage's map, and a stage whose short side one window covers has no ring.
         drop_path_rate: stochastic depth of the last branch; the rate grows linearly from 0 at the first.
         use_shift: roll every other block's map by half a window.
         focal_stages: stages with pooled levels.
@@ -630,7 +631,7 @@ class FocalTransformer(Backbone):
         self.build(arguments)
 
     def attention(self, arguments, stage, block):
-        """The attention of a block, still to be given what both versions need."""
+        """Return the attention of a block as a constructor that still takes the arguments that both versions share."""
         a = arguments
         is_shrunk = min(pretrain_maps(a)[stage]) <= a["window_size"]  # one window covers the short side
         without_ring = {"even": 0, "odd": 1, "all": None}[a["expand_layer"]]
@@ -709,7 +710,7 @@ class FocalTransformer(Backbone):
                 setattr(self, f"norm{stage}", LayerNorm(self.stage_maps[stage].channels))
 
     def block(self, arguments, stage, block, map_size, drop_path) -> FocalBlock:
-        """One block of a stage."""
+        """Create one block of a stage."""
         a = arguments
         dim = a["embed_dim"] * 2**stage
         index = sum(a["depths"][:stage]) + block
@@ -748,8 +749,9 @@ class FocalTransformer(Backbone):
         return self.layers[stage].blocks
 
     def position_embedding(self):
-        """The absolute position embedding of the map at hand, [1, L, C]: bicubic where it is not that of pre-training,
-        as in Swin Transformer's dense backbone.
+        """Return the absolute position embedding of the present map, [1, L, C].
+
+        It is resized (bicubic) where the map is not that of pre-training, as in Swin Transformer's dense backbone.
         """
         embedding = self.absolute_pos_embed
         if not self.ape_is_resized:
@@ -760,7 +762,7 @@ class FocalTransformer(Backbone):
         return maps.reshape((1, -1, embedding.shape[2]))
 
     def stage_outputs(self, images, drop_path=None, dropout_seed=None):
-        """Images to the tokens [B, H * W, C] of every stage, before norms and downsampling."""
+        """Map images to the tokens [B, H * W, C] of every stage, before norms and downsampling."""
         self.check_images(images)
         x = self.patch_embed(images)
         if self.ape:
@@ -773,16 +775,16 @@ class FocalTransformer(Backbone):
         return maps
 
     def output_norm(self, stage, tokens):
-        """A stage's tokens [B, L, C] by the norm of its output."""
+        """Normalise a stage's tokens [B, L, C] by the norm of its output."""
         return getattr(self, "norm" + str(stage))(tokens)
 
     def logits(self, images, drop_path=None, dropout_seed=None):
-        """Logits [B, num_classes] of the mean of the last stage's normalised tokens."""
+        """Map images to logits [B, num_classes], from the mean of the last stage's normalised tokens."""
         tokens = self.stage_outputs(images, drop_path, dropout_seed)[-1]
         return self.head(self.norm(tokens).mean(1))
 
     def block_index(self, name: str) -> int:
-        """Where a parameter or layer is, see Backbone; a downsampling belongs with the block before it."""
+        """Return where a parameter or layer is, see Backbone; a downsampling belongs with the block before it."""
         kind, *place = name.split(".")
         if kind in ("patch_embed", "absolute_pos_embed", "pos_drop"):
             return 0
@@ -794,10 +796,10 @@ class FocalTransformer(Backbone):
         return sum(self.depths[: stage + 1])
 
     def resized(self, name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-        """A parameter from a model of another image or window size, by its official name, in the shape it has here.
+        """Resize a parameter from a model of another image or window size, by its official name, to its shape here.
 
-        None where the name is not a position's, or its shape tells of another difference than size. A file does not say
-        how high and wide its map was: see position_tables.resize_map.
+        The result is None where the name is not a position's, or the shapes differ in more than size. A file does not
+        say how high and wide its map was: see position_tables.resize_map.
         """
         rules = {
             r"\.relative_position_bias_table$": position_tables.resize_own_table,
@@ -811,9 +813,9 @@ class FocalTransformer(Backbone):
         return None if resized is None or resized.shape != shape else resized.astype(np.float32)
 
     def is_optional(self, name: str, names) -> bool:
-        """Whether a model of another image size, with these names, may do without the parameter.
+        """Tell whether a model of another image size, with these names, may do without the parameter.
 
-        The ring's bias is one: a stage of which one window covers the short side has no ring.
+        It may do without the ring's bias: a stage whose short side one window covers has no ring.
         """
         if not name.endswith(RING_TABLE):
             return False
@@ -824,7 +826,7 @@ class FocalTransformer(Backbone):
         return bool(self.derived_buffers.search(name))
 
     def original_buffers(self) -> dict[str, np.ndarray]:
-        """The index buffers that follow from sizes and that the original keeps in its checkpoints, by its names."""
+        """Return the index buffers that follow from sizes and that the original saves, by the original's names."""
         return {
             f"layers.{stage}.blocks.{i}.{name}": buffer
             for stage, layer in enumerate(self.layers)
@@ -835,7 +837,7 @@ class FocalTransformer(Backbone):
 
 @register_family("focalv2")
 class FocalTransformerV2(FocalTransformer):
-    """Focal Transformer v2: the arguments of v1, and
+    """Runs Focal Transformer v2. It takes the arguments of v1, and
 
     Args:
         focal_topK: keys per window and level.
@@ -856,11 +858,11 @@ class FocalTransformerV2(FocalTransformer):
         return partial(FocalAttentionV2, levels=arguments["focal_levels"][stage], top_k=self.focal_topK)
 
     def is_key_table(self, name: str) -> bool:
-        """Whether an official name is that of a key table."""
+        """Tell whether an official name is that of a key table."""
         return ".topk_cloest_indice_" in name
 
     def fits_key_table(self, name: str, table: np.ndarray) -> bool:
-        """Whether a table, by its official name, is of this model's image size: its keys are as near as one's own."""
+        """Tell whether a table, by its official name, is of this model's image size: keys are as near as its own."""
         _, stage, _, block, _, local = name.split(".")
         attention = self.layers[int(stage)].blocks[int(block)].attn
         own = getattr(attention, local).asnumpy()
@@ -869,7 +871,7 @@ class FocalTransformerV2(FocalTransformer):
         )
 
     def adopt_key_tables(self):
-        """Rebuild what derives from the key tables after a checkpoint brought its own."""
+        """Rebuild all that derives from the key tables, after a checkpoint brought its own."""
         for layer in self.layers:
             for block in layer.blocks:
                 block.attn.adopt_key_tables()

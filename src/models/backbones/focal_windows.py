@@ -1,4 +1,4 @@
-"""Static index tables of focal attention, in NumPy: which keys each window sees, and from where.
+"""Computes the static index tables of focal attention, in NumPy: which keys each window sees, and from where.
 
 Everything here depends only on sizes, never on weights or images, so it is computed once when a model is built (or
 when a checkpoint brings its own tables) and the compiled graph sees constants.
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def window_grid(map_size: tuple[int, int], window_size: int) -> tuple[int, int]:
-    """Number of windows down and across a map that whole windows tile.
+    """Return the number of windows down and across a map that whole windows tile.
 
     Raises:
         ValueError: the map is not a whole number of windows.
@@ -28,7 +28,7 @@ def window_grid(map_size: tuple[int, int], window_size: int) -> tuple[int, int]:
 
 
 def query_centres(grid: tuple[int, int], window_size: int, level: int) -> np.ndarray:
-    """Centre of every window in the coordinates of `level`: [nW, 2] int64, windows in row-major order.
+    """Return the centre of every window in the coordinates of `level`: [nW, 2] int64, windows in row-major order.
 
     Source: get_topk_closest_indice in the original focal_transformer_v2.py, which scales window indices onto the key
     map only when the two differ in size: with a single window at level 0 the centre is still the window's middle,
@@ -42,12 +42,12 @@ def query_centres(grid: tuple[int, int], window_size: int, level: int) -> np.nda
 
 
 def level_size(map_size: tuple[int, int], window_size: int, level: int) -> tuple[int, int]:
-    """Rows and columns of tokens at a level: the whole map at level 0, one token per window at level 1."""
+    """Return the rows and columns of tokens at a level: the whole map at level 0, one token per window at level 1."""
     return map_size if level == 0 else window_grid(map_size, window_size)
 
 
 def nearest_keys(map_size: tuple[int, int], window_size: int, level: int, top_k: int) -> np.ndarray:
-    """The `top_k` tokens of a level closest to each window's centre: [nW, min(top_k, tokens)] int32.
+    """Find the `top_k` tokens of a level closest to each window's centre: [nW, min(top_k, tokens)] int32.
 
     Distance is Euclidean from token to token. Ties, which sit on the boundary of almost every window, are broken by
     the token's index; the original leaves them to torch.topk, which is why its checkpoints carry their own tables.
@@ -66,7 +66,7 @@ def nearest_keys(map_size: tuple[int, int], window_size: int, level: int, top_k:
 
 
 def equally_near(table: np.ndarray, other: np.ndarray, map_size: tuple[int, int], window_size: int, level: int) -> bool:
-    """Whether two key tables [nW, K] of a level choose keys at the same distances: they differ in ties at most."""
+    """Tell whether two key tables [nW, K] of a level choose keys at the same distances, so differ in ties at most."""
     rows, columns = level_size(map_size, window_size, level)
     if table.shape != other.shape or other.min() < 0 or other.max() >= rows * columns:
         return False
@@ -81,7 +81,7 @@ def equally_near(table: np.ndarray, other: np.ndarray, map_size: tuple[int, int]
 def displacements(
     key_index: np.ndarray, map_size: tuple[int, int], window_size: int, level: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Every query-to-key displacement of a level, as distinct values and an index into them.
+    """Compute every query-to-key displacement of a level, as distinct values and an index into them.
 
     The displacement of a query at offset o from its window's centre c and a key at k is (c - k) * unit + o, where the
     unit is one token at level 0 and one window at level 1 (WindowAttention.__init__ in focal_transformer_v2.py).
@@ -92,7 +92,7 @@ def displacements(
 
     Returns:
         distinct: [D, 2] float32, row and column displacement in tokens of the fine map.
-        inverse: [nW, window_size^2, K] int32, which distinct displacement each pair has.
+        inverse: [nW, window_size^2, K] int32, the number of each pair's distinct displacement.
 
     Raises:
         ValueError: the table has another number of windows, or points outside the level.
@@ -131,18 +131,18 @@ def _displacements(key_bytes, keys, map_size, window_size, level):
 
 
 def fit_window(map_size: tuple[int, int], window_size: int) -> int:
-    """The window of a stage: no larger than the short side of its map (FocalTransformerBlock in the original files)."""
+    """Limit the window of a stage to the short side of its map (FocalTransformerBlock in the original files)."""
     return min(window_size, *map_size)
 
 
 def padded_size(map_size: tuple[int, int], window_size: int) -> tuple[int, int]:
-    """A map's size after padding below and to the right to whole windows."""
+    """Return a map's size after padding below and to the right to whole windows."""
     height, width = (-(-side // window_size) * window_size for side in map_size)
     return height, width
 
 
 def window_positions(map_size: tuple[int, int], window_size: int) -> np.ndarray:
-    """(row, column) of every token of every window: [nW, window_size^2, 2] int64."""
+    """Return (row, column) of every token of every window: [nW, window_size^2, 2] int64."""
     grid = window_grid(map_size, window_size)
     corner = np.stack(np.divmod(np.arange(grid[0] * grid[1]), grid[1]), axis=-1) * window_size
     within = np.stack(np.divmod(np.arange(window_size**2), window_size), axis=-1)
@@ -150,10 +150,10 @@ def window_positions(map_size: tuple[int, int], window_size: int) -> np.ndarray:
 
 
 def tokens_at(position: np.ndarray, map_size: tuple[int, int], window_size: int, shift: int = 0) -> np.ndarray:
-    """The tokens of an H x W map at positions of the padded and rolled map that windows tile: [..., 2] to [...] int32.
+    """Turn positions in the padded and rolled map that windows tile into tokens of the H x W map: [..., 2] to [...].
 
     The padded map is a torus: positions beyond an edge are those of the opposite edge. It is rolled by -shift rows and
-    columns, as Swin Transformer shifts windows. All padding is number H * W, one past the last token.
+    columns, as Swin Transformer shifts windows. Numbers are int32; all padding is H * W, one past the last token.
     """
     row, column = np.moveaxis((position + shift) % np.array(padded_size(map_size, window_size)), -1, 0)
     inside = (row < map_size[0]) & (column < map_size[1])
@@ -161,7 +161,7 @@ def tokens_at(position: np.ndarray, map_size: tuple[int, int], window_size: int,
 
 
 def ring_tokens(window_size: int, expand: int) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens of a window that reach its surroundings when the map rolls by `expand` diagonally.
+    """Find the tokens of a window that reach its surroundings when the map rolls by `expand` diagonally.
 
     Rolling towards each corner moves `expand` rows and columns of neighbours into the window; the tokens that hold them
     form an L. Where the four Ls overlap, a neighbour comes twice: 12 of the 120 at window 7 and expand 3, a quirk that
@@ -170,7 +170,7 @@ def ring_tokens(window_size: int, expand: int) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         token: [4 * window_size^2 - 4 * (window_size - expand)^2] index into the window, quadrant by quadrant (top left,
             top right, bottom left, bottom right as the original names the rolls).
-        roll: [same, 2] what to add to the token's position to reach the neighbour.
+        roll: [same, 2] rows and columns to add to the token's position to reach the neighbour.
     """
     row, column = np.divmod(np.arange(window_size**2), window_size)
     tokens, rolls = [], []
@@ -184,13 +184,13 @@ def ring_tokens(window_size: int, expand: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ring_positions(map_size: tuple[int, int], window_size: int, expand: int) -> np.ndarray:
-    """(row, column) of every window's neighbours: [nW, keys of ring_tokens, 2] int64, beyond the map's edge too."""
+    """Return (row, column) of each window's neighbours: [nW, keys of ring_tokens, 2] int64, also beyond the edge."""
     token, roll = ring_tokens(window_size, expand)
     return window_positions(map_size, window_size)[:, token] + roll
 
 
 def part_positions(map_size: tuple[int, int], window_size: int, level: int) -> np.ndarray:
-    """(row, column) of the tokens behind every pooled token of a coarse level: [parts, area, 2], parts row by row.
+    """Return (row, column) of the tokens behind each pooled token of a coarse level: [parts, area, 2], row by row.
 
     A window is pooled in 2^level x 2^level parts, squares of floor(window_size / 2^level) tokens. Where they do not add
     up to the window, the map is trimmed on all sides to as many parts as there are and cut anew, so that a part need
@@ -203,12 +203,12 @@ def part_positions(map_size: tuple[int, int], window_size: int, level: int) -> n
 
 
 def pooled_side(focal_window: int, level: int) -> int:
-    """Side of the square of pooled tokens that a window sees at coarse level 0, 1, ..."""
+    """Return the side of the square of pooled tokens that a window sees at coarse level 0, 1, ..."""
     return focal_window + 2**level - 1
 
 
 def pooled_keys(grid: tuple[int, int], focal_window: int, level: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pooled tokens around every window at a coarse level: index into the level's tokens, and whether it exists.
+    """Find the pooled tokens around each window at a coarse level: index into the level's tokens, and if it exists.
 
     At coarse level k a window is 2^k x 2^k pooled tokens, and sees the square of pooled_side(focal_window, k) tokens
     that has it in the middle. Parts of the square outside the map have index 0 and are to be masked.
@@ -233,7 +233,7 @@ def pooled_keys(grid: tuple[int, int], focal_window: int, level: int) -> tuple[n
 
 
 def relative_positions(query_side: int, key_side: int) -> np.ndarray:
-    """Index of the displacement of every query of a square to every key of another: [queries, keys] int32.
+    """Index the displacement of every query of a square to every key of another: [queries, keys] int32.
 
     Displacements (row, column) run from 1 - key_side to query_side - 1 and are counted in row-major order, which is the
     layout of the relative position tables in checkpoints.
@@ -246,7 +246,7 @@ def relative_positions(query_side: int, key_side: int) -> np.ndarray:
 
 
 def shift_mask(map_size: tuple[int, int], window_size: int, shift: int) -> np.ndarray:
-    """What separates the regions that a cyclic shift brings into one window: [nW, N, N] float32, 0 or -100.
+    """Make the masks that separate regions brought into one window by a cyclic shift: [nW, N, N] float32, 0 or -100.
 
     Source: Swin Transformer (arXiv 2103.14030, section 3.2), which the original follows.
     """

@@ -1,4 +1,4 @@
-"""Position parameters trained at one image or window size, resized for another. Pure NumPy and SciPy.
+"""Resizes position parameters trained at one image or window size for another. Pure NumPy and SciPy.
 
 Two ways, after Swin Transformer's fine-tuning: bicubic where positions are places in a map, and a spline over
 geometrically spaced displacements where they are displacements within a window (near ones keep their meaning, far ones
@@ -22,7 +22,7 @@ def bicubic(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def bicubic_weights(source: int, target: int) -> np.ndarray:
-    """[target, source] float64: Keys' cubic kernel with a = -0.75, pixel centres at halves, edges repeated."""
+    """Compute weights [target, source] float64: Keys' cubic kernel, a = -0.75, pixel centres at .5, edges repeated."""
     a = -0.75
     weights = np.zeros((target, source))
     for i in range(target):
@@ -60,13 +60,13 @@ def geometric(values: np.ndarray, side: int) -> np.ndarray:
 
 
 def whole_root(number: int) -> int | None:
-    """The square root of a number if it is whole, and not 0."""
+    """Return the square root of a number if it is whole and not 0, else None."""
     root = math.isqrt(number)
     return root if root and root * root == number else None
 
 
 def resize_own_table(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Biases within a window, [(2w - 1)^2, heads], for another window; None where that is not the difference."""
+    """Resize biases within a window, [(2w-1)^2, heads], for another window; None where more than the window differs."""
     side, new_side = whole_root(len(table)), whole_root(shape[0])
     if side is None or new_side is None or side % 2 == 0 or new_side % 2 == 0 or table.shape[1:] != shape[1:]:
         return None
@@ -75,7 +75,7 @@ def resize_own_table(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | 
 
 
 def resize_pooled_table(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Biases to pooled windows, [heads, side^2], for another window or focal window.
+    """Resize biases to pooled windows, [heads, side^2], for another window or focal window.
 
     Queries are counted in tokens and keys in windows here, so that no displacement in the table is zero for all pairs:
     bicubic, not geometric.
@@ -87,7 +87,7 @@ def resize_pooled_table(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray
 
 
 def resize_ring_table(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Biases to the ring of neighbours, [1, heads, w^2, keys], for another window or width of the ring.
+    """Resize biases to the ring of neighbours, [1, heads, w^2, keys], for another window or width of the ring.
 
     Bicubic over the queries' places in the window, and over the keys' in the strips and corners around it.
     """
@@ -121,29 +121,29 @@ def resize_ring_table(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray |
 
 
 def _ring_places(window, expand):
-    """Row and column of every key of a ring table, counted from the top left of the ring."""
+    """Return row and column of every key of a ring table, counted from the top left of the ring."""
     token, roll = ring_tokens(window, expand)
     row, column = np.divmod(token, window)
     return row + roll[:, 0] + expand, column + roll[:, 1] + expand
 
 
 def _thirds(window, expand):
-    """Above, within and below the window; left, within and right of it."""
+    """Return the slices of an axis before, within and after the window."""
     return slice(0, expand), slice(expand, expand + window), slice(expand + window, window + 2 * expand)
 
 
 def _window_and_ring(shape):
-    """(window, expand) of a ring table's shape [1, heads, w^2, 4 w^2 - 4 (w - expand)^2]."""
+    """Return (window, expand) of a ring table's shape [1, heads, w^2, 4 w^2 - 4 (w - expand)^2], or None."""
     window, inside = whole_root(shape[2]), shape[2] - shape[3] // 4
     inner = 0 if inside == 0 else whole_root(max(inside, 0))
     return None if window is None or inner is None or shape[3] % 4 else (window, window - inner)
 
 
 def resize_map(values: np.ndarray, map_size: tuple[int, int]) -> np.ndarray | None:
-    """Embeddings of the places of a map, [1, L, C], for a map of another size.
+    """Resize embeddings of the places of a map, [1, L, C], for a map of another size.
 
-    The map that they come from is taken to have the aspect of the target or, failing that, to be square; None where it
-    can be neither.
+    The map that they come from is taken to have the aspect of the target or, failing that, to be square; the result is
+    None where it can be neither.
     """
     length = values.shape[1]
     unit = np.array(map_size) // math.gcd(*map_size)  # (3, 4) of a 6 x 8 map
@@ -156,7 +156,7 @@ def resize_map(values: np.ndarray, map_size: tuple[int, int]) -> np.ndarray | No
 
 
 def resize_pool(weight: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Weights of a window pool, [1, w^2] or [C, 1, w, w], for another window; their sum stays about the same."""
+    """Resize weights of a window pool, [1, w^2] or [C, 1, w, w], for another window; their sum stays about the same."""
     side, new_side = whole_root(math.prod(weight.shape[1:])), whole_root(math.prod(shape[1:]))
     if side is None or new_side is None or weight.shape[0] != shape[0] or weight.ndim != len(shape):
         return None

@@ -1,4 +1,4 @@
-"""Twins-PCPVT and Twins-SVT (arXiv 2104.13840), with the parameter names of timm and of the official repository.
+"""Defines Twins-PCPVT and Twins-SVT (arXiv 2104.13840), with parameter names of timm and the official repository.
 
 Reading order: attentions, positional encoding, block, model, sizes. PCPVT attends globally in every block, to keys from
 a map subsampled by a strided convolution; SVT alternates that with attention within windows.
@@ -31,7 +31,7 @@ BLOCK_NORM_EPSILON = 1e-6  # of the norms in blocks and the final one; patch emb
 
 
 class LocallyGroupedAttention(GatheredAttention):
-    """LSA: attention within windows (paper section 3.2; LocallyGroupedAttn in timm).
+    """Attends within windows, "LSA" (paper section 3.2; LocallyGroupedAttn in timm).
 
     A map that windows do not tile is padded with zeros below and to the right, before the projections as in the
     original, so that padding is attended to with the projections' biases.
@@ -57,21 +57,21 @@ class LocallyGroupedAttention(GatheredAttention):
         self.set_tables(own, own, math.prod(map_size), None if kind is None else kind.reshape(-1))
 
     def position_bias(self):
-        """What is added to the scores of every kind of window, [kinds, 1, N, N]."""
+        """Return the mask that is added to the scores of each kind of window, [kinds, 1, N, N]."""
         return self.mask
 
     def tokens(self, x):
-        """What windows are of: [B, L, C], with a token of padding behind it where there is padding."""
+        """Return the tokens that windows consist of: [B, L, C], and a last token of padding where there is padding."""
         return with_padding_token(x) if self.padded else x
 
     def construct(self, x, dropout_seed=None):
-        """[B, L, C] to [B, L, C]."""
+        """Map tokens [B, L, C] to [B, L, C]."""
         tokens = self.tokens(x)
         return self.attend(tokens, tokens, dropout_seed)
 
 
 class GlobalSubsampledAttention(nn.Cell):
-    """GSA: attention of every token to a subsampled map (paper section 3.2; GlobalSubSampleAttn in timm)."""
+    """Attends from every token to a subsampled map, "GSA" (paper section 3.2; GlobalSubSampleAttn in timm)."""
 
     def __init__(self, dim, map_size, num_heads, sr_ratio, attn_drop, proj_drop, index):
         super().__init__()
@@ -101,24 +101,24 @@ class GlobalSubsampledAttention(nn.Cell):
         self.join_heads = RowGather(np.arange(num_heads * self.queries).reshape(num_heads, self.queries).T)
 
     def heads_of(self, rows, split, length):
-        """[B * length, C] to [B, heads, length, head_dim]."""
+        """Split rows [B * length, C] into heads: [B, heads, length, head_dim]."""
         rows = rows.reshape((-1, length * self.num_heads, self.head_dim))
         return split(rows).reshape((-1, self.num_heads, length, self.head_dim))
 
     def subsampled(self, x):
-        """The tokens that are keys, as rows: [B, L, C] to [B * keys, C]."""
+        """Compute the tokens that serve as keys, as rows: [B, L, C] to [B * keys, C]."""
         if self.subsamples:
             x = self.norm(self.sr(x))  # [B, L / sr_ratio^2, C]
         return x.reshape((-1, self.dim))
 
     def attention_weights(self, x, rows):
-        """Tokens [B, L, C] and their `subsampled` to [B, heads, L, keys]: weights of every query, which sum to 1."""
+        """Weigh keys for each query: tokens [B, L, C] and their `subsampled` to [B, heads, L, keys], which sum to 1."""
         q = self.heads_of(self.q(x) * self.scale, self.split_queries, self.queries)
         k = self.heads_of(self.kv(rows, 0), self.split_keys, self.keys)
         return ops.softmax(self.scores(q, k), -1)
 
     def construct(self, x, dropout_seed=None):
-        """[B, L, C] to [B, L, C]."""
+        """Map tokens [B, L, C] to [B, L, C]."""
         rows = self.subsampled(x)
         weights = self.attn_drop(self.attention_weights(x, rows), dropout_seed)
         v = self.heads_of(self.kv(rows, 1), self.split_keys, self.keys)
@@ -129,9 +129,9 @@ class GlobalSubsampledAttention(nn.Cell):
 
 
 class PositionalEncoding(nn.Cell):
-    """PEG, the conditional positional encoding: tokens plus a depthwise 3x3 convolution of their map (PosConv in timm).
+    """Adds to tokens a depthwise 3x3 convolution of their map, the conditional positional encoding PEG.
 
-    Source: arXiv 2102.10882, section 3.
+    Source: arXiv 2102.10882, section 3; PosConv in timm.
     """
 
     def __init__(self, dim, map_size):
@@ -139,15 +139,15 @@ class PositionalEncoding(nn.Cell):
         self.proj = nn.SequentialCell(DepthwiseConv2d(dim, map_size, 3))
 
     def construct(self, x):
-        """[B, L, C] to [B, L, C]."""
+        """Map tokens [B, L, C] to [B, L, C]."""
         return x + self.proj(x)
 
 
 class TwinsBlock(nn.Cell):
-    """Attention and MLP, each with a residual branch (Block in timm)."""
+    """Applies attention and an MLP, each in a residual branch (Block in timm)."""
 
     def __init__(self, dim, attention, mlp_ratio, drop, drop_path, index):
-        """`index` is the block's place in the model."""
+        """Create the layers; `index` is the block's number in the model."""
         super().__init__()
         self.norm1 = LayerNorm(dim, BLOCK_NORM_EPSILON)
         self.attn = attention
@@ -157,7 +157,7 @@ class TwinsBlock(nn.Cell):
         self.drop_path2 = DropPath(drop_path, 2 * index + 1)
 
     def construct(self, x, drop_path=None, dropout_seed=None):
-        """[B, L, C] to [B, L, C]."""
+        """Map tokens [B, L, C] to [B, L, C]."""
         x = x + self.drop_path1(self.attn(self.norm1(x), dropout_seed), drop_path)
         return x + self.drop_path2(self.mlp(self.norm2(x), dropout_seed), drop_path)
 
@@ -199,7 +199,7 @@ def check_twins(arguments: dict) -> None:
 
 @register_family("twins")
 class Twins(Backbone):
-    """Twins: images [B, in_chans, H, W] float32 to logits [B, num_classes], or to token maps.
+    """Runs Twins: maps images [B, in_chans, H, W] float32 to logits [B, num_classes], or to token maps.
 
     Arguments have timm's names and defaults; build through `create_model`, which checks them.
 
@@ -208,7 +208,7 @@ class Twins(Backbone):
 
     Args:
         img_size: side of the square input, or (height, width), in pixels; for a classifier whole patches in every
-            stage, for a backbone any, of which each patch embedding cuts off what is less than a patch.
+            stage, for a backbone any: each patch embedding cuts off a remainder of less than a patch.
         pretrain_size: without effect: no parameter's shape depends on a size.
         sr_ratios: by how much the map is subsampled for keys and values, per stage.
         wss: window sizes per stage, used in every other block (SVT); 1 for global attention in all blocks of a stage,
@@ -306,10 +306,10 @@ class Twins(Backbone):
             self.norm_list = nn.CellList([LayerNorm(dim, BLOCK_NORM_EPSILON) for dim in embed_dims])
 
     def block_index(self, name: str) -> int:
-        """Where a parameter or layer is, see Backbone.
+        """Return where a parameter or layer is, see Backbone.
 
-        A patch embedding belongs with the last block of the stage before it, a positional encoding with the block that
-        it follows, the first of its stage.
+        A patch embedding belongs with the last block of the stage before it, a positional encoding with the first block
+        of its stage, which it follows.
         """
         kind, *place = name.split(".")
         if kind not in ("patch_embeds", "pos_drops", "blocks", "pos_block"):
@@ -323,7 +323,7 @@ class Twins(Backbone):
         return self.blocks[stage]
 
     def stage_outputs(self, images, drop_path=None, dropout_seed=None):
-        """Images to the tokens [B, H * W, C] of every stage."""
+        """Map images to the tokens [B, H * W, C] of every stage."""
         self.check_images(images)
         x = images
         maps = ()
@@ -333,13 +333,13 @@ class Twins(Backbone):
                 x = self.blocks[stage][i](x, drop_path, dropout_seed)
                 if i == 0:
                     x = self.pos_block[stage](x)
-            if self.norm_list is not None:  # the next stage, too, starts from what is normalised
+            if self.norm_list is not None:  # the next stage, too, starts from the normalised tokens
                 x = self.norm_list[stage](x)
             maps = maps + (x,)
         return maps
 
     def logits(self, images, drop_path=None, dropout_seed=None):
-        """Logits [B, num_classes] of the mean of the last stage's normalised tokens."""
+        """Map images to logits [B, num_classes], from the mean of the last stage's normalised tokens."""
         tokens = self.stage_outputs(images, drop_path, dropout_seed)[-1]
         return self.head(self.head_drop(self.norm(tokens).mean(1), dropout_seed))
 
