@@ -13,7 +13,15 @@ from src.training.interruption import Interruption, Stopped
 from tests.training.states import EVERYTHING, assert_same_end
 
 
-def test_the_second_request_has_the_usual_effect(monkeypatch):
+@pytest.fixture
+def python_handler():
+    """Python's own handler of SIGINT, whatever ran before in this process has left."""
+    left = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, left or signal.default_int_handler)
+
+
+def test_the_second_request_has_the_usual_effect(monkeypatch, python_handler):
     before = [signal.getsignal(number) for number in interruption.SIGNALS]
     with Interruption() as stop:
         assert not stop.requested

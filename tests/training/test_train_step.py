@@ -278,8 +278,8 @@ def test_a_step_of_many_weights_compiles():
     assert len(model.trainable_params()) == 702
     before = values(model)[-1]
     x, targets = batch(0)
-    _, _, finite, *_ = step(Tensor(x), Tensor(targets), Tensor(1e-2, ms.float32))
-    assert bool(finite.asnumpy())
+    _, _, finite, *_ = take(step, x, targets)
+    assert finite == 1
     assert not np.array_equal(values(model)[-1], before)
 
 
