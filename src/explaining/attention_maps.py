@@ -12,10 +12,10 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from src.errors import UserError
+from src.models.attention import GatheredAttention
 from src.models.backbones.backbone import Backbone
 from src.models.backbones.focal_windows import padded_size
 from src.models.backbones.twins import GlobalSubsampledAttention, LocallyGroupedAttention
-from src.models.layers import GatheredAttention
 
 MASKED = -50  # position biases below this are masks
 

@@ -17,7 +17,7 @@ from src.files.weights import load_weights, official_names
 from src.inference.exported import SUFFIXES, description_path, load_runner
 from src.inference.onnx_files import INSTALL, check_onnx, make_expressible, missing_packages, write_onnx
 from src.inference.trained import load_for_inference, run_checkpoint
-from src.models.layers import GatheredAttention
+from src.models.attention import GatheredAttention
 from src.tasks.find_task import create_task
 from src.tasks.task import Signature, TensorSpec
 

@@ -2,7 +2,8 @@
 
 from mindspore import nn
 
-from src.models.layers import Conv2d, DepthwiseConv2d, Gelu, LayerNorm
+from src.models.convolutions import Conv2d, DepthwiseConv2d
+from src.models.layers import Gelu, LayerNorm
 from src.models.registry import ArgumentError
 
 # For each option its layers, their attribute, and its values: first the CPU's choice, which layers start with.
@@ -28,7 +29,7 @@ def set_device_options(
     """Choose the operators of a model's layers, before a graph of it is compiled; None leaves them as they are.
 
     Args:
-        conv_implementation: "unfold" or "conv2d", see layers.Conv2d.
+        conv_implementation: "unfold" or "conv2d", see convolutions.Conv2d.
         norm_gradient: "products" or "operator", see layers.LayerNorm.
         gelu: "polynomial" or "erf", see layers.Gelu.
 

@@ -7,7 +7,7 @@ from mindspore import Tensor
 from src.errors import UserError
 from src.explaining.attention_maps import BlockAddress, attention_weights, grad_cam, observe, token_covers, view
 from src.models import create_model
-from src.models.layers import with_padding_token
+from src.models.gathers import with_padding_token
 from tests.models.test_training_options import FAMILIES
 from tests.reference import images
 from tests.trained import with_formula_weights

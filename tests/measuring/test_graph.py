@@ -13,8 +13,9 @@ from mindspore import Parameter, Tensor, nn, ops
 from src.measuring.graph import Operator, activation_bytes, compiled_operators, multiply_accumulates, peak_bytes
 from src.models import create_model
 from src.models.backbones.focal_windows import displacements, nearest_keys
+from src.models.convolutions import Conv2d
 from src.models.device_options import set_device_options
-from src.models.layers import Conv2d, Dense
+from src.models.layers import Dense
 from tests.conftest import ROOT
 
 TINY = "focalv2_tiny_useconv_patch4_window7_224"

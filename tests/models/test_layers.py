@@ -6,19 +6,10 @@ from mindspore import ParameterTuple, Tensor, nn, ops
 from mindspore import dtype as mstype
 from scipy.special import ndtr
 
+from src.models.convolutions import Conv2d, DepthwiseConv2d
 from src.models.device_options import set_device_options
-from src.models.layers import (
-    AddBias,
-    Conv2d,
-    Dense,
-    DepthwiseConv2d,
-    Dropout,
-    Gelu,
-    LayerNorm,
-    RowGather,
-    draw_drop_path,
-    mix_bits,
-)
+from src.models.gathers import RowGather
+from src.models.layers import AddBias, Dense, Dropout, Gelu, LayerNorm, draw_drop_path, mix_bits
 
 
 class Gradients(nn.Cell):

@@ -3,7 +3,7 @@
 Reading order: attention, block, stage, models, sizes. Parameter names are the official ones, MindSpore's gamma and beta
 aside, so official checkpoints load by name (src/files/weights.py).
 
-The attention gathers (layers.GatheredAttention). Each window's keys are rows of one token matrix (the fine tokens, then
+The attention gathers (attention.GatheredAttention). Each window's keys are rows of one token matrix (the fine tokens, then
 the pooled tokens of each coarser level) chosen by a static table, with static shapes throughout. Windows, shifts and
 padding exist in the tables alone (focal_windows.py). The two versions differ only in the keys that a window sees and in
 the source of a query-key pair's bias.
@@ -18,21 +18,12 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
+from src.models.attention import GatheredAttention
 from src.models.backbones import focal_windows, position_tables
 from src.models.backbones.backbone import Backbone, FeatureMap, check_common_arguments, image_size, size_of_pretraining
-from src.models.layers import (
-    WEIGHT_INIT,
-    Dense,
-    Dropout,
-    DropPath,
-    GatheredAttention,
-    LayerNorm,
-    Mlp,
-    PatchEmbed,
-    RowGather,
-    convolution_parameters,
-    with_padding_token,
-)
+from src.models.convolutions import PatchEmbed, convolution_parameters
+from src.models.gathers import RowGather, with_padding_token
+from src.models.layers import WEIGHT_INIT, Dense, Dropout, DropPath, LayerNorm, Mlp
 from src.models.registry import ArgumentError, register_family, register_model
 
 POOLS = ("none", "mean", "max", "fc", "conv")

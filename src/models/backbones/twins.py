@@ -9,22 +9,12 @@ import math
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from src.models.attention import GatheredAttention
 from src.models.backbones.backbone import Backbone, FeatureMap, check_common_arguments, image_size, size_of_pretraining
 from src.models.backbones.focal_windows import padded_size, tokens_at, window_positions
-from src.models.layers import (
-    Conv2d,
-    Dense,
-    DepthwiseConv2d,
-    Dropout,
-    DropPath,
-    GatheredAttention,
-    LayerNorm,
-    Mlp,
-    PatchEmbed,
-    RowGather,
-    SlicedDense,
-    with_padding_token,
-)
+from src.models.convolutions import Conv2d, DepthwiseConv2d, PatchEmbed
+from src.models.gathers import RowGather, with_padding_token
+from src.models.layers import Dense, Dropout, DropPath, LayerNorm, Mlp, SlicedDense
 from src.models.registry import ArgumentError, register_family, register_model
 
 BLOCK_NORM_EPSILON = 1e-6  # of the norms in blocks and the final one; patch embeddings and subsampling have 1e-5

@@ -1,0 +1,242 @@
+"""Convolutions of images and of token maps, by gathers and products or by MindSpore's operator."""
+
+import math
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import Normal, Uniform, initializer
+
+from src.models.gathers import RowGather, with_padding_token
+from src.models.layers import AddBias, LayerNorm
+
+
+def convolution_parameters(out_channels, fan_in_channels, kernel_size, fan_out_init=False, groups=1):
+    """Create weight [out_channels, fan_in_channels, k, k] and bias of a convolution.
+
+    Initialisation is PyTorch's default for convolutions, which the Focal originals leave as it is: U(-b, b) with
+    b = 1 / sqrt(fan_in), for weight and bias alike. `fan_out_init=True` is Twins': weights N(0, sqrt(2 / fan_out)) with
+    fan_out = out_channels * kernel_size^2 / groups, bias zero.
+    """
+    area = kernel_size * kernel_size
+    bound = Uniform(1 / math.sqrt(fan_in_channels * area))
+    weight_init = Normal(math.sqrt(2 * groups / (out_channels * area))) if fan_out_init else bound
+    shape = (out_channels, fan_in_channels, kernel_size, kernel_size)
+    return (
+        Parameter(initializer(weight_init, shape, ms.float32), name="weight"),
+        Parameter(initializer("zeros" if fan_out_init else bound, (out_channels,), ms.float32), name="bias"),
+    )
+
+
+class Conv2d(nn.Cell):
+    """Convolves images [B, C, H, W], or the tokens [B, H * W, C] of a map, in 2-D to tokens [B, L, out_channels].
+
+    On CPU MindSpore's convolution is a naive kernel (700 ms for the stem at batch 8 where im2col and a matrix product
+    take 5), so the default makes a row of every patch and multiplies the rows. Tokens are gathered, so that no map is
+    transposed to channels first and back; images go through `ops.unfold`. The real operator is the better choice on
+    Ascend's cube unit, and the only one ONNX can express. Weights and results are the same.
+
+    Args:
+        map_size: (H, W) of the map whose tokens it takes; None: it takes images.
+        extra_padding: rows below and columns to the right, beside the padding on all sides.
+
+    Attributes:
+        implementation: "unfold", or "conv2d", the real operator.
+    """
+
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride,
+        padding=0,
+        map_size=None,
+        extra_padding=(0, 0),
+        fan_out_init=False,
+    ):
+        super().__init__()
+        self.implementation = "unfold"
+        self.weight, self.bias = convolution_parameters(out_channels, in_channels, kernel_size, fan_out_init)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.padding = padding
+        self.map_size = map_size
+        self.extra_padding = extra_padding
+        self.fan_in = in_channels * kernel_size * kernel_size
+        self.matmul = ops.MatMul(transpose_b=True)
+        self.add_bias = AddBias()
+        kernel = (kernel_size, kernel_size)  # a pair: MindSpore's ONNX exporter cannot read a single number
+        self.conv2d = ops.Conv2D(out_channels, kernel, pad_mode="pad", pad=padding, stride=stride)
+        if map_size is not None:
+            self.pick_patches = RowGather(patch_tokens(map_size, kernel_size, stride, padding, extra_padding))
+
+    def patches(self, x):
+        """Return the rows of the patches, [B, L, fan_in], and the weight that fits them, [out_channels, fan_in]."""
+        if self.map_size is None:
+            x = with_zeros_below_and_right(x, *self.extra_padding)
+            rows = ops.unfold(x, self.kernel_size, padding=self.padding, stride=self.stride)  # [B, C * k * k, L]
+            return rows.transpose((0, 2, 1)), self.weight.reshape((self.out_channels, self.fan_in))
+        tokens = with_padding_token(x) if self.padding or any(self.extra_padding) else x
+        rows = self.pick_patches(tokens).reshape((x.shape[0], -1, self.fan_in))  # of k * k tokens each
+        weight = self.weight.reshape((self.out_channels, self.in_channels, -1)).transpose((0, 2, 1))
+        return rows, weight.reshape((self.out_channels, self.fan_in))
+
+    def construct(self, x):
+        if self.implementation == "unfold":
+            rows, weight = self.patches(x)
+            length = rows.shape[1]
+            rows = self.matmul(rows.reshape((-1, self.fan_in)), weight.astype(x.dtype))  # [B * L, out]
+        else:
+            maps = x if self.map_size is None else x.transpose((0, 2, 1)).reshape((-1, x.shape[2], *self.map_size))
+            maps = with_zeros_below_and_right(maps, *self.extra_padding)
+            maps = self.conv2d(maps, self.weight)  # [B, out, H', W']
+            length = maps.shape[2] * maps.shape[3]
+            rows = maps.reshape((-1, self.out_channels, length)).transpose((0, 2, 1))
+            rows = rows.reshape((-1, self.out_channels))  # [B * L, out]
+        rows = self.add_bias(rows, self.bias.astype(rows.dtype))
+        return rows.reshape((-1, length, self.out_channels))
+
+
+def with_zeros_below_and_right(maps, rows, columns):
+    """Append rows and columns of zeros to maps [B, C, H, W], at most as many as the maps have."""
+    if rows:
+        maps = ops.concat((maps, maps[:, :, :rows] * 0), 2)
+    if columns:
+        maps = ops.concat((maps, maps[:, :, :, :columns] * 0), 3)
+    return maps
+
+
+def patch_tokens(
+    map_size: tuple[int, int], kernel_size: int, stride: int, padding: int, extra_padding: tuple[int, int] = (0, 0)
+) -> np.ndarray:
+    """List the tokens that a convolution sees at each place: [L, kernel_size^2]; H * W, one past the last, is padding.
+
+    Args:
+        extra_padding: rows below and columns to the right, beside the padding on all sides.
+    """
+    height, width = map_size
+    first_row, first_column = (
+        np.arange(0, side + 2 * padding + extra - kernel_size + 1, stride) - padding
+        for side, extra in zip(map_size, extra_padding, strict=True)
+    )
+    offset = np.arange(kernel_size)
+    row = (first_row[:, None] + offset)[:, None, :, None]  # [H', 1, k, 1]
+    column = (first_column[:, None] + offset)[None, :, None, :]  # [1, W', 1, k]
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    return np.where(inside, row * width + column, height * width).reshape(-1, kernel_size**2)
+
+
+class DepthwiseConv2d(nn.Cell):
+    """Convolves every channel of tokens [B, L, C] by itself, with stride 1 and zero padding that keeps the size.
+
+    On CPU no kernel does this well: unfolding makes nine times the map, which has to be written, weighed and summed.
+    So the default multiplies rows of the map by band matrices, each with a row of the kernel along its diagonals. That
+    takes a third of the time, although most factors are zero.
+
+    Args:
+        map_size: (H, W) of the map.
+        kernel_size: odd.
+
+    Attributes:
+        implementation: "unfold", the band matrices, or "conv2d", the real operator.
+    """
+
+    def __init__(self, dim, map_size, kernel_size):
+        super().__init__()
+        self.implementation = "unfold"
+        self.weight, self.bias = convolution_parameters(dim, 1, kernel_size, fan_out_init=True, groups=dim)
+        self.dim = dim
+        self.map_size = tuple(map_size)
+        self.kernel_area = kernel_size * kernel_size
+        self.add_bias = AddBias()
+        reach = min(kernel_size // 2, map_size[0] - 1)  # rows further away are padding everywhere
+        self.offsets = tuple(range(-reach, reach + 1))
+        self.bands = Tensor(band_matrices(kernel_size, self.offsets, map_size[1]))
+        self.matmul = ops.MatMul()
+        self.product = ops.BatchMatMul()
+        self.conv2d = ops.Conv2D(dim, (kernel_size, kernel_size), pad_mode="pad", pad=kernel_size // 2, group=dim)
+
+    def construct(self, tokens):
+        channels, (height, width) = self.dim, self.map_size
+        if self.implementation == "unfold":
+            maps = tokens.reshape((-1, channels)).transpose((1, 0)).reshape((channels, -1, height, width))
+            zeros = ops.zeros_like(maps)
+            shifted = ()  # by whole rows, zeros where there are none: [C, B, H, W] each
+            for offset in self.offsets:
+                if offset < 0:
+                    shifted = shifted + (ops.concat((zeros[:, :, :-offset], maps[:, :, :offset]), 2),)
+                elif offset > 0:
+                    shifted = shifted + (ops.concat((maps[:, :, offset:], zeros[:, :, :offset]), 2),)
+                else:
+                    shifted = shifted + (maps,)
+            rows = ops.concat(shifted, 3) if len(shifted) > 1 else maps
+            rows = rows.reshape((channels, -1, len(self.offsets) * width))  # [C, B * H, rows * W]
+            weight = self.weight.reshape((channels, self.kernel_area)).astype(tokens.dtype)
+            bands = self.matmul(weight, self.bands.astype(tokens.dtype)).reshape((channels, -1, width))
+            out = self.product(rows, bands)  # [C, B * H, W]
+            out = out.reshape((channels, -1)).transpose((1, 0))  # [B * L, C]
+        else:
+            maps = tokens.transpose((0, 2, 1)).reshape((-1, channels, height, width))
+            maps = self.conv2d(maps, self.weight)  # [B, C, H, W]
+            out = maps.reshape((-1, channels, height * width)).transpose((0, 2, 1)).reshape((-1, channels))
+        return self.add_bias(out, self.bias.astype(out.dtype)).reshape((-1, *tokens.shape[1:]))
+
+
+def band_matrices(kernel_size: int, offsets: tuple[int, ...], width: int) -> np.ndarray:
+    """Make the matrix whose product with kernels gives matrices that convolve rows.
+
+    Args:
+        offsets: those of the rows that stand side by side, in rows of the map.
+
+    Returns:
+        [kernel_size^2, len(offsets) * width * width] float32 of zeros and ones. A kernel's elements times it are a
+        matrix [len(offsets) * width, width]: element (i, c; w) is what column c of the i-th row adds to column w.
+    """
+    bands = np.zeros((kernel_size, kernel_size, len(offsets), width, width), np.float32)
+    centre = kernel_size // 2
+    for i, offset in enumerate(offsets):
+        for column in range(kernel_size):
+            bands[offset + centre, column, i] = np.eye(width, k=centre - column)
+    return bands.reshape(kernel_size * kernel_size, -1)
+
+
+class PatchEmbed(nn.Cell):
+    """Embeds patches of images or tokens as tokens [B, L, embed_dim], by a convolution and then a LayerNorm.
+
+    It is the stem, and the downsampling between stages (PatchEmbed in the originals of both families).
+
+    Args:
+        map_size: (H, W) of the map whose tokens it takes; None: it takes images [B, C, H, W].
+        extra_padding: rows of zeros below and columns to the right, before the convolution.
+        pre_norm: also normalises the map before the convolution, over places and channels (Focal's use_pre_norm).
+    """
+
+    def __init__(
+        self,
+        in_chans,
+        embed_dim,
+        kernel_size,
+        stride,
+        padding=0,
+        map_size=None,
+        extra_padding=(0, 0),
+        norm=True,
+        pre_norm=False,
+        fan_out_init=False,
+    ):
+        super().__init__()
+        self.pre_norm = nn.GroupNorm(1, in_chans, eps=1e-5) if pre_norm else None
+        self.proj = Conv2d(in_chans, embed_dim, kernel_size, stride, padding, map_size, extra_padding, fan_out_init)
+        self.norm = LayerNorm(embed_dim) if norm else None
+
+    def construct(self, x):
+        if self.pre_norm is not None:
+            maps = x.transpose((0, 2, 1)).reshape((-1, x.shape[2], x.shape[1], 1))  # [B, C, L, 1]
+            x = self.pre_norm(maps).reshape((-1, x.shape[2], x.shape[1])).transpose((0, 2, 1))
+        x = self.proj(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        return x
