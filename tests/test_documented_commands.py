@@ -52,6 +52,7 @@ STANDS_FOR = {  # words in capitals, and places outside of the repository
 TESTS_IN_THE_COPY = (
     "conftest.py",
     "reference.py",
+    "reference/dense_schedules.json",
     "reference/schedule.json",
     "training/conftest.py",
     "training/states.py",

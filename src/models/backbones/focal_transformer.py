@@ -5,8 +5,8 @@ aside, so official checkpoints load by name (src/files/weights.py).
 
 The attention gathers (attention.GatheredAttention). Each window's keys are rows of one token matrix (the fine tokens,
 then the pooled tokens of each coarser level) chosen by a static table, with static shapes throughout. Windows, shifts
-and padding exist in the tables alone (focal_windows.py). The two versions differ only in the keys that a window sees and in
-the source of a query-key pair's bias.
+and padding exist in the tables alone (focal_windows.py). The two versions differ only in the keys that a window sees
+and in the source of a query-key pair's bias.
 """
 
 import math
