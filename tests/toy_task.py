@@ -102,6 +102,10 @@ class ToyNetwork(nn.Cell):
 
     no_weight_decay = ()
 
+    @staticmethod
+    def check(arguments):
+        assert arguments["width"] == WIDTH
+
     def __init__(self, width: int = WIDTH):
         super().__init__()
         self.dense = nn.Dense(width, width, weight_init="zeros", has_bias=False)
@@ -237,4 +241,4 @@ def register(monkeypatch) -> None:
     """Make the task known for one test."""
     monkeypatch.setitem(TASKS, "toy", Toy)
     monkeypatch.setitem(TASK_SECTIONS, "toy", TaskSections(ToyData, ToyAugment, ToyEval, lambda config: None))
-    monkeypatch.setitem(registry._FAMILIES, "toy", registry.Family(ToyNetwork, lambda arguments: None))
+    monkeypatch.setitem(registry._FAMILIES, "toy", registry.Family(ToyNetwork))

@@ -108,7 +108,7 @@ def resolve_arguments(
         raise ArgumentError("num_classes", "a backbone of features has no classes; leave it or features_only out")
     if not features_only and out_indices is not None:
         raise ArgumentError("out_indices", "a classifier gives no maps; add features_only=True")
-    every_stage = range(len(arguments["depths"]))
+    every_stage = range(len(arguments.get("depths", ())))
     chosen = tuple(every_stage if out_indices is None else out_indices) if features_only else None
     family.check(arguments | {"out_indices": chosen})
     return family, arguments | ({"out_indices": chosen} if features_only else {})

@@ -37,7 +37,7 @@ NANO = {
     ],
     ids=["focal", "focalv2"],
 )
-def test_twenty_steps_equal_the_original(family, arguments, key_tables):
+def test_twenty_steps_equal_the_original(family, arguments, key_tables, graph_mode):
     reference = figures("trajectory")[f"{family}_nano_112"]
     model = create_model(family, **NANO, **arguments)
     load_weights(model, formula_weights(model, key_tables))
