@@ -55,7 +55,8 @@ def mpirun(arguments: list[str]) -> None:
 def msrun(arguments: list[str]) -> None:
     while arguments[0].startswith("--"):
         flag = arguments.pop(0).partition("=")[0]
-        if flag not in ("--worker_num", "--local_worker_num", "--join", "--master_addr", "--master_port", "--node_rank"):
+        known = ("--worker_num", "--local_worker_num", "--join", "--master_addr", "--master_port", "--node_rank")
+        if flag not in known:
             sys.exit(f"msrun: {flag}: not known here")
     python(arguments)
 
