@@ -35,8 +35,10 @@ class WithStages(nn.Cell):
         x = self.model.patch_embed(images)
         outputs = ()
         for layer in self.model.layers:
-            tokens, x = layer(x)
-            outputs = outputs + (tokens if x is None else x,)  # the original's stages end with the downsampling
+            x = layer(x)
+            if layer.downsample is not None:  # with which the original's stages end
+                x = layer.downsample(x)
+            outputs = outputs + (x,)
         return self.model.head(self.model.norm(outputs[-1]).mean(1)), outputs
 
 

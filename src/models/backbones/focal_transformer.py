@@ -352,7 +352,7 @@ class FocalBlock(nn.Cell):
 
 
 class FocalStage(nn.Cell):
-    """Runs the blocks of one resolution and the downsampling after them (BasicLayer in the original files)."""
+    """Runs the blocks of one resolution; holds the downsampling after them (BasicLayer in the original files)."""
 
     def __init__(self, blocks, downsample):
         super().__init__()
@@ -360,12 +360,10 @@ class FocalStage(nn.Cell):
         self.downsample = downsample
 
     def construct(self, x, drop_path=None, dropout_seed=None):
-        """Map tokens [B, L, C] to the stage's output, [B, L, C], and the next stage's input, [B, L / 4, 2C] or None."""
+        """Map tokens [B, L, C] to [B, L, C]. The model does the downsampling: a pair would take longer to compile."""
         for block in self.blocks:
             x = block(x, drop_path, dropout_seed)
-        if self.downsample is None:
-            return x, None
-        return x, self.downsample(x)
+        return x
 
 
 def check_focal_transformer(arguments: dict) -> None:
@@ -761,8 +759,10 @@ class FocalTransformer(Backbone):
         x = self.pos_drop(x, dropout_seed)
         maps = ()
         for layer in self.layers:
-            tokens, x = layer(x, drop_path, dropout_seed)
-            maps = maps + (tokens,)
+            x = layer(x, drop_path, dropout_seed)
+            maps = maps + (x,)
+            if layer.downsample is not None:
+                x = layer.downsample(x)
         return maps
 
     def output_norm(self, stage, tokens):
