@@ -48,6 +48,7 @@ class Points(Dataset):
 
     columns = ("point", "known")
     classes = ()
+    description = f"{WIDTH} numbers a point"
 
     def __init__(self, path, size, first):
         self.path, self.size, self.first = Path(path), size, first

@@ -30,6 +30,11 @@ class Dataset(ABC):
     columns: tuple[str, ...]
     fixed_order = False
 
+    @property
+    def description(self) -> str:
+        """What a line about a run says of it."""
+        return f"{len(self.classes)} classes"
+
     @abstractmethod
     def reader(self, sampler):
         """Make a MindSpore dataset of the columns, in the order of a MindSpore sampler."""

@@ -330,7 +330,7 @@ class Trainer:
         config, progress, parts = self.config, self.state.progress, self.parts
         parameters = sum(parameter.size for parameter in self.model.trainable_params())
         self.log.line(
-            f"{config.model.name}: {parameters:,} parameters, {len(self.state.classes)} classes, "
+            f"{config.model.name}: {parameters:,} parameters, {self.train_batches.data.description}, "
             f"{self.dist.device_target} x {self.dist.size}, {self.updates_per_epoch} updates of {self.global_batch} "
             f"images an epoch, amp {config.amp.level}"
         )
