@@ -22,6 +22,7 @@ class Dataset(ABC):
         size: number of samples.
         columns: names of the values that the reader gives for each sample.
         fixed_order: the reader takes samplers of one fixed order only, so that every epoch needs a reader of its own.
+        notices: lines about what is odd here, such as files that were left out; whoever opens it prints them.
     """
 
     path: Path
@@ -29,6 +30,7 @@ class Dataset(ABC):
     size: int
     columns: tuple[str, ...]
     fixed_order = False
+    notices: tuple[str, ...] = ()
 
     @property
     def description(self) -> str:

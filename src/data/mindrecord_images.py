@@ -14,7 +14,8 @@ import mindspore.dataset as ds
 import numpy as np
 
 from src.data.dataset import DataError
-from src.data.image_set import ImageSet, reader_threads
+from src.data.image_set import ImageSet
+from src.files.names import unescape_name
 
 INDEX_SUFFIX = ".mindrecord.json"
 DAMAGED = "damaged after it was made"
@@ -58,9 +59,12 @@ class MindRecordImages(ImageSet):
         return ds.MindDataset(
             [str(part) for part in self.parts],
             columns_list=["image", "label"],
-            num_parallel_workers=reader_threads(),
+            num_parallel_workers=min(4, os.cpu_count() or 1),
             sampler=sampler,
         )
+
+    def file_content(self, image):
+        return image
 
     def _read_column(self, name: str) -> list:
         parts = [str(part) for part in self.parts]
@@ -72,7 +76,7 @@ class MindRecordImages(ImageSet):
 
     @cached_property
     def names(self):
-        return [str(name) for name in self._read_column("name")]
+        return [unescape_name(str(name)) for name in self._read_column("name")]
 
     @cached_property
     def labels(self):  # type: ignore[override]  # read when first asked for

@@ -69,6 +69,8 @@ def assemble(config: Config, dist: Dist) -> Assembly:
     task.check()
     train_data = task.open("train")
     val_data = task.open("val", train_data.classes)
+    for notice in (*train_data.notices, *val_data.notices):
+        announce(notice)
     task.check_data(train_data, val_data)
 
     model = config.build_model(dist.device_target)
