@@ -1,5 +1,6 @@
 """Defines what every data set gives the pipeline, whatever its samples are labelled with."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,12 @@ class Dataset(ABC):
     def description(self) -> str:
         """What a line about a run says of it."""
         return f"{len(self.classes)} classes"
+
+    @cached_property
+    def listing(self) -> str:
+        """Which samples there are, as "format:checksum": equal where two processes or sessions found the same names."""
+        checksum = hashlib.sha256("\0".join(self.names).encode("utf-8", "surrogateescape")).hexdigest()
+        return f"{type(self).__name__}:{checksum[:16]}"
 
     @abstractmethod
     def reader(self, sampler):

@@ -29,9 +29,9 @@ EXAMPLES = 3
 HIDDEN = "hidden or of the system"
 ENDING = "without the ending of an image"
 BESIDE = "beside the class folders"
-LOOP = "links to a folder above"
-NOWHERE = "links that lead nowhere"
-EMPTY = "folders named like an image, without images"
+LOOP = "linking to a folder above"
+NOWHERE = "linking nowhere"
+EMPTY = "named like an image, but a folder without any"
 
 
 def is_image_name(name: str) -> bool:
@@ -122,7 +122,7 @@ def list_images(folder: str | Path, left_out: LeftOut, shown: str = "", above: f
         except OSError as error:
             if not path:
                 raise
-            left_out.add(f"folders that cannot be listed ({error.strerror})", shown + path)
+            left_out.add(f"not to be listed ({error.strerror})", shown + path)
             continue
         found += [path + image for image in images]
         pending += [(f"{path}{name}/", inside) for name in folders]

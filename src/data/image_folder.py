@@ -4,6 +4,7 @@ That reader itself is not used: it ends a run at the first file that it cannot o
 the folder once more, when it may hold other files. Here the folder is listed once, and worker processes open the files.
 """
 
+import hashlib
 import os
 from functools import cached_property
 from pathlib import Path
@@ -72,6 +73,13 @@ class ImageFolder(IndexedImages):
             for folder, packed in zip(self.classes, self.files, strict=True)
             for name in os.fsdecode(packed).split("\0")[:-1]
         ]
+
+    @cached_property
+    def listing(self):
+        checksum = hashlib.sha256()
+        for folder, packed in zip(self.classes, self.files, strict=True):
+            checksum.update(os.fsencode(folder) + b"/" + packed)
+        return f"{type(self).__name__}:{checksum.hexdigest()[:16]}"
 
     def name(self, index):
         label = self.labels[index]

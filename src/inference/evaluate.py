@@ -25,8 +25,8 @@ def evaluate_checkpoint(
         json_path: path of the report; None for `evaluation_path`, where failing to write is only a warning.
 
     Raises:
-        UserError: no checkpoint, weights of another model, data of other classes, or a `json_path` that cannot be
-            written.
+        UserError: no checkpoint, weights of another model, data of other classes, no readable image, or a `json_path`
+            that cannot be written.
     """
     path = run_checkpoint(config, checkpoint)
     trained = load_for_inference(config, path, weights, dist.device_target)
@@ -59,6 +59,8 @@ def evaluate_checkpoint(
         print(f"unreadable image {escape_name(image)} ({reason}); not counted")
     if skipped:
         print(f"{len(skipped)} unreadable images")
+    if skipped and len(skipped) == len(range(dist.rank, data.size, dist.size)):
+        raise UserError(f"data folder {data.path}: none of its images could be read, so nothing was measured")
     print(f"{path} ({trained.weights} weights): {result}", flush=True)
     for remark in result.remarks():
         print(remark, flush=True)

@@ -1,5 +1,6 @@
 """The pipeline from files to batches."""
 
+import os
 from itertools import chain
 from multiprocessing import get_context
 
@@ -274,6 +275,40 @@ def test_unreadable_images_are_named_and_replaced_or_left_out(folder, unreadable
     weights = np.concatenate([weights for _, _, weights, _ in batches])
     assert weights.sum() == 19
     assert sorted(unreadable.read()) == sorted(map(str, broken))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_files_that_cannot_be_opened_are_named_and_replaced_or_left_out(folder, unreadable, workers):
+    """Also by a run that goes on within the epoch, with the same batches."""
+    broken = [folder.path / "b9" / "002.png", folder.path / "cat" / "003.png", folder.path / "cat" / "007.png"]
+    for path in broken:
+        path.unlink()
+    broken[0].symlink_to("nowhere.png")
+    os.mkfifo(broken[1])
+    whole = train_batches(folder, unreadable, epochs=2, workers=workers)
+    order = epoch_order(5, 0, 21)[:20]
+    levels = [20 * label + index for label, count in enumerate((6, 7, 8)) for index in range(count)]
+    replaced = {22: 23, 43: 44, 47: 40}
+    seen = np.concatenate([grey(images) for images, _ in whole[0]])
+    assert seen.tolist() == [replaced.get(levels[i], levels[i]) for i in order]
+    rest = train_batches(folder, unreadable, epochs=2, first_batch=2, workers=workers)
+    assert_equal(joined(rest), joined(whole)[2:])
+
+    weights = np.concatenate([weights for _, _, weights, _ in eval_batches(folder, unreadable, workers=workers)])
+    assert weights.tolist() == [0 if i in (8, 16, 20) else 1 for i in range(21)]
+    assert unreadable.read() == {
+        str(broken[0]): "No such file or directory",
+        str(broken[1]): "not a regular file",
+        str(broken[2]): "No such file or directory",
+    }
+
+
+def test_names_of_any_bytes_survive_in_the_list_of_unreadable_images(unreadable):
+    names = [os.fsdecode(b"/data/cat/caf\xe9.png"), "/data/a\tb\nc\\d.png", "/data/\u2028.png", "/data/\u65e5.png"]
+    for name in names:
+        unreadable.add(name, f"{name}: not\nan image")
+    assert list(unreadable.read()) == names
+    assert len(unreadable.path.read_text(encoding="utf-8").splitlines()) == 4
 
 
 def test_a_class_without_a_readable_image_is_one_line(folder, unreadable):
