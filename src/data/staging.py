@@ -6,12 +6,14 @@ the others wait for it.
 
 import fcntl
 import json
+import os
 import shutil
 import tarfile
 import time
 import zipfile
 from pathlib import Path
 
+from src.data.image_files import LeftOut, read_file, reason_of
 from src.errors import UserError
 from src.files.atomic import write_text
 
@@ -72,7 +74,10 @@ def _copy_in(data_url: str, local: Path) -> dict:
     failure = None
     try:
         shutil.rmtree(partial, ignore_errors=True)
-        copy(data_url, partial)
+        try:
+            copy(data_url, partial)
+        except shutil.Error as error:  # of all the files that could not be copied; the others were
+            _pass_over_unreadable(data_url, error)
         for archive in [path for path in partial.iterdir() if path.name.endswith(ARCHIVES)]:
             unpack(archive)
         shutil.rmtree(local, ignore_errors=True)
@@ -80,6 +85,23 @@ def _copy_in(data_url: str, local: Path) -> dict:
     except Exception as error:  # the waiting processes must learn of any failure
         failure = f"cannot be copied to {local} ({type(error).__name__}: {error})"
     return {"source": data_url, "failure": failure, "time": time.time()}
+
+
+def _pass_over_unreadable(data_url: str, error: shutil.Error) -> None:
+    """Name and count the files that could not be copied because they cannot be read; the run leaves out such images.
+
+    Raises:
+        shutil.Error: other files could not be copied either, as on a full disk.
+    """
+    left_out = LeftOut()
+    for source, _, _ in error.args[0]:
+        try:
+            read_file(source)
+        except OSError as reason:
+            left_out.add(f"not readable ({reason_of(reason)})", str(source))
+        else:
+            raise error
+    print(f"data_url {data_url}: left out {left_out}", flush=True)
 
 
 def stage_out(output: Path, train_url: str) -> None:
@@ -106,7 +128,15 @@ def copy(source: str, destination: str | Path) -> None:
         Path(destination).mkdir(parents=True, exist_ok=True)
         shutil.copy2(source, destination)
     else:
-        shutil.copytree(source, destination, dirs_exist_ok=True)
+        shutil.copytree(source, destination, ignore=_links_to_above, dirs_exist_ok=True)
+
+
+def _links_to_above(folder: str, names: list[str]) -> set[str]:
+    """Return the names of links in a folder that lead to one that holds it: a copy of them would have no end."""
+    inside = os.path.realpath(folder)
+    links = [name for name in names if os.path.islink(os.path.join(folder, name))]
+    targets = {name: os.path.realpath(os.path.join(folder, name)) for name in links}
+    return {name for name, target in targets.items() if os.path.commonpath([inside, target]) == target}
 
 
 def unpack(archive: Path) -> None:

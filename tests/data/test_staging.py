@@ -1,5 +1,6 @@
 """Copying data and results around a run."""
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -127,3 +128,26 @@ def test_results_are_copied_out(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StagingError, match=r"cannot be written .*; the run is in"):
         stage_out(output, str(tmp_path / "file" / "run"))
+
+
+def test_files_that_cannot_be_read_are_left_out_and_named(source, tmp_path, capsys):
+    (source / "train" / "a" / "2.png").symlink_to("nowhere")
+    os.mkfifo(source / "train" / "b" / "3.png")
+    (source / "train" / "b" / "up").symlink_to("../..")  # a copy of what it leads to would have no end
+    local = stage_in(str(source), tmp_path / "disk" / "data")
+    found = sorted(str(path.relative_to(local)) for path in local.rglob("*.png"))
+    assert found == ["train/a/1.png", "train/b/2.png", "val/a/3.png"]
+    out = capsys.readouterr().out
+    assert f"data_url {source}: left out 1 not readable (No such file or directory) ({source}/train/a/2.png)" in out
+    assert f"1 not readable (not a regular file) ({source}/train/b/3.png)" in out
+
+
+def test_files_that_could_be_read_must_be_copied(source, tmp_path, monkeypatch):
+    """What fails for them is the copy, as on a full disk."""
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    with pytest.raises(StagingError, match="No space left on device"):
+        stage_in(str(source), tmp_path / "disk" / "data")

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from src.data.open_images import open_images
 from src.data.pipeline import EvalBatches, UnreadableImages
 from src.data.transforms import EvalTransform, Preprocessing
 from src.distributed.ranks import Dist
+from src.files.names import escape_name, unescape_name
 from src.files.weights import save_weights
 from src.inference.export import export_checkpoint
 from src.inference.trained import load_for_inference
@@ -58,7 +60,7 @@ def call(capsys, monkeypatch):
 
     def call_script(*arguments, stdin=""):
         monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(os.fsencode(stdin))))
         capsys.readouterr()
         code = run(script.main, "predict.py")
         captured = capsys.readouterr()
@@ -142,16 +144,42 @@ def test_unreadable_files_are_listed_and_left_out(call, checkpoint, expected, tm
     (entry,) = json.loads(out)
     assert entry["image"] == str(folder / "below" / "good.png")
     assert entry["predictions"][0]["probability"] == pytest.approx(expected[name].max(), abs=1e-6)
-    listed = err.splitlines()
+    left_out, *listed = err.splitlines()
     assert [line.split(" (")[0] for line in listed] == [
         f"unreadable image {folder / 'cut.png'}",
         f"unreadable image {folder / 'text.jpg'}",
         f"unreadable image {folder / 'none.png'}",
         "3 of 4 images could not be read",
     ]
+    assert left_out == (
+        f"folder {folder}: left out 1 hidden or of the system (.hidden.png); "
+        "1 without the ending of an image (notes.txt)"
+    )
     code, out, err = call("--checkpoint", checkpoint, "--format", "json", folder / "cut.png")
     assert (code, json.loads(out)) == (1, [])
     assert err.endswith("predict.py: error: none of the images could be read\n")
+
+
+def test_names_of_any_bytes_come_back(call, checkpoint, expected, tmp_path):
+    """From a folder or from `find -print0`; escaped in lines, exact in JSON."""
+    good = Path(next(iter(expected))).read_bytes()
+    names = [str(tmp_path / os.fsdecode(name)) for name in (b"a\tb\nc.JpG", b"caf\xe9.png", b"sub/caf\xc3\xa9.png")]
+    (tmp_path / "sub").mkdir()
+    for name in names:
+        Path(name).write_bytes(good)
+    command = ["--checkpoint", checkpoint, "--top=1"]
+    code, out, err = call(*command, "--format=json", tmp_path)
+    assert (code, err) == (0, "")
+    assert [entry["image"] for entry in json.loads(out)] == names
+    escaped = [escape_name(name) for name in names]
+    out = call(*command, "-", stdin="".join(f"{name}\0" for name in names))[1]
+    assert [line.split(": ")[0] for line in out.splitlines()] == escaped
+    rows = csv.DictReader(io.StringIO(call(*command, "--format=csv", "-", stdin=names[1])[1]))
+    assert [unescape_name(row["image"]) for row in rows] == [names[1]]
+    bad = tmp_path / os.fsdecode(b"bad\xff.png")
+    os.mkfifo(bad)
+    err = call(*command, names[0], bad)[2]
+    assert f"unreadable image {escape_name(bad)} (not a regular file)" in err
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])  # the first as the original code writes them
