@@ -91,7 +91,7 @@ class LeftOut:
     def __str__(self) -> str:
         """What was left out, in one line without its end; empty if nothing was."""
         parts = []
-        for reason, count in self.counts.items():
+        for reason, count in sorted(self.counts.items()):
             shown = [escape_name(name) for name in self.examples[reason]] + ["..."] * (count > EXAMPLES)
             parts.append(f"{count} {reason} ({', '.join(shown)})")
         return "; ".join(parts)

@@ -60,8 +60,8 @@ def test_a_folder_says_what_it_leaves_out(tmp_path):
     assert folder.names == ["Cat/3.png", "cat/1.png", "dog/sub/2.png"]
     assert folder.content(2).tobytes() == b"dog/sub/2.png"
     assert folder.notices == (
-        f"data folder {tmp_path}: left out 1 hidden or of the system (__MACOSX); 1 beside the class folders "
-        "(loose.png); 1 without the ending of an image (cat/readme.txt)",
+        f"data folder {tmp_path}: left out 1 beside the class folders (loose.png); 1 hidden or of the system "
+        "(__MACOSX); 1 without the ending of an image (cat/readme.txt)",
         f"data folder {tmp_path}: the classes 'Cat' and 'cat' differ only in case or Unicode form",
     )
 

@@ -138,14 +138,14 @@ def test_files_that_cannot_be_read_are_left_out_and_named(source, tmp_path, caps
     found = sorted(str(path.relative_to(local)) for path in local.rglob("*.png"))
     assert found == ["train/a/1.png", "train/b/2.png", "val/a/3.png"]
     out = capsys.readouterr().out
-    assert f"data_url {source}: left out 1 not readable (No such file or directory) ({source}/train/a/2.png)" in out
+    assert f"data_url {source}: left out 1 not readable (No such file or directory) ({source}/train/a/2.png); " in out
     assert f"1 not readable (not a regular file) ({source}/train/b/3.png)" in out
 
 
 def test_files_that_could_be_read_must_be_copied(source, tmp_path, monkeypatch):
     """What fails for them is the copy, as on a full disk."""
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("shutil.copyfile", full)
