@@ -313,6 +313,8 @@ def _parse_override(text: str) -> tuple[str, Any]:
     if key.count(".") != 1 or key.split(".")[0] not in SECTION_NAMES:
         section = key.split(".")[0]
         raise ConfigError(f"{COMMAND_LINE}: {key}: unknown section{_nearest(section, SECTION_NAMES)}")
+    if not value.isprintable() and any(0xDC80 <= ord(character) <= 0xDCFF for character in value):
+        return key, value  # a path with bytes that are not UTF-8, which YAML refuses
     try:
         return key, yaml.load(value, _Loader)
     except yaml.YAMLError as error:

@@ -1,5 +1,7 @@
 """Configuration: every shipped file builds, and what cannot work is refused by name."""
 
+import os
+
 import pytest
 import yaml
 
@@ -7,7 +9,7 @@ from src.config.load import CONFIG_ROOT, ConfigError, find_config, load_config
 from src.config.renamed_keys import RENAMED_KEYS
 from src.config.task_sections import TASK_SECTIONS
 from src.models import list_models
-from tests.conftest import ONE_OF_EACH_KIND
+from tests.conftest import DIGITS_CONFIG, ONE_OF_EACH_KIND
 
 TINY = "focalv2_tiny_useconv_patch4_window7_224"
 SHIPPED = [path for path in sorted(CONFIG_ROOT.rglob("*.yaml")) if path.parent.name != "base"]
@@ -50,6 +52,13 @@ def test_shipped_configuration_builds(path):
 
 def test_every_published_model_has_a_configuration():
     assert {path.stem for path in SHIPPED} >= set(list_models())
+
+
+def test_paths_of_any_bytes_survive(write):
+    """On the command line, where YAML refuses them, and in config.yaml."""
+    path = os.fsdecode(b"/data/caf\xe9")
+    config = load_config(DIGITS_CONFIG, [f"data.path={path}"])
+    assert load_config(write(config.to_yaml())).data.path == config.data.path == path
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

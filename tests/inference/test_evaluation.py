@@ -406,6 +406,15 @@ def test_unreadable_images_and_nan_reach_the_report(setting, tmp_path):
     assert content["classes"][3] == {"index": 3, "name": "2", "count": 0, "correct": 0, "accuracy": None}
 
 
+def test_no_readable_image_is_no_result(setting, tmp_path):
+    numbered(tmp_path / "val")
+    for path in (tmp_path / "val").rglob("*.png"):
+        path.unlink()
+        path.symlink_to("nowhere")
+    with pytest.raises(UserError, match="none of its images could be read, so nothing was measured"):
+        setting(tuple(sorted(CLASSES_OF_MODEL)))
+
+
 def test_a_report_that_cannot_be_written(setting, tmp_path, capsys):
     """By default a warning after the result; where it was asked for by name, an error."""
     numbered(tmp_path / "val")
