@@ -66,7 +66,8 @@ def main(arguments: list[str]) -> None:
 
     import numpy as np
 
-    from src.data.transforms import Preprocessing, UnreadableImage, decode
+    from src.data.decoding import UnreadableImage
+    from src.data.transforms import Preprocessing
     from src.explaining.attention_maps import BlockAddress, grad_cam, observe, token_at, view
     from src.explaining.attention_pictures import pictures, write_pictures
     from src.inference.exported import RUNNABLE
@@ -84,7 +85,7 @@ def main(arguments: list[str]) -> None:
     )
     model, preprocessing = trained.network, Preprocessing.from_dict(trained.preprocessing)
     try:
-        array = decode(np.fromfile(options.image, np.uint8), preprocessing.channels)
+        array = preprocessing.decode(np.fromfile(options.image, np.uint8))
     except (UnreadableImage, OSError) as error:
         raise UserError(f"image {options.image}: cannot be read ({error})") from error
     pixels = preprocessing.transform(array)

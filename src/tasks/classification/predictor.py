@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from src.data.transforms import Preprocessing, UnreadableImage
+from src.data.decoding import UnreadableImage
+from src.data.transforms import Preprocessing
 from src.errors import UserError
 from src.tasks.task import Predictor
 

@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 
 from src.data.dataset import DataError
+from src.data.decoding import AS_STORED, Reading, UnreadableImage, decode
 from src.data.image_set import ImageSet
 from src.data.mixup import draw_mixing, is_mixing_enabled, mix_images, mix_targets, soft_targets
 from src.data.pipeline import REFUSED, BatchKey, EvalSamples, TrainSamples, UnreadableImages, epoch_order
 from src.data.random_erasing import draw_rectangles, erase
-from src.data.transforms import Preprocessing, TrainTransform, UnreadableImage, decode, normalise
+from src.data.transforms import Preprocessing, TrainTransform, normalise
 from src.random_streams import Stream, generator
 
 
@@ -21,6 +22,7 @@ class LabelledTrainSamples(TrainSamples):
 
     Args:
         mean, std: mean and deviation of each channel, of pixels scaled to [0, 1].
+        reading: says how files become pixels.
     """
 
     outputs = ("pixels", "target")
@@ -32,14 +34,15 @@ class LabelledTrainSamples(TrainSamples):
         mean: list[float],
         std: list[float],
         unreadable: UnreadableImages,
+        reading: Reading = AS_STORED,
     ):
         self.images, self.transform, self.unreadable = images, transform, unreadable
-        self.mean, self.std = mean, std
+        self.mean, self.std, self.reading = mean, std, reading
 
     def sample(self, columns, epoch, position):
         content, label = columns
         try:
-            array = decode(content, len(self.mean))
+            array = decode(content, len(self.mean), self.reading)
         except UnreadableImage as error:
             augment = self.transform.augment
             order = epoch_order(self.transform.seed, epoch, self.images.size, augment.repeats)
@@ -56,7 +59,7 @@ class LabelledTrainSamples(TrainSamples):
         self.unreadable.add(images.path / images.name(index), reason)
         for other in images.successors(index):
             try:
-                return decode(images.content(other), len(self.mean))
+                return decode(images.content(other), len(self.mean), self.reading)
             except (UnreadableImage, OSError):
                 continue
         raise DataError(
