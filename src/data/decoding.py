@@ -19,8 +19,10 @@ MAX_PIXELS = 178_956_970
 # Pillow's modes of 16 bits; of 32 bits, with what they hold.
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 NO_RANGE = {"I": "32-bit or signed integers", "F": "floating-point numbers"}
+PROGRAMS = ("EPS",)  # Pillow would start Ghostscript for it, whatever the file is called
 # Formats whose images of mode I have 16 bits: Pillow scales those of PPM, and its earlier versions read PNG as mode I.
 SIXTEEN_BITS_AS_I = ("PNG", "PPM")
+PNG_DEPTH = 24  # where a PNG file states its bits a channel
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF
 WHITE_IS_ZERO = 0
 
@@ -89,14 +91,14 @@ def decode(data: np.ndarray, channels: int, reading: Reading = AS_STORED) -> np.
     """Decode file content [n] uint8 into pixels [H, W, channels] uint8.
 
     JPEG goes through libjpeg-turbo directly, which gives the same pixels as Pillow and is faster because it makes no
-    Pillow image. Pillow decodes what it does not take (damage, CMYK, grey from colours).
+    Pillow image. Pillow decodes what it does not take (CMYK, harmless damage).
 
     Raises:
         UnreadableImage: damaged, cut short, not an image, too large, or of values without an agreed range.
     """
     content = data.tobytes()
-    array = _decode_jpeg(content, reading) if channels == 3 and content.startswith(JPEG_START) else None
     try:
+        array = _decode_jpeg(content, channels, reading) if content.startswith(JPEG_START) else None
         if array is None:
             return _decode_by_pillow(content, channels, reading)
         if reading.exif == "ignore":
@@ -112,16 +114,26 @@ def decode(data: np.ndarray, channels: int, reading: Reading = AS_STORED) -> np.
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error
 
 
-def _decode_jpeg(content: bytes, reading: Reading) -> np.ndarray | None:
-    """Decode an RGB image with libjpeg-turbo; return None where Pillow must see to it."""
+def _decode_jpeg(content: bytes, channels: int, reading: Reading) -> np.ndarray | None:
+    """Decode a JPEG image with libjpeg-turbo; return None where Pillow must see to it.
+
+    Pillow takes some files for whole whose end is missing, such as an interrupted copy that is filled up with zeros,
+    and paints the rest grey; libjpeg-turbo tells.
+
+    Raises:
+        UnreadableImage: the end is missing, or there are too many pixels.
+    """
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(content)
-        if colors not in ("YCbCr", "Gray"):
-            return None
         reading.check_size(width, height)
-        return simplejpeg.decode_jpeg(content, "RGB")
-    except ValueError:
+        array = simplejpeg.decode_jpeg(content, "CMYK" if colors in ("CMYK", "YCCK") else "RGB")
+    except ValueError as error:
+        if "premature end" in str(error).lower():
+            raise UnreadableImage(f"cut short ({error})") from error
         return None
+    if colors not in ("YCbCr", "Gray"):
+        return None
+    return array if channels == 3 else pixels(Image.fromarray(array).convert("L"))
 
 
 def _decode_by_pillow(content: bytes, channels: int, reading: Reading) -> np.ndarray:
@@ -129,6 +141,8 @@ def _decode_by_pillow(content: bytes, channels: int, reading: Reading) -> np.nda
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, reading.max_pixels)
     image = Image.open(io.BytesIO(content))
     reading.check_size(*image.size)
+    if image.format in PROGRAMS:
+        raise UnreadableImage(f"{image.format} is not pixels but a program that draws them; store it as PNG")
     image.load()
     reading.check_size(*image.size)  # an icon holds images of sizes that its header does not state
     mode = "RGB" if channels == 3 else "L"
@@ -137,6 +151,8 @@ def _decode_by_pillow(content: bytes, channels: int, reading: Reading) -> np.nda
     else:
         image.info.pop("transparency", None)  # Pillow would warn that it is dropped
         flat = _eight_bits(image)
+    if flat.mode == "LAB":  # which Pillow converts to RGB alone
+        flat = flat.convert("RGB")
     array = pixels(flat.convert(mode))
     return array if reading.exif == "ignore" else turned(array, _orientation(image))
 
@@ -181,14 +197,22 @@ def _over_background(image: Image.Image, content: bytes, background: tuple[int, 
         colours = flat.convert("RGB")
         alpha = Image.fromarray(np.where(np.asarray(image) == transparent, 0, 255).astype(np.uint8))
     else:
-        if isinstance(transparent, tuple) and image.format == "PNG" and content[24] == 16:
-            # Pillow keeps the upper 8 bits of the pixels, and all 16 of the colour that is transparent.
-            image.info["transparency"] = tuple(value >> 8 for value in transparent)
+        if transparent is not None and image.format == "PNG":
+            image.info["transparency"] = _like_pixels(transparent, image.mode, content[PNG_DEPTH])
         with_alpha = image.convert("RGBA")
         colours, alpha = with_alpha.convert("RGB"), with_alpha.getchannel("A")
     result = Image.new("RGB", image.size, background)
     result.paste(colours, mask=alpha)
     return result
+
+
+def _like_pixels(transparent, mode: str, depth: int):
+    """Return the transparent colour of a PNG image as 8 bits, as Pillow gives the pixels but not this colour."""
+    if mode == "RGB" and depth == 16:
+        return tuple(value >> 8 for value in transparent)
+    if mode == "L" and depth < 8:
+        return transparent * (255 // (2**depth - 1))
+    return transparent
 
 
 def _orientation(image: Image.Image) -> int:

@@ -31,10 +31,10 @@ def read(content, channels=3, **reading) -> np.ndarray:
     return decode(content, channels, Reading(**reading))
 
 
-def png(values: np.ndarray, color_type: int, depth: int, *chunks: tuple[bytes, bytes]) -> np.ndarray:
-    """A PNG file of big-endian samples [H, W, C], with more chunks before its data."""
+def png(values, color_type: int, depth: int, *chunks: tuple[bytes, bytes], rows: bytes | None = None) -> np.ndarray:
+    """A PNG file of big-endian samples [H, W, C], or of rows, with more chunks before its data."""
     height, width, _ = values.shape
-    rows = b"".join(b"\0" + row.astype(f">u{depth // 8}").tobytes() for row in values)
+    rows = rows or b"".join(b"\0" + row.astype(f">u{depth // 8}").tobytes() for row in values)
     parts = [
         (b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0)),
         *chunks,
@@ -209,6 +209,37 @@ def test_the_limit_holds_where_pillow_would_warn_or_refuse_before(monkeypatch):
             read(np.frombuffer(bomb, np.uint8))
 
 
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_the_transparent_level_of_few_bits_is_found(depth):
+    levels = np.arange(16).reshape(2, 8) % 2**depth
+    rows = [b"\0" + np.packbits(np.unpackbits(row.astype(np.uint8)[:, None], axis=1)[:, -depth:]) for row in levels]
+    content = png(levels[..., None], 0, depth, (b"tRNS", b"\0\1"), rows=b"".join(map(bytes, rows)))
+    shown = read(content, alpha=GREEN)
+    np.testing.assert_array_equal((shown == GREEN).all(axis=-1), levels == 1)
+    np.testing.assert_array_equal(read(content, 1)[..., 0], levels * (255 // (2**depth - 1)))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("alpha", ["drop", GREEN])
+def test_every_mode_of_8_bits_is_read_as_pillow_converts_it(mode, channels, alpha):
+    if mode == "LAB":
+        image = Image.frombytes("LAB", (4, 2), COLOURS.tobytes())
+    else:
+        with_alpha = Image.fromarray(np.dstack([COLOURS, np.full_like(ALPHA, 255)]))
+        image = with_alpha.convert({"PA": "LA"}.get(mode, mode)).convert(mode)
+    colours = image.convert("RGB")
+    content = encoded(image, "TIFF")
+    direct = colours if channels == 3 or mode == "LAB" else image
+    expected = pixels(direct.convert("RGB" if channels == 3 else "L"))
+    np.testing.assert_array_equal(read(content, channels, alpha=alpha), expected)
+
+
+def test_a_program_that_draws_is_not_started():
+    with pytest.raises(UnreadableImage, match="EPS is not pixels"):
+        read(encoded(Image.fromarray(COLOURS), "EPS"))
+
+
 def test_of_several_frames_the_first_is_read(photograph):
     first, second = Image.fromarray(photograph), Image.new("RGB", (150, 100), "red")
     for file_format in ("TIFF", "WEBP", "GIF", "PNG"):
@@ -233,6 +264,22 @@ def test_a_jpeg_that_was_cut_short_is_unreadable(photograph):
     Image.fromarray(photograph).save(buffer, "JPEG")
     with pytest.raises(UnreadableImage, match="truncated"):
         decode(np.frombuffer(buffer.getvalue()[:-2000], np.uint8), 3)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 4}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_jpeg_whose_end_is_missing_is_unreadable_however_it_ends(photograph, options, mode, channels):
+    """Pillow reads some of these without a word, and the missing part is grey."""
+    whole = encoded(Image.fromarray(photograph).convert(mode), "JPEG", **options).tobytes()
+    kept, rest = whole[: len(whole) * 6 // 10], len(whole) * 4 // 10
+    for cut in (kept, kept + bytes(rest), kept + b"\xff\xd9", kept + b"<html>", whole[:-2]):
+        with pytest.raises(UnreadableImage, match=r"cut short|truncated|broken"):
+            read(np.frombuffer(cut, np.uint8), channels)
+    for harmless in (whole + b"more", whole[:-2] + bytes(3) + whole[-2:], whole + whole):
+        np.testing.assert_array_equal(
+            read(np.frombuffer(harmless, np.uint8), channels), read(np.frombuffer(whole, np.uint8), channels)
+        )
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
