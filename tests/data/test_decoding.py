@@ -212,8 +212,9 @@ def test_the_limit_holds_where_pillow_would_warn_or_refuse_before(monkeypatch):
 @pytest.mark.parametrize("depth", [1, 2, 4])
 def test_the_transparent_level_of_few_bits_is_found(depth):
     levels = np.arange(16).reshape(2, 8) % 2**depth
-    rows = [b"\0" + np.packbits(np.unpackbits(row.astype(np.uint8)[:, None], axis=1)[:, -depth:]) for row in levels]
-    content = png(levels[..., None], 0, depth, (b"tRNS", b"\0\1"), rows=b"".join(map(bytes, rows)))
+    bits = [np.unpackbits(row.astype(np.uint8)[:, None], axis=1)[:, -depth:] for row in levels]
+    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in bits)
+    content = png(levels[..., None], 0, depth, (b"tRNS", b"\0\1"), rows=rows)
     shown = read(content, alpha=GREEN)
     np.testing.assert_array_equal((shown == GREEN).all(axis=-1), levels == 1)
     np.testing.assert_array_equal(read(content, 1)[..., 0], levels * (255 // (2**depth - 1)))
@@ -257,13 +258,6 @@ def test_jpeg_is_decoded_as_pillow_does(photograph, options, mode, channels):
     Image.fromarray(photograph).convert(mode).save(buffer, "JPEG", **options)
     expected = pixels(Image.open(buffer).convert("RGB" if channels == 3 else "L"))
     np.testing.assert_array_equal(decode(np.frombuffer(buffer.getvalue(), np.uint8), channels), expected)
-
-
-def test_a_jpeg_that_was_cut_short_is_unreadable(photograph):
-    buffer = io.BytesIO()
-    Image.fromarray(photograph).save(buffer, "JPEG")
-    with pytest.raises(UnreadableImage, match="truncated"):
-        decode(np.frombuffer(buffer.getvalue()[:-2000], np.uint8), 3)
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 4}])
