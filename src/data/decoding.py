@@ -210,6 +210,8 @@ def _like_pixels(transparent, mode: str, depth: int):
     """Return the transparent colour of a PNG image as 8 bits, as Pillow gives the pixels but not this colour."""
     if mode == "RGB" and depth == 16:
         return tuple(value >> 8 for value in transparent)
+    if mode == "1":
+        return 255 if transparent else 0
     if mode == "L" and depth < 8:
         return transparent * (255 // (2**depth - 1))
     return transparent

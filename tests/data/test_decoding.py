@@ -71,7 +71,7 @@ DEEP = np.random.default_rng(0).integers(0, 2**16, (6, 8), dtype=np.uint16)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF", "PPM", "JPEG2000"])
 def test_16_bits_become_their_upper_8(file_format, channels):
-    content = encoded(Image.fromarray(DEEP), file_format)
+    content = encoded(Image.fromarray(DEEP.astype(np.int32) if file_format == "PPM" else DEEP), file_format)
     np.testing.assert_array_equal(read(content, channels), np.repeat((DEEP >> 8)[..., None], channels, 2))
     np.testing.assert_array_equal(read(content, channels, alpha=GREEN), read(content, channels))
 
@@ -220,7 +220,7 @@ def test_the_transparent_level_of_few_bits_is_found(depth):
     np.testing.assert_array_equal(read(content, 1)[..., 0], levels * (255 // (2**depth - 1)))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "LAB"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("alpha", ["drop", GREEN])
 def test_every_mode_of_8_bits_is_read_as_pillow_converts_it(mode, channels, alpha):
