@@ -151,10 +151,12 @@ def _decode_by_pillow(content: bytes, channels: int, reading: Reading) -> np.nda
     else:
         image.info.pop("transparency", None)  # Pillow would warn that it is dropped
         flat = _eight_bits(image)
+    orientation = 1 if reading.exif == "ignore" else _orientation(image)
     if flat.mode == "LAB":  # which Pillow converts to RGB alone
         flat = flat.convert("RGB")
-    array = pixels(flat.convert(mode))
-    return array if reading.exif == "ignore" else turned(array, _orientation(image))
+    flat = flat.convert(mode)
+    del image  # a large one takes much memory
+    return turned(pixels(flat), orientation)
 
 
 def pixels(image: Image.Image) -> np.ndarray:
