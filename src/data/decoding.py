@@ -103,7 +103,7 @@ def decode(data: np.ndarray, channels: int, reading: Reading = AS_STORED) -> np.
             return _decode_by_pillow(content, channels, reading)
         if reading.exif == "ignore":
             return array
-        return turned(array, _orientation(Image.open(io.BytesIO(content))))
+        return turned(array, _orientation(_open(content, reading)))
     except UnreadableImage:
         raise
     except UnidentifiedImageError as error:
@@ -136,11 +136,17 @@ def _decode_jpeg(content: bytes, channels: int, reading: Reading) -> np.ndarray 
     return array if channels == 3 else pixels(Image.fromarray(array).convert("L"))
 
 
-def _decode_by_pillow(content: bytes, channels: int, reading: Reading) -> np.ndarray:
+def _open(content: bytes, reading: Reading) -> Image.Image:
+    """Open an image with Pillow, which decodes nothing yet (of most formats)."""
     # Pillow's own limit, of which it takes twice, stays behind this one: it differs by format, and it is the process's.
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, reading.max_pixels)
     image = Image.open(io.BytesIO(content))
     reading.check_size(*image.size)
+    return image
+
+
+def _decode_by_pillow(content: bytes, channels: int, reading: Reading) -> np.ndarray:
+    image = _open(content, reading)
     if image.format in PROGRAMS:
         raise UnreadableImage(f"{image.format} is not pixels but a program that draws them; store it as PNG")
     image.load()

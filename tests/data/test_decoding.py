@@ -196,11 +196,12 @@ def test_one_limit_holds_for_every_format(file_format, channels):
 
 
 def test_the_limit_holds_where_pillow_would_warn_or_refuse_before(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
-    content = encoded(Image.new("L", (40, 30)), "PNG")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert read(content, 1).shape == (30, 40, 1)
+    for file_format in ("PNG", "JPEG"):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+        content = encoded(Image.new("L", (40, 30)), file_format)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert read(content, 1, exif="apply").shape == (30, 40, 1)
     small = png(np.zeros((1, 1, 1)), 0, 8).tobytes()
     for width in (9000, 20000):  # within Pillow's own limit, which is behind this one, and beyond it
         header = b"IHDR" + struct.pack(">IIBBBBB", width, 20000, 8, 0, 0, 0, 0)
