@@ -66,9 +66,11 @@ def time_stages(folder: Path, options) -> dict[str, float]:
     from mindspore.dataset import vision
     from PIL import Image
 
+    from src.data.decoding import decode
     from src.data.mixup import draw_mixing, mix_images
     from src.data.random_erasing import draw_rectangles, erase
-    from src.data.transforms import decode, normalise, random_resized_crop_box, resize
+    from src.data.resizing import resize
+    from src.data.transforms import normalise, random_resized_crop_box
     from src.random_streams import Stream, generator
 
     transform = train_transform()

@@ -19,9 +19,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("names", nargs="+", metavar="NAME", help="what to pack, such as train and val")
     parser.add_argument("--output", required=True, help="folder of the MindRecord files")
     parser.add_argument("--images-per-file", type=int, default=10000)
+    parser.add_argument("--max-pixels", type=int, help="data.max_pixels of the runs that will read them")
     parser.add_argument("--workers", type=int, help="processes that decode (default: one per core)")
     options = parser.parse_args(arguments)
 
+    from src.data.decoding import MAX_PIXELS
     from src.data.mindrecord_images import MindRecordImages
     from src.data.pack_mindrecord import make_mindrecord
 
@@ -34,6 +36,7 @@ def main(arguments: list[str]) -> None:
             options.images_per_file,
             options.workers,
             classes,
+            options.max_pixels or MAX_PIXELS,
         )
         classes = MindRecordImages.open(index).classes
         print(f"made {index}", flush=True)

@@ -64,8 +64,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--debug", action="store_true", help="show tracebacks and MindSpore's own messages")
     options = parser.parse_intermixed_args(arguments)
 
+    from src.data.decoding import UnreadableImage
     from src.data.image_files import read_file
-    from src.data.transforms import Preprocessing, UnreadableImage, decode
+    from src.data.transforms import Preprocessing
     from src.explaining.attention_maps import BlockAddress, grad_cam, observe, token_at, view
     from src.explaining.attention_pictures import pictures, write_pictures
     from src.inference.exported import RUNNABLE
@@ -83,7 +84,7 @@ def main(arguments: list[str]) -> None:
     )
     model, preprocessing = trained.network, Preprocessing.from_dict(trained.preprocessing)
     try:
-        array = decode(read_file(options.image), preprocessing.channels)
+        array = preprocessing.decode(read_file(options.image))
     except (UnreadableImage, OSError) as error:
         raise UserError(f"image {options.image}: cannot be read ({error})") from error
     pixels = preprocessing.transform(array)

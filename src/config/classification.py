@@ -5,7 +5,10 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from src.config.schema import Fraction, Positive, Rate, Section
+from src.data.decoding import MAX_PIXELS
 from src.data.rand_augment import PolicyError, parse_policy
+
+Level = Annotated[int, Field(ge=0, le=255)]
 
 
 class ClassificationData(Section):
@@ -21,6 +24,10 @@ class ClassificationData(Section):
     numa: Literal["auto"] | bool = "auto"  # bind each process to a memory node; auto: where there are several
     mean: list[float] = Field([0.485, 0.456, 0.406], min_length=1)  # mean of pixels scaled to [0, 1], per channel
     std: list[Annotated[float, Field(gt=0)]] = Field([0.229, 0.224, 0.225], min_length=1)
+    exif: Literal["ignore", "apply"] = "ignore"  # apply: turn images as their EXIF orientation says (docs/data.md)
+    # drop: the colours of transparent pixels as they are; [red, green, blue]: laid over a background of that colour
+    alpha: Literal["drop"] | Annotated[list[Level], Field(min_length=3, max_length=3)] = "drop"
+    max_pixels: Positive = MAX_PIXELS  # width times height above which an image counts as unreadable
 
 
 class ClassificationAugment(Section):

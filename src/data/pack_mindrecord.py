@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,10 +14,10 @@ import numpy as np
 from mindspore.mindrecord import FileWriter
 
 from src.data.dataset import DataError
+from src.data.decoding import MAX_PIXELS, Reading, UnreadableImage, decode
 from src.data.image_set import ImageSet
 from src.data.mindrecord_images import INDEX_SUFFIX, MindRecordImages
 from src.data.open_images import open_images
-from src.data.transforms import UnreadableImage, decode
 from src.files.atomic import replace_synced, write_text
 from src.files.file_digest import sha256
 from src.files.names import escape_name
@@ -32,6 +33,7 @@ def make_mindrecord(
     images_per_file: int,
     workers: int | None = None,
     classes: tuple[str, ...] | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Path:
     """Pack the images called `name` (train, val) under a folder into MindRecord files; return the path of the index.
 
@@ -39,6 +41,7 @@ def make_mindrecord(
 
     Args:
         classes: names of the classes, for formats that do not say them.
+        max_pixels: data.max_pixels of the runs that will read them; larger images count as unreadable.
 
     Raises:
         DataError: no images, none that is readable, an output where they would be overlooked, or no room.
@@ -55,13 +58,14 @@ def make_mindrecord(
     try:
         output.mkdir(parents=True, exist_ok=True)
         starts = range(0, images.size, images_per_file)
+        problem = partial(problem_of, reading=Reading(max_pixels=max_pixels))
         with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
             parts = []
             for number, start in enumerate(starts):
                 chosen = range(start, min(start + images_per_file, images.size))
-                parts.append(_make_part(images, chosen, output / f"{name}.mindrecord{number:05d}", pool))
+                parts.append(_make_part(images, chosen, output / f"{name}.mindrecord{number:05d}", pool, problem))
                 print(f"{name}: {chosen.stop} of {images.size} images", flush=True)
-        left_out = [image for part in parts for image in part["unreadable"]]
+        left_out = [entry for part in parts for entry in part["unreadable"]]
         index = output / f"{name}{INDEX_SUFFIX}"
         parts = [part for part in parts if part["images"]]
         if not parts:
@@ -69,17 +73,20 @@ def make_mindrecord(
         write_text(index, json.dumps({"classes": images.classes, "parts": parts}))
     except OSError as error:
         raise DataError(f"data folder {output}: cannot be written ({error})") from error
-    for image in left_out:
-        print(f"unreadable image {escape_name(images.path / image)}: left out")
+    for image, reason in left_out:
+        print(f"unreadable image {escape_name(images.path / image)}: left out ({reason})")
     if left_out:
         print(f"{len(left_out)} unreadable images left out")
     return index
 
 
-def _make_part(images: ImageSet, chosen: range, path: Path, pool) -> dict:
+def _make_part(images: ImageSet, chosen: range, path: Path, pool, problem) -> dict:
     """Write the chosen samples to one MindRecord file and return its entry in the index.
 
     A file that an earlier call completed is kept.
+
+    Args:
+        problem: says of a file's content why it is unreadable, or None; the pool calls it.
     """
     names = [images.names[i] for i in chosen]
     source = hashlib.sha256(os.fsencode("\n".join([str(images.path.resolve()), *names]))).hexdigest()
@@ -93,7 +100,8 @@ def _make_part(images: ImageSet, chosen: range, path: Path, pool) -> dict:
     for leftover in (record, *files):
         leftover.unlink(missing_ok=True)
     written = hashlib.sha256()
-    unreadable, count = [], 0
+    unreadable: list[tuple[str, str]] = []
+    count = 0
     with TemporaryDirectory(dir=path.parent, prefix=".making-") as scratch:
         # A MindRecord file contains its own name: it is written under its final name, in another folder.
         writer = FileWriter(str(Path(scratch) / path.name), shard_num=1)
@@ -101,9 +109,9 @@ def _make_part(images: ImageSet, chosen: range, path: Path, pool) -> dict:
         for begin in range(0, len(chosen), ROWS_PER_WRITE):
             rows = chosen[begin : begin + ROWS_PER_WRITE]
             contents = [_read_content(images, i) for i in rows]
-            readable = list(pool.map(is_readable, contents, chunksize=16))
-            kept = [(c, i) for c, i, good in zip(contents, rows, readable, strict=True) if good]
-            unreadable += [images.names[i] for i, good in zip(rows, readable, strict=True) if not good]
+            problems = list(pool.map(problem, contents, chunksize=16))
+            kept = [(c, i) for c, i, reason in zip(contents, rows, problems, strict=True) if reason is None]
+            unreadable += [(images.names[i], why) for i, why in zip(rows, problems, strict=True) if why is not None]
             for content, _ in kept:
                 written.update(content)
             if kept:
@@ -140,13 +148,13 @@ def _read_content(images: ImageSet, index: int) -> bytes:
         return b""
 
 
-def is_readable(content: bytes) -> bool:
-    """Return whether Pillow can decode a file's content. Worker processes call this."""
+def problem_of(content: bytes, reading: Reading) -> str | None:
+    """Return why a file's content cannot be decoded, or None. Worker processes call this."""
     try:
-        decode(np.frombuffer(content, np.uint8), 3)
-    except UnreadableImage:
-        return False
-    return True
+        decode(np.frombuffer(content, np.uint8), 3, reading)
+    except UnreadableImage as problem:
+        return str(problem)
+    return None
 
 
 def _hash_images(path: Path) -> str:

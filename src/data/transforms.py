@@ -1,78 +1,21 @@
-"""Decodes, resizes, crops, augments and normalises images: from a file's bytes to an array of pixels.
+"""Crops, augments and normalises images, for training and for evaluation.
 
 Every random choice is drawn from a generator keyed by (seed, epoch, position of the sample in the global order), so the
 same sample is treated alike whatever the number of workers and devices, and a resumed run repeats an uninterrupted one.
 Images are [H, W, C] uint8 arrays, C being 3 (RGB) or 1 (grey).
 """
 
-import io
 import math
 
 import numpy as np
-import simplejpeg
 from mindspore.dataset import vision
-from PIL import Image, ImageEnhance, UnidentifiedImageError
+from PIL import ImageEnhance
 
 from src import random_streams
+from src.data.decoding import AS_STORED, Reading, as_image, decode, pixels
 from src.data.rand_augment import parse_policy
+from src.data.resizing import RESAMPLING, resize, resize_and_crop
 from src.random_streams import Stream
-
-RESAMPLING = {
-    "bicubic": (Image.Resampling.BICUBIC,),
-    "bilinear": (Image.Resampling.BILINEAR,),
-    "random": (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC),
-}
-JPEG_START = b"\xff\xd8\xff"
-
-
-class UnreadableImage(Exception):
-    """Says that bytes are not an image that Pillow can decode."""
-
-
-def decode(data: np.ndarray, channels: int) -> np.ndarray:
-    """Decode file content [n] uint8 into pixels [H, W, channels] uint8.
-
-    JPEG goes through libjpeg-turbo directly, which gives the same pixels as Pillow and is faster because it makes no
-    Pillow image. Pillow decodes what it does not take (damage, CMYK, grey from colours).
-
-    Raises:
-        UnreadableImage: damaged, cut short or not an image.
-    """
-    content = data.tobytes()
-    if channels == 3 and content.startswith(JPEG_START):
-        try:
-            if simplejpeg.decode_jpeg_header(content)[2] in ("YCbCr", "Gray"):
-                return simplejpeg.decode_jpeg(content, "RGB")
-        except ValueError:
-            pass
-    try:
-        return pixels(Image.open(io.BytesIO(content)).convert("RGB" if channels == 3 else "L"))
-    except UnidentifiedImageError as error:
-        raise UnreadableImage("not an image") from error
-    except Exception as error:  # Pillow's plugins raise nearly every type on damaged files
-        raise UnreadableImage(f"{type(error).__name__}: {error}") from error
-
-
-def pixels(image: Image.Image) -> np.ndarray:
-    """Turn a Pillow image into an array [H, W, C] uint8."""
-    array = np.asarray(image)
-    return array[:, :, None] if array.ndim == 2 else array
-
-
-def as_image(array: np.ndarray) -> Image.Image:
-    """Turn pixels [H, W, C] uint8 into a Pillow image."""
-    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
-
-
-def resize(array: np.ndarray, size: tuple[int, int], resample: Image.Resampling) -> np.ndarray:
-    """Resize pixels [H, W, C] to (height, width) as Pillow does.
-
-    Bicubic on colours is MindSpore's PILCUBIC, which is a fifth faster: exactly Pillow's two passes, the horizontal one
-    first for every shape, as when the original recipes were trained (Pillow 13 begins with the vertical one for some).
-    """
-    if resample == Image.Resampling.BICUBIC and array.shape[2] == 3:
-        return vision.Resize(size, vision.Inter.PILCUBIC)(np.ascontiguousarray(array))
-    return pixels(as_image(array).resize(size[::-1], resample))
 
 
 def normalise(images: np.ndarray, mean: list[float], std: list[float]) -> np.ndarray:
@@ -231,11 +174,8 @@ class EvalTransform:
         return left * scale_x, top * scale_y, (left + self.size[1]) * scale_x, (top + self.size[0]) * scale_y
 
     def __call__(self, array: np.ndarray) -> np.ndarray:
-        height, width = self.size
-        resized, (top, left) = self.placement(*array.shape[:2])
-        if resized != array.shape[:2]:
-            array = resize(array, resized, self.resample)
-        return np.ascontiguousarray(array[top : top + height, left : left + width])
+        resized, corner = self.placement(*array.shape[:2])
+        return resize_and_crop(array, resized, corner, self.size, self.resample)
 
 
 class Preprocessing:
@@ -245,20 +185,29 @@ class Preprocessing:
 
     Args:
         mean, std: mean and deviation of each channel, of pixels scaled to [0, 1]: one of grey images, three of RGB.
+        reading: says how files become pixels.
     """
 
-    def __init__(self, transform: EvalTransform, mean: list[float], std: list[float]):
-        self.transform, self.mean, self.std = transform, mean, std
+    def __init__(self, transform: EvalTransform, mean: list[float], std: list[float], reading: Reading = AS_STORED):
+        self.transform, self.mean, self.std, self.reading = transform, mean, std, reading
 
     @classmethod
     def of(cls, config, size: tuple[int, int]) -> "Preprocessing":
         """Build the preprocessing of a configuration, for a model that takes images of (height, width)."""
         transform = EvalTransform(size, config.eval.crop_ratio, config.augment.interpolation)
-        return cls(transform, config.data.mean, config.data.std)
+        return cls(transform, config.data.mean, config.data.std, Reading.from_dict(config.data.model_dump()))
 
     @property
     def channels(self) -> int:
         return len(self.mean)
+
+    def decode(self, content: np.ndarray) -> np.ndarray:
+        """Decode file content [n] uint8 into pixels [H, W, C] uint8 of the image's own size.
+
+        Raises:
+            UnreadableImage: see decoding.decode.
+        """
+        return decode(content, self.channels, self.reading)
 
     def pixels(self, content: np.ndarray) -> np.ndarray:
         """Turn file content [n] uint8 into pixels [H, W, C] uint8.
@@ -266,7 +215,7 @@ class Preprocessing:
         Raises:
             UnreadableImage: see decode.
         """
-        return self.transform(decode(content, self.channels))
+        return self.transform(self.decode(content))
 
     def blank(self) -> np.ndarray:
         """Return black pixels [H, W, C] uint8, which stand for an image that cannot be read."""
@@ -282,6 +231,7 @@ class Preprocessing:
         return {
             "color": "RGB" if self.channels == 3 else "grey",
             "channels": self.channels,
+            "reading": self.reading.to_dict(),
             "resize": list(transform.resize_size),
             "resize_rule": "the smallest size of the image's aspect that covers this one; central crop to size",
             "size": list(transform.size),
@@ -303,4 +253,5 @@ class Preprocessing:
         transform = EvalTransform((height, width), float(description["crop_ratio"]), description["interpolation"])
         if not len(description["mean"]) == len(description["std"]) == description["channels"]:
             raise ValueError("channels, mean and deviation do not agree")
-        return cls(transform, list(map(float, description["mean"])), list(map(float, description["std"])))
+        reading = Reading.from_dict(description.get("reading", {}))  # files exported earlier do not have it
+        return cls(transform, list(map(float, description["mean"])), list(map(float, description["std"])), reading)

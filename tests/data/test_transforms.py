@@ -1,7 +1,5 @@
 """What happens to one image."""
 
-import io
-
 import mindspore.dataset.vision as vision
 import numpy as np
 import pytest
@@ -10,17 +8,13 @@ from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_image
 
 from src.config.classification import ClassificationAugment
+from src.data.resizing import resize
 from src.data.transforms import (
     EvalTransform,
     TrainTransform,
-    UnreadableImage,
-    as_image,
-    decode,
     draw_color_jitter,
     jitter_colors,
-    pixels,
     random_resized_crop_box,
-    resize,
 )
 from src.random_streams import Stream, generator
 
@@ -92,37 +86,6 @@ def test_flips_happen_as_often_as_asked():
     assert all((never(ramp, 0, position) == ramp).all() for position in range(100))
 
 
-def test_resizing_is_pillows_two_passes():
-    """Bicubic: exactly, the horizontal pass first, also at odd sizes. Bilinear and grey: Pillow itself."""
-    generator = np.random.default_rng(0)
-    for _ in range(100):
-        height, width, new_height, new_width = (int(side) for side in np.exp(generator.uniform(0, np.log(400), 4)))
-        array = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        horizontal = Image.fromarray(array).resize((new_width, height), Image.Resampling.BICUBIC)
-        expected = np.asarray(horizontal.resize((new_width, new_height), Image.Resampling.BICUBIC))
-        np.testing.assert_array_equal(resize(array, (new_height, new_width), Image.Resampling.BICUBIC), expected)
-    for pixels_of_image in (array, array[:, :, :1]):
-        expected = as_image(pixels_of_image).resize((20, 10), Image.Resampling.BILINEAR)
-        np.testing.assert_array_equal(resize(pixels_of_image, (10, 20), Image.Resampling.BILINEAR), pixels(expected))
-
-
-@pytest.mark.parametrize("options", [{"quality": 90}, {"quality": 50, "subsampling": 0}, {"progressive": True}])
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_jpeg_is_decoded_as_pillow_does(photograph, options, mode, channels):
-    buffer = io.BytesIO()
-    Image.fromarray(photograph).convert(mode).save(buffer, "JPEG", **options)
-    expected = pixels(Image.open(buffer).convert("RGB" if channels == 3 else "L"))
-    np.testing.assert_array_equal(decode(np.frombuffer(buffer.getvalue(), np.uint8), channels), expected)
-
-
-def test_a_jpeg_that_was_cut_short_is_unreadable(photograph):
-    buffer = io.BytesIO()
-    Image.fromarray(photograph).save(buffer, "JPEG")
-    with pytest.raises(UnreadableImage, match="truncated"):
-        decode(np.frombuffer(buffer.getvalue()[:-2000], np.uint8), 3)
-
-
 def test_color_jitter_draws_factors_and_orders_uniformly():
     generator = np.random.default_rng(0)
     drawn = [draw_color_jitter(generator, 0.4) for _ in range(20000)]
@@ -177,9 +140,3 @@ def test_interpolation_can_be_random(photograph):
     kinds = [np.array_equal(sample, bicubic) for sample in (transform(photograph, 0, i) for i in range(400))]
     assert abs(np.mean(kinds) - 0.5) < 0.1
     assert all(np.array_equal(transform(photograph, 0, i), bicubic if kinds[i] else bilinear) for i in range(400))
-
-
-@pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
-def test_damaged_files_are_unreadable(content):
-    with pytest.raises(UnreadableImage):
-        decode(np.frombuffer(content, np.uint8), 3)

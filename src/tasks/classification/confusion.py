@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from src.data.decoding import Reading, UnreadableImage, decode
 from src.data.image_set import ImageSet
 from src.data.open_images import open_images
-from src.data.transforms import UnreadableImage, decode
 from src.errors import UserError
 from src.pages.page import picture
 
@@ -121,12 +121,12 @@ def _content_finder(images: ImageSet) -> Callable[[str], bytes | None]:
     return find
 
 
-def thumbnail(content: bytes | None, name: str) -> str:
+def thumbnail(content: bytes | None, name: str, reading: Reading) -> str:
     """Make an HTML picture of an image file, reduced in size; make a note where the file is missing or damaged."""
     try:
         if content is None:
             raise UnreadableImage(NO_IMAGE)
-        image = Image.fromarray(decode(np.frombuffer(content, np.uint8), channels=3))
+        image = Image.fromarray(decode(np.frombuffer(content, np.uint8), 3, reading))
     except UnreadableImage as problem:
         return f'<span class="missing" title="{html.escape(name, quote=True)}">{html.escape(str(problem))}</span>'
     is_small = max(image.size) < SMALL
@@ -139,13 +139,18 @@ def thumbnail(content: bytes | None, name: str) -> str:
     return picture(stream.getvalue(), "png" if is_small else "jpeg", name, is_small)
 
 
-def confused_pairs(evaluation: dict, find: Callable[[str], bytes | None]) -> str:
-    """Show as HTML the pairs of classes that are confused most, with images of the one taken for the other."""
+def confused_pairs(evaluation: dict, find: Callable[[str], bytes | None], reading: Reading) -> str:
+    """Show as HTML the pairs of classes that are confused most, with images of the one taken for the other.
+
+    Args:
+        find: finds the content of an image file by its name.
+        reading: says how files become pixels.
+    """
     counts = {entry["name"]: entry["count"] for entry in evaluation["classes"]}
     pairs = []
     for pair in evaluation["most_confused"]:
         label, predicted = html.escape(pair["label"]), html.escape(pair["predicted"])
-        images = "".join(thumbnail(find(name), name) for name in pair["images"])
+        images = "".join(thumbnail(find(name), name, reading) for name in pair["images"])
         pairs.append(
             f'<div class="pair"><b>{label}</b> taken for <b>{predicted}</b>: {pair["count"]} of '
             f"{counts[pair['label']]} images<div>{images}</div></div>"

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from src.data.decoding import UnreadableImage
 from src.data.image_files import read_file, reason_of
 from src.data.text_files import read_lines
-from src.data.transforms import Preprocessing, UnreadableImage
+from src.data.transforms import Preprocessing
 from src.errors import UserError
 from src.files.names import escape_name
 from src.tasks.task import Predictor

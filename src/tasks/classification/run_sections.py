@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from src.data.decoding import Reading
 from src.errors import UserError
 from src.pages.page import Column, Section, details, table
 from src.tasks.classification.confusion import confused_pairs, confusion_table, image_finder
@@ -49,8 +50,8 @@ def mistakes(evaluation: dict | None, config: dict, data: Path | None, roots: li
         f"{evaluation['count']:,} images wrong (top-1 {evaluation['top1']:.2f}%), from evaluation.json."
     )
     classes = tuple(entry["name"] for entry in evaluation["classes"])
-    find = image_finder(config.get("data") or {}, data, roots, classes)
-    pairs = confused_pairs(evaluation, find)
+    given = config.get("data") or {}
+    pairs = confused_pairs(evaluation, image_finder(given, data, roots, classes), Reading.from_dict(given))
     by_class = table(
         ["class", "images", "right", Column("accuracy, %", ".2f")],
         [

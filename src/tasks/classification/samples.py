@@ -3,12 +3,13 @@
 import numpy as np
 
 from src.data.dataset import DataError
+from src.data.decoding import AS_STORED, Reading, UnreadableImage, decode
 from src.data.image_files import reason_of
 from src.data.image_set import ImageSet
 from src.data.mixup import draw_mixing, is_mixing_enabled, mix_images, mix_targets, soft_targets
 from src.data.pipeline import REFUSED, BatchKey, EvalSamples, TrainSamples, UnreadableImages, epoch_order
 from src.data.random_erasing import draw_rectangles, erase
-from src.data.transforms import Preprocessing, TrainTransform, UnreadableImage, decode, normalise
+from src.data.transforms import Preprocessing, TrainTransform, normalise
 from src.random_streams import Stream, generator
 
 
@@ -20,6 +21,7 @@ class LabelledTrainSamples(TrainSamples):
 
     Args:
         mean, std: mean and deviation of each channel, of pixels scaled to [0, 1].
+        reading: says how files become pixels.
     """
 
     outputs = ("pixels", "target")
@@ -31,14 +33,15 @@ class LabelledTrainSamples(TrainSamples):
         mean: list[float],
         std: list[float],
         unreadable: UnreadableImages,
+        reading: Reading = AS_STORED,
     ):
         self.images, self.transform, self.unreadable = images, transform, unreadable
-        self.mean, self.std = mean, std
+        self.mean, self.std, self.reading = mean, std, reading
 
     def sample(self, columns, epoch, position):
         image, label = columns
         try:
-            array = decode(self.images.file_content(image), len(self.mean))
+            array = decode(self.images.file_content(image), len(self.mean), self.reading)
         except (UnreadableImage, OSError) as error:
             augment = self.transform.augment
             order = epoch_order(self.transform.seed, epoch, self.images.size, augment.repeats)
@@ -55,7 +58,7 @@ class LabelledTrainSamples(TrainSamples):
         self.unreadable.add(images.path / images.name(index), reason)
         for other in images.successors(index):
             try:
-                return decode(images.content(other), len(self.mean))
+                return decode(images.content(other), len(self.mean), self.reading)
             except (UnreadableImage, OSError):
                 continue
         raise DataError(

@@ -8,9 +8,10 @@ import numpy as np
 from mindspore import Tensor
 
 from src.data.dataset import DataError
+from src.data.decoding import Reading, UnreadableImage
 from src.data.image_set import ImageSet, check_classes
 from src.data.open_images import open_images
-from src.data.transforms import Preprocessing, TrainTransform, UnreadableImage
+from src.data.transforms import Preprocessing, TrainTransform
 from src.tasks.classification import run_sections
 from src.tasks.classification.evaluator import ClassificationEvaluator, label_space
 from src.tasks.classification.label_maps import read_valid_labels
@@ -54,7 +55,8 @@ class Classification(Task):
             config.data.mean,
             math.floor(epochs - cooldown) if cooldown else math.inf,
         )
-        return LabelledTrainSamples(data, transform, config.data.mean, config.data.std, unreadable)
+        reading = Reading.from_dict(config.data.model_dump())
+        return LabelledTrainSamples(data, transform, config.data.mean, config.data.std, unreadable, reading)
 
     def eval_samples(self, model, data, unreadable):
         return LabelledEvalSamples(data, self._preprocessing(model), unreadable)
