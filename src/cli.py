@@ -129,6 +129,8 @@ def run(main, script: str) -> int:
     except KeyboardInterrupt:
         print(f"{script}: interrupted", file=sys.stderr, flush=True)
         code = 130
+        if "mindspore" not in sys.modules and any(name.startswith("mindspore.") for name in sys.modules):
+            os._exit(code)  # half imported, MindSpore crashes when Python ends
     except Exception:
         traceback.print_exc()
     leave(code)
