@@ -72,6 +72,8 @@ class TrainConfig(Section):
     recompute: bool = False  # compute blocks again in the backward pass, for less memory; the original's use_checkpoint
     resume: bool | str = False  # false, auto (the run's newest checkpoint that can be read) or a path
     pretrained: str | None = None  # weights to start from
+    # Its head, which has a row for each class. auto: kept unless file and data name other classes, then new.
+    pretrained_head: Literal["auto", "keep", "new", "by_name"] = "auto"
     frozen_stages: Annotated[int, Field(ge=0)] = 0  # the patch embedding and this many stages stay as they are; 0: none
     keep_checkpoints: Positive = 3  # newest epochs kept, beside last and best
     save_interval: Positive | None = None  # updates between saves within an epoch, beside the save at its end
