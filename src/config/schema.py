@@ -62,6 +62,13 @@ class ScheduleConfig(Section):
     milestones: list[Rate] = []  # of multistep: epochs of the decays, in the shape's time
 
 
+def without_ramps(schedule: ScheduleConfig) -> str:
+    """Return what a user types for a run that is too short for the warm-up and the cool-down of its configuration."""
+    warmup = "warmup_epochs" if schedule.warmup_updates is None else "warmup_updates"
+    keys = [warmup] + (["cooldown_epochs"] if schedule.cooldown_epochs else [])
+    return f"for a short run add {' '.join(f'schedule.{key}=0' for key in keys)}"
+
+
 class TrainConfig(Section):
     ALTERNATIVES = {"updates": "epochs"}
 

@@ -114,7 +114,7 @@ def test_errors_name_the_file_that_set_the_key(write):
         ("augment.cooldown=none", "command line: augment.cooldown: has no effect without schedule.cooldown_epochs"),
         ("augment.auto_augment=rand-n0", "augment.auto_augment: 'rand-n0': n must be above 0"),
         ("data.mean=[0.5]", "data.mean: has 1 values for 3 channels"),
-        ("train.epochs=10", "do not fit into train.epochs 10"),
+        ("train.epochs=10", "do not fit into train.epochs 10; for a short run add schedule.warmup_epochs=0"),
         ("schedule.name=cosin", "schedule.name: Input should be 'cosine', 'clipped_cosine', 'linear'"),
         ("schedule.name=multistep", "schedule.milestones: multistep needs at least one"),
         ("schedule.milestones=[30]", "schedule.milestones: have no effect in a cosine schedule"),
@@ -161,7 +161,9 @@ def test_of_two_keys_for_one_thing_the_default_gives_way(write):
     assert (config.schedule.warmup_epochs, config.schedule.warmup_lr) == (None, None)
     assert load_config(write(config.to_yaml())).to_dict() == config.to_dict()
     message = refusal(write(text), "schedule.warmup_updates=91")
-    assert message == "command line: schedule.warmup_updates: 91 do not fit into train.updates 90"
+    assert message == "command line: schedule.warmup_updates: 91 do not fit into train.updates 90; " + (
+        "for a short run add schedule.warmup_updates=0"
+    )
 
 
 @pytest.mark.parametrize(
