@@ -245,8 +245,10 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str,
         raise ConfigError(f"{_shown(path)}: base: inherits from itself")
     try:
         content = _mapping(path.read_text(encoding="utf-8"), path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{_shown(path)}: cannot be read ({error})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{_shown(path)}: cannot be read (it is not UTF-8 text; save it as UTF-8)") from error
+    except OSError as error:
+        raise ConfigError(f"{_shown(path)}: cannot be read ({error.strerror})") from error
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     bases = content.pop("base", [])

@@ -107,8 +107,12 @@ def read_checkpoint(path: str | Path) -> dict[str, np.ndarray | str]:
         WeightsError, pth.PthError: no such file, a damaged one, another format, or one that wants to run code.
     """
     path = Path(path)
+    if path.is_dir():
+        best = path / "checkpoints" / "best.ckpt"
+        remedy = f"; of this run, {best} is a file" if best.is_file() else ""
+        raise WeightsError(f"checkpoint {path}: a folder, not a file{remedy}")
     if not path.is_file():
-        raise WeightsError(f"checkpoint {path}: " + ("a folder, not a file" if path.is_dir() else "no such file"))
+        raise WeightsError(f"checkpoint {path}: no such file")
     suffix = path.suffix.lower()
     if suffix == ".ckpt":
         try:

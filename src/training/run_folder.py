@@ -55,7 +55,7 @@ class RunFolder:
 
         Args:
             resume: train.resume of the configuration.
-            announce: gets a line for each save that cannot be read.
+            announce: gets a line for each save that cannot be read, or where there is none.
 
         Raises:
             UserError: the folder holds a run that was not asked for, or no save can be read.
@@ -68,7 +68,11 @@ class RunFolder:
             raise UserError(
                 f"{self.path} holds a run; train.resume=auto goes on with it, runtime.output=FOLDER starts another"
             )
-        return self.checkpoints.newest(announce) if saves else (None, None)
+        if saves:
+            return self.checkpoints.newest(announce)
+        if resume:
+            announce(f"nothing to resume in {self.path}: a new run begins there")
+        return None, None
 
     def make(self) -> None:
         """Make the folder.

@@ -38,6 +38,34 @@ def refusal(path, *overrides) -> str:
     return str(error.value)
 
 
+def test_files_of_other_systems_load_or_say_what_they_need(write):
+    """Notepad writes a mark and other line ends; PowerShell writes UTF-16."""
+    path = write("")
+    text = f"model: {{name: {TINY}}}\ntrain:\n  batch_size: 8\n"
+    path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert load_config(path).train.batch_size == 8
+    path.write_bytes(text.encode("utf-16"))
+    assert "is not UTF-8 text; save it as UTF-8" in refusal(path)
+
+
+def test_a_tilde_is_the_home_folder_and_a_path_is_not_empty(monkeypatch):
+    """A shell leaves runtime.output=~/runs/x as it is: it would be a folder called ~ here."""
+    monkeypatch.setenv("HOME", "/home/of/a/user")
+    keys = (
+        "runtime.output",
+        "runtime.compile_cache",
+        "data.path",
+        "train.pretrained",
+        "train.resume",
+        "eval.class_map",
+    )
+    config = load_config(TINY, [f"{key}=~/x" for key in keys])
+    for section, key in (key.split(".") for key in keys):
+        assert getattr(getattr(config, section), key) == "/home/of/a/user/x"
+    for key in keys:
+        assert f"{key}: " in refusal(TINY, f"{key}=''")
+
+
 @pytest.mark.parametrize("path", BUILT, ids=lambda path: path.stem)
 def test_shipped_configuration_builds(path):
     config = load_config(path)

@@ -1,5 +1,6 @@
 """Weights in and out of files."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import mindspore as ms
@@ -149,6 +150,13 @@ def test_unusable_files_are_one_line(model, tmp_path):
         assert name in str(error.value)
         assert "\n" not in str(error.value)
     assert not has_average(read_checkpoint(good))
+    with pytest.raises(WeightsError, match=r"a folder, not a file$"):
+        read_checkpoint(tmp_path)
+    best = tmp_path / "checkpoints" / "best.ckpt"
+    best.parent.mkdir()
+    best.touch()
+    with pytest.raises(WeightsError, match=re.escape(f"a folder, not a file; of this run, {best} is a file")):
+        read_checkpoint(tmp_path)
 
 
 # --- PyTorch's files ------------------------------------------------------------------------------------------------
