@@ -105,6 +105,9 @@ class FolderLock:
         self.ended = threading.Event()
 
     def __enter__(self) -> "FolderLock":
+        if self.folder.is_symlink() and not self.folder.exists():
+            target = os.readlink(self.folder)
+            raise UserError(f"output folder {self.folder}: a link to {target}, which is not there; make that folder")
         try:
             missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -74,6 +74,8 @@ def test_nothing_is_left_of_a_folder_that_nothing_was_put_into(tmp_path):
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     assert refusal(tmp_path / "file") == f"output folder {tmp_path / 'file'}: cannot be written (File exists)"
+    (tmp_path / "link").symlink_to("gone")
+    assert refusal(tmp_path / "link").endswith("a link to gone, which is not there; make that folder")
     assert "cannot be written (Not a directory)" in refusal(tmp_path / "file" / "run")
 
 
