@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint on one device: python eval.py --config X [--checkpoint C] (without C, the run's best)."""
+"""Evaluate a checkpoint or an exported file: python eval.py --config X [--checkpoint C] (without C, the run's best)."""
 
 import sys
 

@@ -15,24 +15,26 @@ def main(arguments: list[str]) -> int:
     from src.distributed.ranks import start
     from src.reporting.run_report import report_or_warn
     from src.training.interruption import STOPPED, Stopped
+    from src.training.run_folder import held
     from src.training.trainer import Trainer
 
     check_device_num(options.device_num, "train.py", arguments)
     config = configuration(options, train__pretrained=options.pretrained)
     dist = start(config)
-    trainer = Trainer(with_local_data(config, options), dist)
-    code = 0
+    trainer, code = None, 0
     try:
-        trainer.run()
-        if dist.is_main:
-            report_or_warn(config.output)
+        with held(config.output, dist):
+            trainer = Trainer(with_local_data(config, options), dist)
+            trainer.run()
+            if dist.is_main:
+                report_or_warn(config.output)
         dist.barrier()  # launchers may end the others when one is done
     except Stopped as stop:
         if dist.is_main:
             print(f"train.py: {stop}", file=sys.stderr, flush=True)
         code = STOPPED
     finally:  # a failed run's checkpoints are worth as much
-        if options.run_openi and options.train_url and dist.is_main:
+        if trainer is not None and options.run_openi and options.train_url and dist.is_main:
             stage_out(config.output, options.train_url)
     if code == STOPPED:  # for which a launcher ends the other processes at once
         dist.barrier()

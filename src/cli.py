@@ -8,15 +8,19 @@ configuration keys, or handled here.
 import argparse
 import io
 import os
+import signal
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from src.distributed.launch import launched, leave
 from src.errors import UserError
 
 WEIGHTS = ("auto", "raw", "ema")
 SECONDS_BEHIND_MAIN = 5.0
+INTERRUPTED = 130  # exit code after Ctrl-C
 BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -122,20 +126,54 @@ def run(main, script: str) -> int:
     os.environ.setdefault("GLOG_v", "3" if debug else "4")
     if isinstance(sys.stdout, io.TextIOWrapper):  # a line with a name that is not UTF-8 must not end a run
         sys.stdout.reconfigure(errors="backslashreplace")
-    code = 1
+    with _orderly_interrupts(script):
+        code = _code_of(main, arguments, script, debug)
+    leave(code)
+    return code
+
+
+def _code_of(main, arguments: list[str], script: str, debug: bool) -> int:
+    """Call an entry point and print its error; return the exit code."""
     try:
-        code = main(arguments) or 0
+        return main(arguments) or 0
     except UserError as error:
         if debug:
             traceback.print_exc()
         print(f"{script}: error: {_rank_prefix()}{error}", file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         print(f"{script}: interrupted", file=sys.stderr, flush=True)
-        code = 130
+        return INTERRUPTED
     except Exception:
         traceback.print_exc()
-    leave(code)
-    return code
+    return 1
+
+
+@contextmanager
+def _orderly_interrupts(script: str) -> Iterator[None]:
+    """End this process at once if Ctrl-C comes while MindSpore is being imported, or after the work.
+
+    Half imported, MindSpore turns the KeyboardInterrupt into other errors, and crashes when Python ends; nothing has
+    begun by then. After the work, MindSpore takes a moment to stop its workers in a finalizer, where Python ignores a
+    KeyboardInterrupt and prints it. A process whose launcher ignores SIGINT goes on ignoring it.
+    """
+
+    def handle(number, frame):
+        module = sys.modules.get("mindspore")
+        is_importing = module is not None and getattr(module.__spec__, "_initializing", False)
+        if is_importing or any(caller.f_code.co_name == "__del__" for caller, _ in traceback.walk_stack(frame)):
+            with suppress(OSError):
+                os.write(2, f"{script}: interrupted\n".encode())
+            os._exit(INTERRUPTED)
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _rank_prefix() -> str:

@@ -4,6 +4,7 @@ import fcntl
 import gc
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -132,7 +133,9 @@ def run_script(capsys, monkeypatch):
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
         capsys.readouterr()
         module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+        interrupt = signal.getsignal(signal.SIGINT)
         code = run(module.main, Path(script).name)
+        signal.signal(signal.SIGINT, interrupt or signal.default_int_handler)  # an entry point leaves the system's own
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

@@ -1,9 +1,12 @@
 """Training and evaluation in processes of their own, one or several."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -61,6 +64,36 @@ def end(process: subprocess.Popen) -> None:
     for child in [*psutil.Process(process.pid).children(recursive=True), process]:
         child.kill()
     process.communicate()
+
+
+# Takes a folder as train.py does, until its standard input ends; a child of it may outlive it.
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from src.files.folder_lock import FolderLock
+with FolderLock(Path(sys.argv[1]), print):
+    if sys.argv[2] == "True" and os.fork() == 0:
+        os.closerange(0, 3)
+        time.sleep(60)
+    print("has it", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def holding(folder: Path, leaves_child: bool = False) -> Iterator[subprocess.Popen]:
+    """A process that has a run's folder; it and its child end with the context."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder), str(leaves_child)], cwd=ROOT, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout.readline() == "has it\n"
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def rank_process(process: subprocess.Popen, rank: int) -> psutil.Process:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from src.config.schema import Fraction, Positive, Rate, Section
+from src.config.schema import Fraction, PathText, Positive, Rate, Section
 from src.data.decoding import MAX_PIXELS
 from src.data.rand_augment import PolicyError, parse_policy
 
@@ -14,7 +14,9 @@ Level = Annotated[int, Field(ge=0, le=255)]
 class ClassificationData(Section):
     """Says where images come from and how they are read."""
 
-    path: str = "data/imagenet"  # folder that holds train and val: folders, zip or MindRecord files (docs/training.md)
+    path: PathText = (
+        "data/imagenet"  # folder that holds train and val: folders, zip or MindRecord files (docs/training.md)
+    )
     train: str = "train"
     val: str = "val"
     workers: Literal["auto"] | Positive = (
@@ -78,8 +80,10 @@ class ClassificationEval(Section):
     crop_ratio: Annotated[float, Field(gt=0, le=1)] = 0.875  # the short side becomes floor(img_size / crop_ratio)
     interval: Positive = 1  # epochs between evaluations while training
     flip: bool = False  # average the logits of each image and of its mirror image
-    class_map: str | None = None  # file of the classes that folders stand for (src/tasks/classification/label_maps.py)
-    real_labels: str | None = None  # file of several valid labels per image, such as ImageNet-ReaL's real.json
+    class_map: PathText | None = (
+        None  # file of the classes that folders stand for (src/tasks/classification/label_maps.py)
+    )
+    real_labels: PathText | None = None  # file of several valid labels per image, such as ImageNet-ReaL's real.json
 
 
 def check_classification(config) -> None:

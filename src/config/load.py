@@ -27,6 +27,7 @@ from src.config.schema import (
     ScheduleConfig,
     Section,
     TrainConfig,
+    without_ramps,
 )
 from src.config.task_sections import DEFAULT_TASK, TASK_SECTIONS
 from src.errors import UserError
@@ -244,8 +245,10 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str,
         raise ConfigError(f"{_shown(path)}: base: inherits from itself")
     try:
         content = _mapping(path.read_text(encoding="utf-8"), path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{_shown(path)}: cannot be read ({error})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{_shown(path)}: cannot be read (it is not UTF-8 text; save it as UTF-8)") from error
+    except OSError as error:
+        raise ConfigError(f"{_shown(path)}: cannot be read ({error.strerror})") from error
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     bases = content.pop("base", [])
@@ -430,11 +433,12 @@ def _check_schedule(config: Config) -> None:
         raise config.error(
             "schedule.warmup_epochs",
             f"{warmup:g} warm-up and {schedule.cooldown_epochs:g} cool-down epochs do not fit into "
-            f"train.epochs {epochs}",
+            f"train.epochs {epochs}; {without_ramps(schedule)}",
         )
     if updates is not None and (schedule.warmup_updates or 0) > updates:
         raise config.error(
-            "schedule.warmup_updates", f"{schedule.warmup_updates} do not fit into train.updates {updates}"
+            "schedule.warmup_updates",
+            f"{schedule.warmup_updates} do not fit into train.updates {updates}; {without_ramps(schedule)}",
         )
     if schedule.name in ("cosine", "clipped_cosine", "linear", "poly") and schedule.min_lr > config.optimizer.base_lr:
         raise config.error(

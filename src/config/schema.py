@@ -4,13 +4,16 @@ The sections data, augment and eval are a task's own (task_sections.py). The sec
 their keys are the arguments of constructors (src/models).
 """
 
+import os
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0)]
+# A shell leaves the ~ of section.key=~/folder as it is.
+PathText = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
 
 
 class Section(BaseModel):
@@ -62,6 +65,13 @@ class ScheduleConfig(Section):
     milestones: list[Rate] = []  # of multistep: epochs of the decays, in the shape's time
 
 
+def without_ramps(schedule: ScheduleConfig) -> str:
+    """Return what a user types for a run that is too short for the warm-up and the cool-down of its configuration."""
+    warmup = "warmup_epochs" if schedule.warmup_updates is None else "warmup_updates"
+    keys = [warmup] + (["cooldown_epochs"] if schedule.cooldown_epochs else [])
+    return f"for a short run add {' '.join(f'schedule.{key}=0' for key in keys)}"
+
+
 class TrainConfig(Section):
     ALTERNATIVES = {"updates": "epochs"}
 
@@ -70,8 +80,10 @@ class TrainConfig(Section):
     batch_size: Positive = 64  # images per device and forward pass
     accumulation_steps: Positive = 1  # forward passes per update
     recompute: bool = False  # compute blocks again in the backward pass, for less memory; the original's use_checkpoint
-    resume: bool | str = False  # false, auto (the run's newest checkpoint that can be read) or a path
-    pretrained: str | None = None  # weights to start from
+    resume: bool | PathText = False  # false, auto (the run's newest checkpoint that can be read) or a path
+    pretrained: PathText | None = None  # weights to start from
+    # Its head, which has a row for each class. auto: kept unless file and data name other classes, then new.
+    pretrained_head: Literal["auto", "keep", "new", "by_name"] = "auto"
     frozen_stages: Annotated[int, Field(ge=0)] = 0  # the patch embedding and this many stages stay as they are; 0: none
     keep_checkpoints: Positive = 3  # newest epochs kept, beside last and best
     save_interval: Positive | None = None  # updates between saves within an epoch, beside the save at its end
@@ -123,10 +135,10 @@ class RuntimeConfig(Section):
     )
     gelu: Literal["auto", "polynomial", "erf"] = "auto"  # auto: polynomial on CPU, erf on Ascend
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    output: str = "auto"  # folder of the run; auto: runs/<name of the configuration>
+    output: PathText = "auto"  # folder of the run; auto: runs/<name of the configuration>
     # Folder where compiled graphs are kept for later processes (CPU); null: none are. A graph is taken up again only
     # with the same sources, packages, ranks, constants, shapes and configuration (src/distributed/compile_cache.py).
-    compile_cache: str | None = None
+    compile_cache: PathText | None = None
 
 
 COMMON_SECTIONS: dict[str, type[Section]] = {

@@ -48,6 +48,7 @@ NOT_IN_GRAPHS = {
     "train.epochs": "the learning rate is an argument of the step",
     "train.resume": "weights and moments are parameters; what constants come with weights is hashed by value",
     "train.pretrained": "the same",
+    "train.pretrained_head": "the same",
     "train.keep_checkpoints": "files of the run",
     "train.save_interval": "files of the run",
     "train.save_minutes": "files of the run",

@@ -4,7 +4,7 @@ import hashlib
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -136,6 +136,24 @@ class Dist:
     def barrier(self) -> None:
         """Wait until all ranks are here."""
         self.sum(np.zeros(1))
+
+    def on_main(self, action: Callable[[], object], failure: str) -> None:
+        """Do something on the main rank; all ranks call this together, and fail together.
+
+        Args:
+            failure: what the other ranks say if it fails.
+
+        Raises:
+            UserError: on every rank, if the action raises one on the main rank.
+        """
+        error: UserError | None = None
+        try:
+            if self.is_main:
+                action()
+        except UserError as raised:
+            error = raised
+        if self.sum(np.array([error is not None], np.float32))[0]:
+            raise error or UserError(failure)
 
     def gradient_reducer(self, parameters):
         """Return a cell that averages gradients over the ranks, or None on one rank."""

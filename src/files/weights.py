@@ -1,9 +1,10 @@
 """Reads weights from files and writes them, by the originals' parameter names.
 
 A checkpoint names LayerNorm and GroupNorm parameters as PyTorch does (weight, bias) or as MindSpore does (gamma, beta);
-both load. Differences that another image size, window or class count explains are adapted and reported; anything else
-that does not fit is listed by name. The file of another network with the same backbone, a classifier's for example,
-loads too: the backbone is found in file and model, whatever prefix its names have, and the rest is reported.
+both load. Differences that another image size, window, number of image channels or other classes explain are adapted
+and reported; anything else that does not fit is listed by name. The file of another network with the same backbone, a
+classifier's for example, loads too: the backbone is found in file and model, whatever prefix its names have, and the
+rest is reported.
 
 Training checkpoints hold more than weights; prefixes (below) mark the rest, which src/training/checkpoint.py writes.
 """
@@ -22,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 from src.errors import UserError
 from src.files import ckpt, pth
 from src.files.atomic import replacing
+from src.files.class_rows import ClassRows
 from src.models.backbones.backbone import Backbone
 
 EMA_PREFIX = "ema."  # exponential moving average of the weights
@@ -32,7 +34,7 @@ CLASSES = STATE_PREFIX + "classes"  # class names by index, as JSON
 CONFIG = STATE_PREFIX + "config"  # the resolved configuration, as YAML
 
 PTH_SUFFIXES = (".pth", ".pt", ".tar", ".bin")
-ADAPTATIONS = ("size", "head")
+ADAPTATIONS = ("size", "head", "channels")
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +81,12 @@ class BackbonePlace:
             return None
         return name.removeprefix(self.prefix)
 
+    def class_parameters(self, targets: dict[str, Parameter]) -> list[str]:
+        """Return the names of the model's parameters that have a row for each class."""
+        if self.backbone is None:
+            return []
+        return [self.prefix + name for name in self.backbone.class_parameters if self.prefix + name in targets]
+
     def is_behind_stages(self, name: str) -> bool:
         """Tell whether a parameter belongs to the layers after the backbone's stages; False without a backbone."""
         if self.backbone is None:
@@ -99,8 +107,12 @@ def read_checkpoint(path: str | Path) -> dict[str, np.ndarray | str]:
         WeightsError, pth.PthError: no such file, a damaged one, another format, or one that wants to run code.
     """
     path = Path(path)
+    if path.is_dir():
+        best = path / "checkpoints" / "best.ckpt"
+        remedy = f"; of this run, {best} is a file" if best.is_file() else ""
+        raise WeightsError(f"checkpoint {path}: a folder, not a file{remedy}")
     if not path.is_file():
-        raise WeightsError(f"checkpoint {path}: " + ("a folder, not a file" if path.is_dir() else "no such file"))
+        raise WeightsError(f"checkpoint {path}: no such file")
     suffix = path.suffix.lower()
     if suffix == ".ckpt":
         try:
@@ -217,7 +229,11 @@ class LoadReport:
         rebuilt: key tables of another image size or number of keys, for which the model keeps its own.
         new: position parameters that the file has in no block of a stage, as another image size has no use for them;
             initialised.
-        reset: the head, for another number of classes; initialised.
+        recoloured: the first convolution, adapted to another number of image channels.
+        reset: the head, for another number of classes or for others; initialised.
+        kept: the head, where there is something to say about its rows.
+        head: what there is to say about the head's rows; None: the number of classes is another.
+        wrapper: a prefix that all names of the file have and the model's have not.
         left_out: position parameters of the file that the model has in no block of a stage.
         moved: the prefixes of the backbone's names in the file and in the model, where they differ.
         begun: parameters after the backbone's stages, where the file has another network's there; initialised.
@@ -231,7 +247,11 @@ class LoadReport:
     resized: list[str] = field(default_factory=list)
     rebuilt: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
+    recoloured: list[str] = field(default_factory=list)
     reset: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    head: str | None = field(default=None, compare=False)
+    wrapper: str = ""
     left_out: list[str] = field(default_factory=list)
     moved: tuple[str, str] | None = None
     begun: list[str] = field(default_factory=list)
@@ -245,7 +265,8 @@ class LoadReport:
             "interpolated to the model's image or window size": _listed(self.resized, 3),
             "kept as the model's own (the file's are of another size)": _listed(self.rebuilt, 3),
             "initialised (the file has none in these stages)": _listed(self.new),
-            "initialised (the head, for another number of classes)": _listed(self.reset),
+            "adapted to the model's number of image channels": _listed(self.recoloured),
+            self.head or "initialised (the head, for another number of classes)": _listed(self.reset or self.kept),
             "left out (the model has none in these stages)": _listed(self.left_out),
             "initialised (behind the backbone; the file is another network's)": _listed(_layers(self.begun), 8),
             "left out (behind the backbone of the file's network)": _listed(_layers(self.not_here), 8),
@@ -256,6 +277,8 @@ class LoadReport:
         if self.begun or self.not_here or self.moved:
             renamed = f", {self.moved[0]}NAME in the file as {self.moved[1]}NAME" if self.moved else ""
             lines.insert(0, f"taken for the backbone: {self.loaded} of the model's {self.total} parameters{renamed}")
+        if self.wrapper:
+            lines.insert(0, f"read {self.wrapper}NAME as NAME")
         return lines
 
 
@@ -266,21 +289,25 @@ def load_weights(
     adapt: tuple[str, ...] = ADAPTATIONS,
     announce: Callable[[str], None] = logger.warning,
     label: str = "weights",
+    rows: ClassRows | None = None,
 ) -> LoadReport:
     """Copy weights into a model by name, official or MindSpore's.
 
     Index tables of Focal Transformer v2 (layers.i.blocks.j.attn.topk_cloest_indice_k) are adopted when they are of the
     model's image size, because the weights were trained with them. A file without them keeps the model's own, and
-    buffers that follow from sizes are skipped; neither counts as missing or unexpected.
+    buffers that follow from sizes are skipped; neither counts as missing or unexpected. A prefix that all names of the
+    file have, as wrappers add them ("module.", "model.", "backbone."), is left out.
 
     Args:
         source: a file that read_checkpoint reads (averaged weights where it has them), or arrays or tensors by name.
         strict: raise unless every weight is matched; otherwise load what fits.
         adapt: "size" allows another image or window size (position parameters are interpolated, tables rebuilt), "head"
-            another number of classes (the head keeps its initial values) and the file of another network with the same
-            backbone, from which only the backbone is loaded.
+            other classes (the head keeps its initial values) and the file of another network with the same backbone,
+            from which only the backbone is loaded, "channels" grey images in place of colour and the reverse (the first
+            convolution's weights are summed over channels, or divided among them).
         announce: gets a line for each kind of name that was not simply copied.
         label: name in messages of a `source` that is not a file.
+        rows: which rows of the head to take (choose_rows), for "head"; None: all, if there are as many classes.
 
     Raises:
         WeightsError: an unreadable file; with strict, weights that do not match, otherwise none that match. Nothing has
@@ -292,7 +319,14 @@ def load_weights(
     targets = official_names(model)
     place = BackbonePlace.of(model)
     arrays = {_official(name): _array(value) for name, value in source.items()}
-    file_prefix = _prefix_in_file(place, targets, arrays) if "head" in adapt else place.prefix
+    found_prefix = _prefix_in_file(place, targets, arrays)
+    wrapper = found_prefix.removesuffix(place.prefix) if found_prefix.endswith(place.prefix) else ""
+    if all(name.startswith(wrapper) for name in arrays):
+        arrays = {name.removeprefix(wrapper): array for name, array in arrays.items()}
+        found_prefix = found_prefix.removeprefix(wrapper)
+    else:
+        wrapper = ""
+    file_prefix = found_prefix if "head" in adapt else place.prefix
     outside = set()
     if file_prefix != place.prefix:
         outside = {name for name in arrays if not name.startswith(file_prefix)}
@@ -304,9 +338,21 @@ def load_weights(
             if (local := place.local(name)) is None or not place.backbone.is_derived_buffer(local)
         }
     moved = None if file_prefix == place.prefix else (file_prefix, place.prefix)
-    values, report, misshapen = _matched(place, targets, arrays, adapt, moved, outside)
+    values, report, misshapen = _matched(place, targets, arrays, adapt, moved, outside, rows or ClassRows())
+    report.wrapper = wrapper
     if strict and (report.missing or report.unexpected):
-        raise WeightsError(f"{label}: not of this model; " + _differences(report, misshapen))
+        differences = _differences(report, misshapen)
+        if found_prefix != file_prefix:
+            differences += (
+                f"; the backbone's names begin with {found_prefix!r} in the file, which is another network's: it can "
+                "start a training (train.pretrained)"
+            )
+        raise WeightsError(f"{label}: not of this model; {differences}")
+    if rows is not None and rows.required and not all(n in values for n in place.class_parameters(targets)):
+        raise WeightsError(
+            f"{label}: its head cannot be kept (train.pretrained_head=keep): it is for another number of classes, or "
+            "another network's; use auto, new or by_name"
+        )
     if not any(name in values for name in targets if not place.is_behind_stages(name)):
         raise WeightsError(f"{label}: of another model, nothing in it fits; " + _differences(report, misshapen))
     for name, value in values.items():
@@ -330,16 +376,18 @@ def _prefix_in_file(place, targets, arrays):
     return place.prefix
 
 
-def _matched(place, targets, arrays, adapt, moved, outside):
+def _matched(place, targets, arrays, adapt, moved, outside, rows):
     """Return the values for the model's parameters, the report, and a phrase for each name of another shape.
 
     Args:
         moved: the prefixes of the backbone's names in the file and in the model, if they differ.
         outside: names of the file that are then not of its backbone.
+        rows: which rows of the head to take.
     """
     values, report, misshapen = {}, LoadReport(total=len(targets), moved=moved), {}
     backbone = place.backbone
     behind = {name for name in targets if place.is_behind_stages(name)}
+    head = place.class_parameters(targets) if "head" in adapt else []
     own_names, file_names = ([place.local(name) for name in names if place.local(name)] for names in (targets, arrays))
     # Another network's file has none of this network's parameters after the backbone's stages.
     is_of_another = "head" in adapt and backbone is not None and not behind & arrays.keys()
@@ -360,15 +408,28 @@ def _matched(place, targets, arrays, adapt, moved, outside):
                 report.rebuilt.append(name)
             else:
                 misshapen[name] = f"{name} (of another image size)"
+        elif name in head and array.shape[1:] == shape[1:]:
+            taken = None if rows.all_new else rows.take(array, parameter.asnumpy())
+            if taken is None:
+                report.reset.append(name)
+                report.head = rows.line if rows.all_new else None
+            else:
+                values[name] = taken
+                report.kept += [name] if rows.line else []
+                report.head = rows.line
         elif array.shape == shape:
             values[name] = array
-        elif "head" in adapt and local in ("head.weight", "head.bias") and array.shape[1:] == shape[1:]:
-            report.reset.append(name)
+        elif "channels" in adapt and local and (adapted := backbone.recoloured(local, array, shape)) is not None:
+            values[name] = adapted
+            report.recoloured.append(name)
         elif sizes and (resized := backbone.resized(local, array, shape)) is not None:
             values[name] = resized
             report.resized.append(name)
         else:
             misshapen[name] = f"{name} {array.shape}, here {shape}"
+            if backbone is not None and local and backbone.recoloured(local, array, shape) is not None:
+                channels = array.shape[1]
+                misshapen[name] += f" (for images of {channels} channels: model.in_chans={channels})"
             report.missing.append(name)
     in_stages = {name.split(".")[0] for name in own_names if not backbone.is_behind_stages(name)}
     for name in (name for name in arrays if name in misshapen or name not in targets):

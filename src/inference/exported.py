@@ -80,11 +80,11 @@ class ExportedModel:
     """Loads an exported file with its description, ready to run.
 
     Attributes:
-        answer: computes outputs [B, ...] of inputs [B, ...].
         preprocessing: describes how an image becomes an input.
         configuration: configuration of the run that the model is from, by section.
         classes: names of the classes by label, or None.
-        batch_size: number of inputs that `answer` takes, or None for any.
+        input_shape, output_shape: shapes of the input and output; None stands for any number of images.
+        weights: weights of the checkpoint that the file was made of, "raw" or "ema".
 
     Raises:
         UserError: see read_description and load_runner.
@@ -96,7 +96,20 @@ class ExportedModel:
             self.preprocessing = dict(description["preprocessing"])
             self.configuration = dict(description["configuration"])
             self.classes = None if description["classes"] is None else tuple(description["classes"])
-            self.batch_size = description["input"]["shape"][0]
+            self.input_shape = tuple(description["input"]["shape"])
+            self.output_shape = tuple(description["output"]["shape"])
+            self.weights = str(description["checkpoint"]["weights"])
+            self.batch_size = self.input_shape[0]
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise UserError(f"model {path}: {description_path(path).name} lacks or mistakes {error}") from error
-        self.answer = load_runner(path)
+        self.runner = load_runner(path)
+
+    def answer(self, inputs: np.ndarray) -> np.ndarray:
+        """Compute the outputs [B, ...] of inputs [B, ...] float32.
+
+        Raises:
+            ValueError: inputs of another shape than the file's, of which a .mindir would make a wrong output.
+        """
+        if inputs.shape[1:] != self.input_shape[1:] or self.batch_size not in (None, len(inputs)):
+            raise ValueError(f"inputs {inputs.shape} for a model of {self.input_shape}")
+        return self.runner(inputs)

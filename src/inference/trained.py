@@ -42,7 +42,7 @@ def run_checkpoint(config: Config, checkpoint: str | None) -> Path:
     Raises:
         UserError: there is no such file.
     """
-    path = Path(checkpoint) if checkpoint else config.output / "checkpoints" / "best.ckpt"
+    path = Path(checkpoint).expanduser() if checkpoint else config.output / "checkpoints" / "best.ckpt"
     if not path.is_file():
         hint = "" if checkpoint else "; train first, or name one with --checkpoint"
         raise UserError(f"checkpoint {path}: no such file{hint}")

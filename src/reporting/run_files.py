@@ -49,6 +49,11 @@ class RunRecord:
         """The figure that chooses the best epoch."""
         return self.task.figures[0]
 
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """The figures to show, that one first."""
+        return self.task.shown_figures(self.config)
+
     @cached_property
     def by_weights(self) -> dict[str, list[dict]]:
         """The evaluations by the kind of weights, "raw" and "ema"; a kind that was not evaluated is left out."""

@@ -75,7 +75,7 @@ def summary(run: RunRecord) -> str:
         entries.append((f"Best {metric.title}", value, f"{weights}, after epoch {run.best['epoch']}"))
     for weights, lines in run.by_weights.items():
         last = lines[-1]
-        others = [f"{figure.title} {figure.format_value(last[figure.key])}" for figure in run.task.figures[1:2]]
+        others = [f"{figure.title} {figure.format_value(last[figure.key])}" for figure in run.figures[1:2]]
         explanation = ", ".join([*others, f"after {last['epochs_done']:g} epochs"])
         entries.append(
             (f"Last {metric.title}, {SHORT_NAMES[weights]}", metric.format_value(last[metric.key]), explanation)
@@ -149,7 +149,7 @@ def evaluations(run: RunRecord) -> str:
         "epoch": Column("epoch"),
         "update": Column("update"),
         "weights": Column("weights"),
-        **{figure.key: Column(with_unit(figure), figure.format) for figure in run.task.figures},
+        **{figure.key: Column(with_unit(figure), figure.format) for figure in run.figures},
         "seconds": Column("seconds", ".1f"),
     }
     rows = [[line[key] for key in columns] for line in run.evaluations]

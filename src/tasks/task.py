@@ -235,6 +235,11 @@ class Task(ABC):
             UserError: the options do not fit the model.
         """
 
+    @classmethod
+    def shown_figures(cls, config: dict) -> tuple[Figure, ...]:
+        """Return the figures that tell something of a run with this configuration (by section); files have all."""
+        return cls.figures
+
     # --- reports: they are made of files, whose configuration may be of an earlier version ---------------------------
 
     @classmethod

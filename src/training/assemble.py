@@ -11,7 +11,8 @@ from src.data.dataset import Dataset
 from src.data.pipeline import EvalBatches, TrainBatches, configure_reading, resolve_workers
 from src.distributed.ranks import Dist
 from src.errors import UserError
-from src.files.weights import load_weights
+from src.files.class_rows import choose_rows
+from src.files.weights import class_names, load_weights, read_checkpoint, select_weights
 from src.models.batch_norm import synchronise_batch_norms
 from src.models.precision import apply_precision
 from src.tasks.find_task import create_task
@@ -81,7 +82,10 @@ def assemble(config: Config, dist: Dist) -> Assembly:
             raise config.error(
                 "train.pretrained", f"{path}: no such file; name another, or null for random initial weights"
             )
-        load_weights(model, path, announce=announce)
+        content, label = read_checkpoint(path), f"checkpoint {path}"
+        rows = choose_rows(config.train.pretrained_head, class_names(content), train_data.classes or None)
+        load_weights(model, select_weights(content, label=label)[0], announce=announce, label=label, rows=rows)
+        del content
     model.freeze(config.train.frozen_stages)
     state = new_state(config, model, train_data.classes)
     saved_config = state.restore(saved, resume_from) if saved is not None and resume_from is not None else None

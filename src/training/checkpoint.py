@@ -8,6 +8,7 @@ checkpoint. They end with a checksum (src/files/ckpt.py), which reveals later da
 
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from src.files.weights import (
 )
 
 PROGRESS = STATE_PREFIX + "progress"
+EPOCH_FILE = re.compile(r"epoch_\d{4,}\.ckpt")
 RENAMED = {"best_top1": "best"}  # fields of Progress in files of earlier versions
 
 
@@ -204,8 +206,9 @@ class CheckpointFolder:
         self._write(self.last, snapshot)
 
     def epochs(self) -> list[Path]:
-        """List the files of epochs, oldest first."""
-        return sorted(self.path.glob("epoch_*.ckpt"), key=lambda path: int(path.stem.split("_")[1]))
+        """List the files of epochs, oldest first. Files of similar names, a user's copies, are not the run's."""
+        files = [path for path in self.path.glob("epoch_*.ckpt") if EPOCH_FILE.fullmatch(path.name)]
+        return sorted(files, key=lambda path: int(path.stem.split("_")[1]))
 
     def saves(self) -> list[Path]:
         """List every checkpoint, one name for each file: last before epochs, best at the end."""

@@ -1,21 +1,39 @@
 """Prepares the folder of a run when it begins or resumes, and writes the files beside the checkpoints."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from src.config.load import Config
 from src.data.pipeline import UnreadableImages
+from src.distributed.ranks import Dist
 from src.errors import UserError
 from src.files.atomic import remove_unfinished, write_text
+from src.files.folder_lock import FolderLock
 from src.files.names import escape_name
 from src.files.weights import read_checkpoint
 from src.tasks.evaluation_file import write_evaluation
 from src.training.checkpoint import CheckpointFolder, Progress
 from src.training.metrics_log import GrowingFile, MetricsLog
 from src.training.saving import warn
+
+
+@contextmanager
+def held(folder: Path, dist: Dist) -> Iterator[None]:
+    """Keep a run's folder for this training while the context is open; all ranks open it together.
+
+    Scripts that read the folder, or add a file of their own to it, need not hold it.
+
+    Raises:
+        UserError: on every rank: another training has the folder, or it cannot be written.
+    """
+    with ExitStack() as stack:
+        lock = FolderLock(folder, warn)
+        dist.on_main(lambda: stack.enter_context(lock), f"output folder {folder}: see the main process's line")
+        yield
 
 
 class RunFolder:
@@ -38,7 +56,7 @@ class RunFolder:
 
         Args:
             resume: train.resume of the configuration.
-            announce: gets a line for each save that cannot be read.
+            announce: gets a line for each save that cannot be read, or where there is none.
 
         Raises:
             UserError: the folder holds a run that was not asked for, or no save can be read.
@@ -51,7 +69,11 @@ class RunFolder:
             raise UserError(
                 f"{self.path} holds a run; train.resume=auto goes on with it, runtime.output=FOLDER starts another"
             )
-        return self.checkpoints.newest(announce) if saves else (None, None)
+        if saves:
+            return self.checkpoints.newest(announce)
+        if resume:
+            announce(f"nothing to resume in {self.path}: a new run begins there")
+        return None, None
 
     def make(self) -> None:
         """Make the folder.

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 
 from src.config.load import Config
+from src.config.schema import without_ramps
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ def run_length(config: Config, updates_per_epoch: int) -> RunLength:
         key = "warmup_epochs" if schedule.warmup_updates is None else "warmup_updates"
         raise config.error(
             f"schedule.{key}",
-            f"{warmup} updates of warm-up and {cooldown} of cool-down do not fit into the run's {updates}",
+            f"{warmup} updates of warm-up and {cooldown} of cool-down do not fit into the run's {updates}; "
+            + without_ramps(schedule),
         )
     return RunLength(updates, math.ceil(updates / max(updates_per_epoch, 1)))
 

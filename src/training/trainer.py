@@ -18,7 +18,6 @@ from src.models.precision import missing_kernels_named
 from src.random_streams import Stream, generator
 from src.tasks.task import Result, evaluate
 from src.training.assemble import assemble
-from src.training.checkpoint import CheckpointError
 from src.training.interruption import Interruption, Stopped
 from src.training.outcomes import Diverged, Outcome, Outcomes
 from src.training.progress import ProgressLog, duration
@@ -292,15 +291,12 @@ class Trainer:
         Raises:
             CheckpointError: the save failed; raised on every rank, so that no exit code says that all is saved.
         """
-        failure = None
-        try:
+
+        def finish() -> None:
             if self.saver is not None:
                 self.saver.finish()
-        except CheckpointError as error:
-            failure = error
-        failed = self.dist.sum(np.array([failure is not None], np.float32))[0]
-        if failed:
-            raise failure or CheckpointError("the last save failed; see the main process's line")
+
+        self.dist.on_main(finish, "the last save failed; see the main process's line")
 
     def _stop(self) -> None:
         """End the run as a signal asked for, with everything saved.

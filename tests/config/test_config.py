@@ -40,6 +40,34 @@ def refusal(path, *overrides) -> str:
     return str(error.value)
 
 
+def test_files_of_other_systems_load_or_say_what_they_need(write):
+    """Notepad writes a mark and other line ends; PowerShell writes UTF-16."""
+    path = write("")
+    text = f"model: {{name: {TINY}}}\ntrain:\n  batch_size: 8\n"
+    path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert load_config(path).train.batch_size == 8
+    path.write_bytes(text.encode("utf-16"))
+    assert "is not UTF-8 text; save it as UTF-8" in refusal(path)
+
+
+def test_a_tilde_is_the_home_folder_and_a_path_is_not_empty(monkeypatch):
+    """A shell leaves runtime.output=~/runs/x as it is: it would be a folder called ~ here."""
+    monkeypatch.setenv("HOME", "/home/of/a/user")
+    keys = (
+        "runtime.output",
+        "runtime.compile_cache",
+        "data.path",
+        "train.pretrained",
+        "train.resume",
+        "eval.class_map",
+    )
+    config = load_config(TINY, [f"{key}=~/x" for key in keys])
+    for section, key in (key.split(".") for key in keys):
+        assert getattr(getattr(config, section), key) == "/home/of/a/user/x"
+    for key in keys:
+        assert f"{key}: " in refusal(TINY, f"{key}=''")
+
+
 @pytest.mark.parametrize("path", BUILT, ids=lambda path: path.stem)
 def test_shipped_configuration_builds(path):
     config = load_config(path)
@@ -123,7 +151,7 @@ def test_errors_name_the_file_that_set_the_key(write):
         ("augment.cooldown=none", "command line: augment.cooldown: has no effect without schedule.cooldown_epochs"),
         ("augment.auto_augment=rand-n0", "augment.auto_augment: 'rand-n0': n must be above 0"),
         ("data.mean=[0.5]", "data.mean: has 1 values for 3 channels"),
-        ("train.epochs=10", "do not fit into train.epochs 10"),
+        ("train.epochs=10", "do not fit into train.epochs 10; for a short run add schedule.warmup_epochs=0"),
         ("schedule.name=cosin", "schedule.name: Input should be 'cosine', 'clipped_cosine', 'linear'"),
         ("schedule.name=multistep", "schedule.milestones: multistep needs at least one"),
         ("schedule.milestones=[30]", "schedule.milestones: have no effect in a cosine schedule"),
@@ -170,7 +198,9 @@ def test_of_two_keys_for_one_thing_the_default_gives_way(write):
     assert (config.schedule.warmup_epochs, config.schedule.warmup_lr) == (None, None)
     assert load_config(write(config.to_yaml())).to_dict() == config.to_dict()
     message = refusal(write(text), "schedule.warmup_updates=91")
-    assert message == "command line: schedule.warmup_updates: 91 do not fit into train.updates 90"
+    assert message == "command line: schedule.warmup_updates: 91 do not fit into train.updates 90; " + (
+        "for a short run add schedule.warmup_updates=0"
+    )
 
 
 @pytest.mark.parametrize(

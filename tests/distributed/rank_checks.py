@@ -4,6 +4,7 @@ tests/distributed/test_ranks.py starts it. Each check that holds is a line; the 
 """
 
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 
@@ -14,7 +15,10 @@ import numpy as np
 from src.config.load import load_config
 from src.distributed import ranks
 from src.distributed.launch import leave
+from src.errors import UserError
+from src.files.folder_lock import LOCK
 from src.models.batch_norm import synchronise_batch_norms
+from src.training.run_folder import held
 from tests.models import test_batch_norm as batch_norm
 from tests.training import counted_losses as toy
 
@@ -91,7 +95,19 @@ def batch_norm_is_that_of_the_whole_batch(dist):
     batch_norm.assert_equal([out, by_tokens, by_weight, by_bias, *running], whole)
 
 
+def a_folder_that_the_main_rank_cannot_have_ends_all(dist):
+    with tempfile.NamedTemporaryFile() as file, tempfile.TemporaryDirectory() as folder:
+        try:
+            with held(Path(file.name), dist):
+                raise AssertionError("a file is no folder")
+        except UserError as error:
+            assert ("File exists" if dist.is_main else "see the main process's line") in str(error)
+        with held(Path(folder) / "run", dist):  # the folders of this check differ from rank to rank
+            assert (Path(folder) / "run" / LOCK).exists() == dist.is_main
+
+
 CHECKS = (
+    a_folder_that_the_main_rank_cannot_have_ends_all,
     gather_brings_every_bit_in_the_order_of_ranks,
     counted_losses_are_those_of_one_process,
     one_overflow_skips_the_update_of_all,

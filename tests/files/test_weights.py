@@ -1,5 +1,6 @@
 """Weights in and out of files."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import mindspore as ms
@@ -9,6 +10,7 @@ from mindspore import Tensor, nn
 from safetensors.numpy import save_file
 
 from src.files import pth
+from src.files.class_rows import choose_rows
 from src.files.weights import (
     LoadReport,
     WeightsError,
@@ -17,6 +19,7 @@ from src.files.weights import (
     official_names,
     read_checkpoint,
     save_weights,
+    write_checkpoint,
 )
 from src.models import create_model
 from src.models.layers import Dense
@@ -147,6 +150,13 @@ def test_unusable_files_are_one_line(model, tmp_path):
         assert name in str(error.value)
         assert "\n" not in str(error.value)
     assert not has_average(read_checkpoint(good))
+    with pytest.raises(WeightsError, match=r"a folder, not a file$"):
+        read_checkpoint(tmp_path)
+    best = tmp_path / "checkpoints" / "best.ckpt"
+    best.parent.mkdir()
+    best.touch()
+    with pytest.raises(WeightsError, match=re.escape(f"a folder, not a file; of this run, {best} is a file")):
+        read_checkpoint(tmp_path)
 
 
 # --- PyTorch's files ------------------------------------------------------------------------------------------------
@@ -273,6 +283,66 @@ def test_another_number_of_classes_leaves_the_rest(model):
         load_weights(other, arrays(model), adapt=("size",))
 
 
+@pytest.mark.parametrize(
+    ("choice", "here", "kept", "said"),
+    [
+        ("auto", "abcde", "abcde", None),
+        (
+            "auto",
+            "abcdx",
+            "",
+            "initialised (the head, for other classes: 5 (a, b, c, ...) in the file, 5 (a, b, c, ...)",
+        ),
+        ("by_name", "xcbay", " cba ", "taken by the names of 3 of 5 classes (the head, initialised: 2 (x, y))"),
+        ("by_name", "cx", "c ", "taken by the names of 1 of 2 classes (the head, initialised: 1 (x))"),
+        ("keep", "vwxyz", "abcde", None),
+        ("new", "abcde", "", "initialised (the head, as train.pretrained_head=new asks)"),
+    ],
+)
+def test_a_head_of_the_same_size_goes_by_its_classes(model, choice, here, kept, said):
+    other = create_model("focalv2", **SMALL | {"num_classes": len(here)})
+    before, file, told = arrays(other), arrays(model), []
+    rows = choose_rows(choice, tuple("abcde"), tuple(here))
+    report = load_weights(other, file, announce=told.append, rows=rows)
+    assert [line for line in told if not said or line.startswith(f"weights: {said}")] == told
+    assert len(told) == (said is not None)
+    for name in ("head.weight", "head.bias"):
+        for row, source in enumerate(kept.ljust(len(here))):
+            expected = before[name][row] if source == " " else file[name]["abcde".index(source)]
+            np.testing.assert_array_equal(arrays(other)[name][row], expected)
+    np.testing.assert_array_equal(arrays(other)["norm.weight"], file["norm.weight"])
+    assert report.loaded == len(file) - (0 if kept else 2)
+
+
+def test_a_head_that_cannot_be_kept_is_an_error(model):
+    other = create_model("focalv2", **SMALL | {"num_classes": 3})
+    with pytest.raises(WeightsError, match=r"its head cannot be kept \(train\.pretrained_head=keep\)"):
+        load_weights(other, arrays(model), rows=choose_rows("keep", tuple("abcde"), tuple("abc")))
+
+
+@pytest.mark.parametrize(("channels", "others"), [(3, 1), (1, 3)])
+@pytest.mark.parametrize(
+    ("family", "arguments", "name"),
+    [
+        ("focalv2", SMALL, "patch_embed.proj.weight"),
+        ("twins_svt_small", {"img_size": 32, "depths": [1, 1, 1, 1]}, "patch_embeds.0.proj.weight"),
+    ],
+)
+def test_another_number_of_image_channels_is_adapted_or_explained(channels, others, family, arguments, name):
+    """A grey image gives what its copy in three channels gives."""
+    first, second = (create_model(family, **arguments | {"in_chans": n}).set_train(False) for n in (channels, others))
+    told = []
+    report = load_weights(second, arrays(first), announce=told.append)
+    assert report == LoadReport(recoloured=[name])
+    assert told == [f"weights: adapted to the model's number of image channels: {name}"]
+    grey = images((1, 1, 32, 32))
+    logits = [model(Tensor(grey.repeat(n, axis=1))).asnumpy() for model, n in ((first, channels), (second, others))]
+    np.testing.assert_allclose(*logits, atol=1e-5)
+    with pytest.raises(WeightsError, match=rf"for images of {channels} channels: model.in_chans={channels}\)") as error:
+        load_weights(second, arrays(first), adapt=("size",))
+    assert "\n" not in str(error.value)
+
+
 def test_frozen_weights_are_weights():
     first, second = (create_model("focal", **NANO) for _ in range(2))
     for parameter in second.get_parameters():
@@ -382,6 +452,31 @@ def test_only_where_another_head_is_allowed(classifier, segmentor):
     for model in (segmentor, segmentor.backbone):
         with pytest.raises(WeightsError, match="missing"):
             load_weights(model, arrays(classifier), adapt=("size",))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".ckpt"])
+@pytest.mark.parametrize("prefix", ["module.", "model.", "backbone.", "module.model."])
+def test_prefixes_of_wrappers_are_left_out(classifier, prefix, suffix, tmp_path):
+    """In every format alike, also where nothing may be adapted, as in evaluation."""
+    weights, path = {prefix + name: value for name, value in arrays(classifier).items()}, tmp_path / f"x{suffix}"
+    if suffix == ".pth":
+        pth.save(path, weights)
+    elif suffix == ".ckpt":
+        write_checkpoint(path, weights)
+    else:
+        save_file(weights, path)
+    for adapt in ((), ("size", "head")):
+        other, told = create_model("focal", **NANO), []
+        load_weights(other, path, adapt=adapt, announce=told.append)
+        for name, value in arrays(classifier).items():
+            np.testing.assert_array_equal(arrays(other)[name], value)
+        assert all("NAME as NAME" in line for line in told)
+
+
+def test_a_prefix_that_would_have_helped_is_named(classifier, segmentor):
+    with pytest.raises(WeightsError, match=r"begin with 'backbone\.' in the file.*\(train\.pretrained\)") as error:
+        load_weights(classifier, arrays(segmentor), adapt=("size",))
+    assert "\n" not in str(error.value)
 
 
 def test_what_dense_files_carry_along_is_passed_over(segmentor):

@@ -16,14 +16,18 @@ from src.distributed.ranks import Dist
 from src.errors import UserError
 from src.files.weights import CLASSES, write_checkpoint
 from src.inference.evaluate import evaluate_checkpoint
+from src.inference.export import export_checkpoint
+from src.inference.exported import ExportedModel
 from src.inference.trained import TrainedModel
 from src.tasks import task
 from src.tasks.classification.evaluation_report import worst_classes
 from src.tasks.classification.evaluator import ClassificationEvaluator
 from src.tasks.classification.label_maps import LabelSpace
 from src.tasks.classification.metrics import Metrics, Scoring, batch_counts, predictions
+from src.tasks.classification.task import Classification
 from src.tasks.evaluation_file import evaluation_path, write_evaluation
 from tests.conftest import DIGITS_CONFIG, TOY_MODEL
+from tests.trained import write_digits_checkpoint
 
 THREE = LabelSpace.of_names("abc", "abc")
 
@@ -181,6 +185,16 @@ def test_valid_labels_by_hand():
     plain = evaluate(FirstPixels(), batches, 4, Dist(), Scoring(THREE, 10))
     assert plain.real is None
     assert "real" not in str(plain)
+
+
+def test_top_5_is_shown_where_it_says_something():
+    """Of five classes or fewer, the five most likely are all; files have the figure all the same."""
+    for classes, shown in ((5, False), (6, True)):
+        counts = np.zeros((classes, classes + 1), int)
+        assert ("top-5" in str(Metrics(9, 3, 9, 1.0, counts, np.zeros(9, int)))) == shown
+        figures = Classification.shown_figures({"model": {"num_classes": classes}})
+        assert [f.key for f in figures] == (["top1", "top5", "loss"] if shown else ["top1", "loss"])
+    assert Classification.shown_figures({}) == Classification.figures  # of a run whose configuration does not say
 
 
 def test_classes_outside_the_map_are_no_answers():
@@ -432,6 +446,33 @@ def test_a_report_that_cannot_be_written(setting, tmp_path, capsys):
         setting(names, json_path=tmp_path / "in the way" / "x.json")
     assert "(5 images)" in capsys.readouterr().out
     assert setting(names, json_path=tmp_path / "made" / "x.json")[1]["count"] == 5
+
+
+@pytest.mark.parametrize("batch_size", [7, None])
+def test_an_exported_file_is_evaluated_as_its_checkpoint(run_script, digits, tmp_path, batch_size):
+    """With the same figures, in the batches that it takes; one that cannot be run here, or is another's, is refused."""
+    options = [*TOY_MODEL, f"data.path={digits}", "data.workers=1", "eval.batch_size=100"]
+    config = load_config(DIGITS_CONFIG, options)
+    checkpoint = write_digits_checkpoint(config, tmp_path / "x.ckpt", classes=tuple("0123456789"))
+    exported = export_checkpoint(config, Dist(), str(checkpoint), output=str(tmp_path / "x"), batch_size=batch_size)
+    command = ["eval.py", "--config", DIGITS_CONFIG, *options, "--checkpoint"]
+    results = []
+    for path, name in ((checkpoint, "x.ckpt"), (exported, "x.mindir")):
+        code, out, err = run_script(*command, path, "--json", tmp_path / "x.json")
+        assert (code, err) == (0, "")
+        assert f"{name} (ema weights): top-1 " in out
+        results.append(json.loads((tmp_path / "x.json").read_text()))
+    assert results[1]["confusion"] == results[0]["confusion"]
+    assert results[1]["loss"] == pytest.approx(results[0]["loss"], rel=1e-5)
+    for extra, problem in (
+        (["--weights", "raw"], "one kind of weights"),
+        (["model.img_size=32"], "its input is [1, 16, 16], that of focalv2_digits [1, 32, 32]"),
+    ):
+        code, _, err = run_script(*command, exported, *extra)
+        assert (code, problem in err, err.count("\n")) == (1, True, 1)
+    if batch_size is not None:
+        with pytest.raises(ValueError, match="for a model of"):  # MindSpore would answer at random
+            ExportedModel(exported).answer(np.zeros((8, 1, 16, 16), np.float32))
 
 
 def test_eval_py_flips_a_real_model(run_script, digits, tmp_path):

@@ -20,7 +20,7 @@ from src.pages.page import Section
 from src.pages.page import page as write_page
 from src.reporting.comparison import Comparison, short_names
 from src.reporting.run_files import read_run
-from src.reporting.run_report import LISTED_UPDATES, report_or_warn, write_report
+from src.reporting.run_report import LISTED_UPDATES, report_or_warn, report_page, write_report
 from src.tasks.classification.confusion import DRAWN_CLASSES, drawn_classes
 from src.tasks.classification.evaluation_report import CONFUSED_IMAGES, CONFUSED_PAIRS
 from src.tasks.classification.predictor import Classifier, predict
@@ -186,6 +186,13 @@ def written(tmp_path):
         return write_run(tmp_path / name, content, config, summary)
 
     return write
+
+
+def test_top_5_of_few_classes_is_not_shown(written):
+    """Of five classes it is always 100%."""
+    for name, classes, shown in (("few", 5, False), ("more", 6, True)):
+        folder = written(name, lines_of(1), f"model.num_classes={classes}")
+        assert ("top-5" in report_page(read_run(folder))) == shown
 
 
 def test_report_of_a_run_that_was_interrupted(written, run_script, tmp_path):

@@ -52,6 +52,25 @@ def test_the_newest_save_is_last_and_the_only_one_read_whole(folder, monkeypatch
     assert whole == ["last.ckpt"]
 
 
+def test_a_users_copies_beside_the_saves_are_left_alone(folder):
+    """Neither counted among the newest that are kept, nor taken for a save, nor in the way."""
+    copies = {folder.path / f"epoch_{name}.ckpt" for name in ("0001_before_the_change", "best", "0002 (copy)")}
+    for path in copies:
+        path.touch()
+    folder.save(snapshot(4), is_best=False)
+    assert [path.name for path in folder.epochs()] == [f"epoch_000{epoch}.ckpt" for epoch in (2, 3, 4)]
+    assert copies <= set(folder.path.iterdir())
+    assert taken(folder)[::2] == ("last.ckpt", [])
+
+
+def test_a_run_that_has_nothing_to_resume_says_so(tmp_path):
+    """A mistyped folder would otherwise be trained from the start without a word."""
+    for resume, told in (("auto", [f"nothing to resume in {tmp_path}: a new run begins there"]), (False, [])):
+        lines = []
+        assert RunFolder(tmp_path, 3, is_main=True).save_to_resume(resume, lines.append) == (None, None)
+        assert lines == told
+
+
 def test_a_damaged_last_is_skipped_and_named(folder):
     folder.save_within_epoch(snapshot(3, 40))
     damage(folder.last)

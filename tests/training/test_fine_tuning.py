@@ -16,6 +16,7 @@ from src.training.checkpoint import CheckpointError
 from src.training.trainer import Trainer
 from tests.conftest import DIGITS_CONFIG, ROOT, SMALL_MODEL, TOY_MODEL
 from tests.models.test_training_options import FAMILIES
+from tests.trained import write_digits_checkpoint
 
 FROZEN = {
     "focal": ("patch_embed.", "absolute_pos_embed", "layers.0."),
@@ -141,6 +142,24 @@ def test_weights_of_other_classes_and_another_size_start_a_run(trainer, digits, 
     for name in ("patch_embed.proj.weight", "layers.1.blocks.0.attn.qkv.weight"):
         values = [{p.name: p.asnumpy() for p in model.get_parameters()}[name] for model in (source, run.model)]
         np.testing.assert_array_equal(*values)
+
+
+def test_as_many_other_classes_start_the_head_anew(trainer, tmp_path, capsys):
+    """Names tell heads of one shape apart; train.pretrained_head says otherwise."""
+    config = trainer("source").config
+    names = (*"01234", *"vwxyz")
+    path = write_digits_checkpoint(config, tmp_path / "source.ckpt", classes=names)
+    source = select_weights(read_checkpoint(path))[0]["head.bias"]
+    for choice, rows, said in (("auto", 0, "initialised (the head, for other classes: 10 (0, 1, 2, ...) in the file"),
+                               ("by_name", 5, "taken by the names of 5 of 10 classes"),
+                               ("keep", 10, None)):  # fmt: skip
+        capsys.readouterr()
+        run = trainer("run", f"train.pretrained={path}", f"train.pretrained_head={choice}")
+        out = capsys.readouterr().out
+        assert (f"checkpoint {path}: {said}" in out) if said else (out == "")
+        bias = run.model.head.bias.asnumpy()
+        np.testing.assert_array_equal(bias[:rows], source[:rows])
+        np.testing.assert_array_equal(bias[rows:], 0)
 
 
 def test_missing_weights_are_named_with_the_file_that_asks_for_them(trainer):

@@ -18,6 +18,7 @@ from src.models.layers import LayerNorm
 from src.models.precision import apply_precision, missing_kernels_named
 from src.tasks.task import evaluate
 from src.training.checkpoint import CheckpointError
+from tests.processes import holding, train_command
 from tests.reference import images
 from tests.training.states import tensors
 
@@ -55,6 +56,20 @@ def test_checkpoints_hold_the_run(trainer, capsys):
         trainer("other", f"train.resume={plain}")
     started = trainer("other", f"train.pretrained={plain}")
     np.testing.assert_array_equal(started.model.head.weight.asnumpy(), run.model.head.weight.asnumpy())
+
+
+def test_a_folder_that_another_process_trains_into_is_left_alone(run_script, digits, tmp_path):
+    """Every file of it; and a run that cannot begin leaves no folder."""
+    folder = tmp_path / "run"
+    with holding(folder) as process:
+        (folder / "metrics.jsonl").write_text("{}\n")
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        code, out, err = run_script(*train_command(digits, folder, "train.resume=auto"))
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert f"output folder {folder}: process {process.pid} on host " in err
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    code, _, err = run_script(*train_command(tmp_path / "nowhere", tmp_path / "new" / "run"))
+    assert (code, err.count("\n"), (tmp_path / "new").exists()) == (1, 1, False)
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(trainer):

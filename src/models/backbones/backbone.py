@@ -50,6 +50,8 @@ class Backbone(nn.Cell):
     out_indices: tuple[int, ...] | None
     drop_path_rates: list[float]
     frozen_stages = 0
+    input_weight: str  # name of the first convolution's weight, official and from the backbone on, as the next ones
+    class_parameters: tuple[str, ...] = ("head.weight", "head.bias")  # those with a row for each class
     no_weight_decay: tuple[str, ...] = ()  # beside 1-D parameters and biases, those whose name holds one of these
 
     # --- what a family defines ---------------------------------------------------------------------------------------
@@ -186,6 +188,18 @@ class Backbone(nn.Cell):
     def resized(self, name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
         """Resize a parameter of a model of another image or window size to its shape here; None if it cannot be."""
         return None
+
+    def recoloured(self, name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+        """Adapt the first convolution to grey images (one channel), or from grey ones; None if it cannot be.
+
+        Grey images give the same answers as before where a channel of colour holds the same values as the grey one.
+        """
+        is_of_input = name == self.input_weight and value.ndim == len(shape) == 4
+        if not is_of_input or (value.shape[0], *value.shape[2:]) != (shape[0], *shape[2:]):
+            return None
+        if shape[1] == 1:
+            return value.sum(axis=1, keepdims=True)
+        return np.repeat(value / shape[1], shape[1], axis=1) if value.shape[1] == 1 else None
 
     def is_optional(self, name: str, names: Iterable[str]) -> bool:
         """Tell whether a model of another image size, with these names, may do without the parameter."""

@@ -574,6 +574,7 @@ class FocalTransformer(Backbone):
     """
 
     check = staticmethod(check_focal_transformer_v1)
+    input_weight = "patch_embed.proj.weight"
     no_weight_decay = ("absolute_pos_embed", "relative_position_bias_table")
     # Buffers of the official files that follow from sizes alone.
     derived_buffers = re.compile(

@@ -212,6 +212,7 @@ class Twins(Backbone):
     """
 
     check = staticmethod(check_twins)
+    input_weight = "patch_embeds.0.proj.weight"
     no_weight_decay = ("pos_block",)  # beside 1-D parameters and biases
 
     def __init__(

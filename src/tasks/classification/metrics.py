@@ -76,7 +76,13 @@ class Metrics:
 
     def __str__(self):
         real = "" if self.real is None else f"  real {self.real:.2f}%  ({self.real_count} images)"
-        return f"top-1 {self.top1:.2f}%  top-5 {self.top5:.2f}%  loss {self.loss:.4f}  ({self.count} images){real}"
+        top5 = f"  top-5 {self.top5:.2f}%" if has_top5(len(self.confusion)) else ""
+        return f"top-1 {self.top1:.2f}%{top5}  loss {self.loss:.4f}  ({self.count} images){real}"
+
+
+def has_top5(classes: int) -> bool:
+    """Tell whether top-5 accuracy says something: of five classes or fewer, the five most likely are all."""
+    return classes > 5
 
 
 def batch_counts(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:

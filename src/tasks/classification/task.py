@@ -16,7 +16,7 @@ from src.tasks.classification import run_sections
 from src.tasks.classification.evaluator import ClassificationEvaluator, label_space
 from src.tasks.classification.label_maps import read_valid_labels
 from src.tasks.classification.loss import SoftTargetCrossEntropy
-from src.tasks.classification.metrics import Scoring
+from src.tasks.classification.metrics import Scoring, has_top5
 from src.tasks.classification.predictor import Classifier, ClassPredictor, read_names
 from src.tasks.classification.samples import LabelledEvalSamples, LabelledTrainSamples
 from src.tasks.task import Figure, Signature, Task, TensorSpec
@@ -105,6 +105,13 @@ class Classification(Task):
         names = tuple(read_names(options.classes)) if options.classes else classes
         classifier = Classifier(answer, Preprocessing.from_dict(preprocessing), batch_size, names)
         return ClassPredictor(classifier, options.top, options.classes)
+
+    @classmethod
+    def shown_figures(cls, config):
+        """Return the figures without top-5 accuracy where it is always 100%."""
+        classes = (config.get("model") or {}).get("num_classes")
+        trivial = isinstance(classes, int) and not has_top5(classes)
+        return tuple(figure for figure in cls.figures if not (trivial and figure.key == "top5"))
 
     @classmethod
     def read_evaluation(cls, path, content):
