@@ -211,3 +211,31 @@ def test_export_passes_over_unreadable_images(run_script, run, digits, tmp_path)
     assert (code, "verified on validation images" in out) == (0, True)
     code, out, _ = run_script(*command, "data.path=nowhere")
     assert (code, "verified on random input" in out) == (0, True)
+
+
+@pytest.mark.parametrize("moment", ["importing", "finalizing"])
+def test_ctrl_c_where_python_would_crash_or_swallow_it_is_one_line(moment):
+    """While MindSpore is half imported, and in a finalizer that stops its workers."""
+    script = f"""
+import os, signal, sys, types
+from importlib.machinery import ModuleSpec
+from src.cli import run
+class Workers:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+def main(arguments):
+    if "{moment}" == "finalizing":
+        Workers()
+        return 0
+    module = sys.modules["mindspore"] = types.ModuleType("mindspore")
+    module.__spec__ = ModuleSpec("mindspore", None)
+    module.__spec__._initializing = True
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        raise ImportError("initialization failed")  # as MindSpore makes of it
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(run(main, "x.py"))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "x.py: interrupted\n")

@@ -81,6 +81,7 @@ def choose_rows(choice: str, in_file: tuple[str, ...] | None, here: tuple[str, .
     places = {name: row for row, name in enumerate(in_file)}
     rows = tuple(places.get(name) for name in here)
     new = tuple(name for name, row in zip(here, rows, strict=True) if row is None)
+    gone = tuple(name for name in in_file if name not in here)
     common = len(here) - len(new)
     if (choice == "auto" and set(here) != set(in_file)) or not common:
         others = [f"by_name takes the rows of the {common} in both"] if common else []
@@ -88,7 +89,8 @@ def choose_rows(choice: str, in_file: tuple[str, ...] | None, here: tuple[str, .
         remedy = f"; train.pretrained_head={' and '.join(others)}" if others else ""
         return ClassRows(
             (None,) * len(here),
-            f"initialised (the head, for other classes: {_shown(in_file)} in the file, {_shown(here)} here{remedy})",
+            f"initialised (the head, for other classes: {_shown(gone)} only in the file, {_shown(new)} only here"
+            f"{remedy})",
         )
     anew = f", initialised: {_shown(new)}" if new else ", in the order of the data's classes"
     return ClassRows(rows, f"taken by the names of {common} of {len(here)} classes (the head{anew})")
@@ -96,4 +98,4 @@ def choose_rows(choice: str, in_file: tuple[str, ...] | None, here: tuple[str, .
 
 def _shown(names: tuple[str, ...]) -> str:
     """List the first names, and their number."""
-    return f"{len(names)} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
+    return "none" if not names else f"{len(names)} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"

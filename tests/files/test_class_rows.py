@@ -16,7 +16,7 @@ OWN = -np.ones((3, 2), np.float32)
     [
         ("auto", ABC, ABC, [0, 1, 2], None),
         ("auto", ABC, CBA, [2, 1, 0], "taken by the names of 3 of 3 classes"),
-        ("auto", ABC, ABD, [None] * 3, "other classes: 3 (a, b, c) in the file, 3 (a, b, d) here"),
+        ("auto", ABC, ABD, [None] * 3, "other classes: 1 (c) only in the file, 1 (d) only here"),
         ("auto", ABC, ("d", "e", "f"), [None] * 3, "train.pretrained_head=keep takes all rows as they are"),
         ("auto", None, ABC, [0, 1, 2], "the file does not name the classes"),
         ("auto", ABC, None, [0, 1, 2], "the data does not name the classes"),

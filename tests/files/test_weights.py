@@ -287,12 +287,7 @@ def test_another_number_of_classes_leaves_the_rest(model):
     ("choice", "here", "kept", "said"),
     [
         ("auto", "abcde", "abcde", None),
-        (
-            "auto",
-            "abcdx",
-            "",
-            "initialised (the head, for other classes: 5 (a, b, c, ...) in the file, 5 (a, b, c, ...)",
-        ),
+        ("auto", "abcdx", "", "initialised (the head, for other classes: 1 (e) only in the file, 1 (x) only here"),
         ("by_name", "xcbay", " cba ", "taken by the names of 3 of 5 classes (the head, initialised: 2 (x, y))"),
         ("by_name", "cx", "c ", "taken by the names of 1 of 2 classes (the head, initialised: 1 (x))"),
         ("keep", "vwxyz", "abcde", None),

@@ -150,7 +150,7 @@ def test_as_many_other_classes_start_the_head_anew(trainer, tmp_path, capsys):
     names = (*"01234", *"vwxyz")
     path = write_digits_checkpoint(config, tmp_path / "source.ckpt", classes=names)
     source = select_weights(read_checkpoint(path))[0]["head.bias"]
-    for choice, rows, said in (("auto", 0, "initialised (the head, for other classes: 10 (0, 1, 2, ...) in the file"),
+    for choice, rows, said in (("auto", 0, "initialised (the head, for other classes: 5 (v, w, x, ...)"),
                                ("by_name", 5, "taken by the names of 5 of 10 classes"),
                                ("keep", 10, None)):  # fmt: skip
         capsys.readouterr()
