@@ -12,8 +12,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0)]
-# A shell leaves the ~ of section.key=~/folder as it is.
-PathText = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
+
+
+def _path(text: str) -> str:
+    """Check that a path is not empty, and expand a ~, which a shell leaves in section.key=~/folder."""
+    if not text:
+        raise ValueError("must be a path, not an empty text")
+    return os.path.expanduser(text)
+
+
+PathText = Annotated[str, AfterValidator(_path)]  # of any bytes, which a constraint of pydantic's would refuse
 
 
 class Section(BaseModel):
