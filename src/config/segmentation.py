@@ -75,7 +75,11 @@ class SegmentationEval(Section):
 
     batch_size: Positive = 1  # more than 1 needs images of one size
     interval: Positive = 1  # epochs between evaluations while training
-    mode: Literal["auto", "whole", "slide", "canvas"] = "auto"  # auto: whole on CPU, slide on Ascend
+    # whole: images as they are, each size a graph of its own; canvas: padded to multiples of canvas_step, so that there
+    # are few sizes; slide: by windows of the network's img_size; auto: whole on CPU, slide on Ascend
+    mode: Literal["auto", "whole", "slide", "canvas"] = "auto"
+    canvas_step: Positive | None = None  # of canvas: sides are padded up to multiples of this many pixels
+    graphs: Positive = 4  # sizes whose graphs are kept, beside the one of img_size; the least recently used one goes
     resize: Sides | None = Field([2048, 512])  # bounds of the long and the short side, the aspect kept; null: none
     stride: Sides | None = None  # steps (vertical, horizontal) of sliding crops; null: two thirds of the crop
     scales: list[Factor] = Field([1.0], min_length=1)  # `resize` times each of these, the probabilities averaged
@@ -104,5 +108,10 @@ def check_segmentation(config) -> None:
             "data.ignore_index",
             f"{data.ignore_index} is also one of the {num_classes} classes once data.reduce_zero_label has taken 1 off",
         )
+    if (config.eval.mode == "canvas") != (config.eval.canvas_step is not None):
+        problem = "is needed by eval.mode canvas" if config.eval.mode == "canvas" else "is for eval.mode canvas alone"
+        raise config.error("eval.canvas_step", problem)
+    if config.eval.stride is not None and config.eval.mode not in ("slide", "auto"):
+        raise config.error("eval.stride", "is for eval.mode slide alone")
     if data.ignore_index == 255 and num_classes > 255:
         raise config.error("data.ignore_index", f"255 is one of the {num_classes} classes; name a value beyond them")

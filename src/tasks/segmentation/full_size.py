@@ -13,8 +13,8 @@ import numpy as np
 
 from src.models.resize import bilinear_matrix
 
-TILE_VALUES = 2**22  # logits of one tile: 16 MiB in float32, which stay in the processor's cache in part
-TILE_COLUMNS = 64  # narrow, so that a tile needs few columns of the map
+TILE_VALUES = 2**18  # logits of one tile: 1 MiB in float32, which stays in the cache
+TILE_COLUMNS = 32  # narrow, so that a tile needs few columns of the map
 
 
 @dataclass(frozen=True, eq=False)
