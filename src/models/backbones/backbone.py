@@ -206,9 +206,10 @@ class Backbone(nn.Cell):
 def share_parameters(cell: nn.Cell, source: nn.Cell) -> None:
     """Make a cell use the parameters of another of the same structure: the objects themselves, no copies.
 
-    Tables of keys (Backbone.is_key_table) stay its own: they belong to its image size.
+    Tables of keys (Backbone.is_key_table) stay its own: they belong to its image size. The source may have been given
+    a precision (apply_precision), which puts some layers into wrappers.
     """
-    sources = dict(source.cells_and_names())
+    sources = {path.replace("._backbone", ""): part for path, part in source.cells_and_names()}
     tables = [
         id(parameter)
         for part in sources.values()

@@ -76,8 +76,14 @@ class Segmentor(nn.Cell):
 
     # --- logits ------------------------------------------------------------------------------------------------------
 
-    def construct(self, images):
-        """Map images [B, in_chans, *img_size] to logits tokens [B, h * w, num_classes] of the map `map_size`."""
+    def construct(self, images, drop_path=None, channel_scales=None):
+        """Map images [B, in_chans, *img_size] to logits tokens [B, h * w, num_classes] of the map `map_size`.
+
+        In training it is the tuple of all heads' logits, see head_logits. The loss calls the cell, and no method of it,
+        because mixed precision changes what the call does.
+        """
+        if self.training:
+            return self.head_logits(images, drop_path, channel_scales)
         return self.decode_head.conv_seg(self.decode_features(self.backbone(images)))
 
     def head_logits(self, images, drop_path=None, channel_scales=None):
