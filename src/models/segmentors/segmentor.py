@@ -30,6 +30,7 @@ class Segmentor(nn.Cell):
         img_size: (H, W) of the images. in_chans: their channels.
         head_names, head_weights: the name of each head, and the factor of its loss.
         head_map_sizes: (h, w) of each head's logits; `map_size` is the first.
+        classifiers: the layers, by name, whose parameters have a row for each class.
         dropout_channels: channels of all heads together that training drops, see draw_channel_scales; 0 for none.
     """
 
@@ -54,6 +55,7 @@ class Segmentor(nn.Cell):
     def set_heads(self, heads: Sequence[tuple[str, float, "PixelClassifier", tuple[int, int]]]) -> None:
         """Describe the heads: name, factor of the loss, classifier, (h, w) of the logits; the predicting one first."""
         self.head_names, self.head_weights, classifiers, self.head_map_sizes = zip(*heads, strict=True)
+        self.classifiers = tuple(f"{name}_head.conv_seg" for name in self.head_names)
         channels = [classifier.channels for classifier in classifiers]
         self.dropout_channels = sum(channels) if self.dropout else 0
         ends = np.cumsum(channels).tolist()
