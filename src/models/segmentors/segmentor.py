@@ -78,8 +78,14 @@ class Segmentor(nn.Cell):
 
     # --- logits ------------------------------------------------------------------------------------------------------
 
-    def construct(self, images):
-        """Map images [B, in_chans, *img_size] to logits tokens [B, h * w, num_classes] of the map `map_size`."""
+    def construct(self, images, drop_path=None, channel_scales=None):
+        """Map images [B, in_chans, *img_size] to logits tokens [B, h * w, num_classes].
+
+        In evaluation they are those of the first head, of the map `map_size`; in training a tuple, see head_logits,
+        because mixed precision changes or wraps `construct` alone.
+        """
+        if self.training:
+            return self.head_logits(images, drop_path, channel_scales)
         return self.decode_head.conv_seg(self.decode_features(self.backbone(images)))
 
     def head_logits(self, images, drop_path=None, channel_scales=None):
@@ -118,6 +124,10 @@ class Segmentor(nn.Cell):
     def draw_drop_path(self, generator: np.random.Generator, batch_size: int) -> Tensor | None:
         """Draw the backbone's stochastic-depth scales for one training step, see Backbone."""
         return self.backbone.draw_drop_path(generator, batch_size)
+
+    def batch_caveat(self, batch_size: int, ranks: int) -> str | None:
+        """Return a line on what a batch of this size on each rank is too small for; None where there is nothing."""
+        return None
 
     def freeze(self, stages: int) -> None:
         """Exclude the backbone's first stages from training, see Backbone."""
