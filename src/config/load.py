@@ -36,7 +36,7 @@ from src.models.device_options import DEVICE_DEFAULTS, DEVICE_OPTIONS, set_devic
 CONFIG_ROOT = Path(__file__).resolve().parent.parent.parent / "configs"
 COMMAND_LINE = "command line"
 TOP_LEVEL = ("name", "task")  # keys that are in no section
-SECTION_NAMES = ("model", "backbone", "data", "augment", "eval", *COMMON_SECTIONS)
+SECTION_NAMES = ("model", "backbone", "data", "augment", "loss", "eval", *COMMON_SECTIONS)
 
 
 class ConfigError(UserError):
@@ -82,6 +82,7 @@ class Config:
     amp: AmpConfig
     eval: Any  # of the task's schema
     runtime: RuntimeConfig
+    loss: Any = None  # of the task's schema, where it has such a section
     sources: dict[str, str] = field(default_factory=dict, compare=False)
 
     @property
@@ -358,11 +359,17 @@ def _validate(path: Path, values: dict, sources: dict) -> Config:
         backbone = _validate_model("backbone", by_section["backbone"], sources, shown)
         _check_no_dropout(backbone, sources, shown)
     elif by_section["backbone"]:
-        source = next(source for key, source in sources.items() if key.startswith("backbone."))
-        raise ConfigError(f"{source}: backbone: has no meaning in the task {task}; its network is the section model")
+        _refuse_section("backbone", task, "its network is the section model", sources)
+    if by_section["loss"] and "loss" not in sections:
+        _refuse_section("loss", task, "its loss has no options", sources)
     config = Config(name=name, task=task, model=model, backbone=backbone, sources=sources, **sections)
     _check_across_sections(config)
     return config
+
+
+def _refuse_section(section: str, task: str, reason: str, sources: dict):
+    source = next(source for key, source in sources.items() if key.startswith(f"{section}."))
+    raise ConfigError(f"{source}: {section}: has no meaning in the task {task}; {reason}")
 
 
 def _validate_section(section: str, schema: type[BaseModel], given: dict, sources: dict, shown: str):
