@@ -50,6 +50,7 @@ class Backbone(nn.Cell):
     out_indices: tuple[int, ...] | None
     drop_path_rates: list[float]
     frozen_stages = 0
+    classifiers: tuple[str, ...] = ("head",)  # layers whose parameters have a row for each class
     no_weight_decay: tuple[str, ...] = ()  # beside 1-D parameters and biases, those whose name holds one of these
 
     # --- what a family defines ---------------------------------------------------------------------------------------
