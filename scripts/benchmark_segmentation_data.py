@@ -65,14 +65,14 @@ class OriginalOperations(SegmentationTrainSamples):
 
     def corner(self, choices, label):
         """Draw crops, and count the classes of each by sorting its pixels."""
+        limits = [max(have - want, 0) + 1 for have, want in zip(label.shape, CROP, strict=True)]
+        top, left = map(int, choices.integers(0, limits))
         for _ in range(dense.CROP_ATTEMPTS):
-            top, left = (
-                int(choices.integers(max(have - want, 0) + 1)) for have, want in zip(label.shape, CROP, strict=True)
-            )
             values, counts = np.unique(label[top : top + CROP[0], left : left + CROP[1]], return_counts=True)
             counts = counts[values != 255]
             if len(counts) > 1 and counts.max() / counts.sum() < self.augment.cat_max_ratio:
                 break
+            top, left = map(int, choices.integers(0, limits))
         return top, left
 
     @staticmethod

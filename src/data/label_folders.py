@@ -134,8 +134,8 @@ class LabelledFolders(Dataset):
         """Return the label [H, W] of a sample; see read_label.
 
         Raises:
-            UnreadableImage: the file is damaged.
-            DataError: the file cannot be opened, or its values are no classes.
+            UnreadableImage: the file is damaged or cannot be opened.
+            DataError: its values are no classes.
         """
         path = self.label_path / self.label_name(index)
         try:
@@ -145,26 +145,25 @@ class LabelledFolders(Dataset):
         except UnreadableImage as error:
             raise UnreadableImage(f"its label image {path}: {error}") from error
         except OSError as error:
-            raise DataError(f"label image {path}: cannot be read ({error.strerror})") from error
+            raise UnreadableImage(f"its label image {path}: {error.strerror}") from error
 
     def pixels(self, index: int, channels: int) -> np.ndarray:
         """Return the pixels [H, W, channels] uint8 of a sample.
 
         Raises:
-            UnreadableImage: the file is damaged.
-            DataError: the file cannot be opened.
+            UnreadableImage: the file is damaged or cannot be opened.
         """
         try:
             return decode(self.content(index), channels)
         except OSError as error:
-            raise DataError(f"image {self.path / self.name(index)}: cannot be read ({error.strerror})") from error
+            raise UnreadableImage(f"{error.strerror}") from error
 
     def pair(self, index: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
         """Return pixels [H, W, channels] uint8 and label [H, W] of a sample.
 
         Raises:
-            UnreadableImage: one of the two files is damaged.
-            DataError: a file cannot be opened, or the label's values are no classes, or it has not the image's size.
+            UnreadableImage: one of the two files is damaged or cannot be opened.
+            DataError: the label's values are no classes, or it has not the image's size.
         """
         pixels, label = self.pixels(index, channels), self.label(index)
         self._check_size(index, pixels.shape[:2], label.shape)
