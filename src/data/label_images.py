@@ -2,13 +2,13 @@
 
 import io
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from src.data.dataset import DataError
+from src.data.text_files import read_lines
 from src.data.transforms import UnreadableImage
 
 LABEL_EXTENSIONS = (".png", ".bmp", ".tif", ".tiff")
@@ -119,11 +119,7 @@ def read_class_names(names: list[str] | str | None, num_classes: int) -> tuple[s
     source = "data.classes"
     if isinstance(names, str):
         source = f"data.classes: {names}"
-        try:
-            lines = Path(names).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{source}: cannot be read ({error}); it needs a class name on each line") from error
-        names = [line.strip() for line in lines if line.strip()]
+        names = [line.strip() for line in read_lines(names, source) if line.strip()]
     if len(names) != num_classes:
         raise DataError(f"{source}: names {len(names)} classes, and the model has {num_classes} (model.num_classes)")
     if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
