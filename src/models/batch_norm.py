@@ -56,7 +56,7 @@ class BatchNorm(nn.Cell):
         if self.training and total > 1:
             mean = self.sum_over_ranks(self.sum(rows, 0)) / total
             centred = rows - mean
-            squares = self.sum_over_ranks(self.sum(ops.square(centred), 0))
+            squares = self.sum_over_ranks(self.sum(centred * centred, 0))
             variance = squares / total
             if not self.keeps_running:
                 centred = ops.depend(centred, self.take_in(self.running_mean, mean))
