@@ -4,14 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from src.config.images import ImageData, check_channels
 from src.config.schema import Fraction, PathText, Positive, Rate, Section
-from src.data.decoding import MAX_PIXELS
 from src.data.rand_augment import PolicyError, parse_policy
 
-Level = Annotated[int, Field(ge=0, le=255)]
 
-
-class ClassificationData(Section):
+class ClassificationData(ImageData):
     """Says where images come from and how they are read."""
 
     path: PathText = (
@@ -19,17 +17,6 @@ class ClassificationData(Section):
     )
     train: str = "train"
     val: str = "val"
-    workers: Literal["auto"] | Positive = (
-        "auto"  # reader processes per device; auto: the cores divided among the devices
-    )
-    prefetch: Literal["auto"] | Positive = "auto"  # rows that each stage of the pipeline keeps ready
-    numa: Literal["auto"] | bool = "auto"  # bind each process to a memory node; auto: where there are several
-    mean: list[float] = Field([0.485, 0.456, 0.406], min_length=1)  # mean of pixels scaled to [0, 1], per channel
-    std: list[Annotated[float, Field(gt=0)]] = Field([0.229, 0.224, 0.225], min_length=1)
-    exif: Literal["ignore", "apply"] = "ignore"  # apply: turn images as their EXIF orientation says (docs/data.md)
-    # drop: the colours of transparent pixels as they are; [red, green, blue]: laid over a background of that colour
-    alpha: Literal["drop"] | Annotated[list[Level], Field(min_length=3, max_length=3)] = "drop"
-    max_pixels: Positive = MAX_PIXELS  # width times height above which an image counts as unreadable
 
 
 class ClassificationAugment(Section):
@@ -92,12 +79,7 @@ def check_classification(config) -> None:
     Raises:
         ConfigError: they do not; the message names the key.
     """
-    channels = config.model.resolved()["in_chans"]
-    if channels not in (1, 3):
-        raise config.error("model.in_chans", f"images are read as grey (1) or RGB (3), not with {channels} channels")
-    for key in ("mean", "std"):
-        if len(getattr(config.data, key)) != channels:
-            raise config.error(f"data.{key}", f"has {len(getattr(config.data, key))} values for {channels} channels")
+    check_channels(config, "model", config.model.resolved()["in_chans"])
     if config.augment.cooldown != "all" and not config.schedule.cooldown_epochs:
         raise config.error("augment.cooldown", "has no effect without schedule.cooldown_epochs")
     if config.augment.auto_augment is not None:

@@ -37,7 +37,7 @@ from src.models.device_options import DEVICE_DEFAULTS, DEVICE_OPTIONS, set_devic
 CONFIG_ROOT = Path(__file__).resolve().parent.parent.parent / "configs"
 COMMAND_LINE = "command line"
 TOP_LEVEL = ("name", "task")  # keys that are in no section
-SECTION_NAMES = ("model", "backbone", "data", "augment", "eval", *COMMON_SECTIONS)
+SECTION_NAMES = ("model", "backbone", "data", "augment", "loss", "eval", *COMMON_SECTIONS)
 
 
 class ConfigError(UserError):
@@ -46,14 +46,24 @@ class ConfigError(UserError):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Holds a model name and the constructor arguments given for it; the others have the model's defaults."""
+    """Holds a model name and the constructor arguments given for it; the others have the model's defaults.
+
+    Attributes:
+        is_backbone: the model gives maps to another. Its arguments may hold out_indices, and no num_classes.
+    """
 
     name: str
     arguments: dict[str, Any]
+    is_backbone: bool = False
 
     def resolved(self) -> dict[str, Any]:
-        """Return every constructor argument that the model section may hold, with its value."""
-        return resolve_arguments(self.name, self.arguments)[1]
+        """Return every constructor argument that the section may hold, with its value."""
+        if not self.is_backbone:
+            return resolve_arguments(self.name, self.arguments)[1]
+        given = dict(self.arguments)
+        out_indices = given.pop("out_indices", None)
+        resolved = resolve_arguments(self.name, given, features_only=True, out_indices=out_indices)[1]
+        return {key: value for key, value in resolved.items() if key != "num_classes"}
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,7 @@ class Config:
     amp: AmpConfig
     eval: Any  # of the task's schema
     runtime: RuntimeConfig
+    loss: Any = None  # of the task's schema, where it has such a section
     sources: dict[str, str] = field(default_factory=dict, compare=False)
 
     @property
@@ -86,13 +97,17 @@ class Config:
         Args:
             device_options: those of set_device_options; given ones replace the configured ones.
         """
-        arguments = dict(self.model.arguments)
-        if self.train.recompute:  # the model's arguments have the original's name for it
-            arguments["use_checkpoint"] = True
+        # The blocks' arguments have the original's name for recomputing.
+        recompute = {"use_checkpoint": True} if self.train.recompute else {}
+        if self.backbone is None:
+            model = create_model(self.model.name, **self.model.arguments | recompute)
+        else:
+            backbone = create_model(self.backbone.name, features_only=True, **self.backbone.arguments | recompute)
+            model = create_model(self.model.name, backbone=backbone, **self.model.arguments)
         chosen = {name: getattr(self.runtime, name) for name in DEVICE_OPTIONS} | device_options
         defaults = DEVICE_DEFAULTS[device_target]
         chosen = {name: defaults[name] if value == "auto" else value for name, value in chosen.items()}
-        return set_device_options(create_model(self.model.name, **arguments), **chosen)
+        return set_device_options(model, **chosen)
 
     def with_data_path(self, path: Path) -> "Config":
         """Return the same configuration with its data at another path."""
@@ -236,7 +251,8 @@ def load_model_config(name: str, overrides: Sequence[str] = ()) -> ModelConfig:
             raise ConfigError(f"{COMMAND_LINE}: {text!r} is not of the form key=value")
         key, value = _parse_override(f"model.{text.removeprefix('model.')}")
         given[key.removeprefix("model.")] = value
-    return _validate_model("model", given, {f"model.{key}": COMMAND_LINE for key in given}, COMMAND_LINE)
+    sources = {f"model.{key}": COMMAND_LINE for key in given}
+    return _validate_model("model", given, sources, COMMAND_LINE, stands=False)
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -340,16 +356,23 @@ def _validate(path: Path, values: dict, sources: dict) -> Config:
         section: _validate_section(section, schema, by_section[section], sources, shown)
         for section, schema in own.schemas().items()
     }
-    model = _validate_model("model", by_section["model"], sources, shown)
+    model = _validate_model("model", by_section["model"], sources, shown, stands=own.has_backbone)
     backbone = None
     if own.has_backbone:
-        backbone = _validate_model("backbone", by_section["backbone"], sources, shown)
+        backbone = _validate_model("backbone", by_section["backbone"], sources, shown, stands=False)
+        _check_no_dropout(backbone, sources, shown)
     elif by_section["backbone"]:
-        source = next(source for key, source in sources.items() if key.startswith("backbone."))
-        raise ConfigError(f"{source}: backbone: has no meaning in the task {task}; its network is the section model")
+        _refuse_section("backbone", task, "its network is the section model", sources)
+    if by_section["loss"] and "loss" not in sections:
+        _refuse_section("loss", task, "its loss has no options", sources)
     config = Config(name=name, task=task, model=model, backbone=backbone, sources=sources, **sections)
     _check_across_sections(config)
     return config
+
+
+def _refuse_section(section: str, task: str, reason: str, sources: dict):
+    source = next(source for key, source in sources.items() if key.startswith(f"{section}."))
+    raise ConfigError(f"{source}: {section}: has no meaning in the task {task}; {reason}")
 
 
 def _validate_section(section: str, schema: type[BaseModel], given: dict, sources: dict, shown: str):
@@ -372,8 +395,12 @@ def _validate_section(section: str, schema: type[BaseModel], given: dict, source
         raise ConfigError(f"{source}: {key}: {' or '.join(problems)}{got}") from error
 
 
-def _validate_model(section: str, given: dict, sources: dict, shown: str) -> ModelConfig:
-    """Check a section of a network against the constructor's signature, then by the network's own rules."""
+def _validate_model(section: str, given: dict, sources: dict, shown: str, stands: bool | None = None) -> ModelConfig:
+    """Check a section of a network against the constructor's signature, then by the network's own rules.
+
+    Args:
+        stands: whether the network has to stand on a backbone; otherwise it must not.
+    """
     given = dict(given)
     name = given.pop("name", None)
     key = f"{section}.name"
@@ -383,19 +410,35 @@ def _validate_model(section: str, given: dict, sources: dict, shown: str) -> Mod
         family, _ = find_model(name)
     except ValueError as error:
         raise ConfigError(f"{sources[key]}: {key}: {error}") from error
+    if family.has_backbone != stands:
+        wanted = "stands on a backbone, and none is wanted" if family.has_backbone else "is no network on a backbone"
+        raise ConfigError(f"{sources[key]}: {key}: {name} {wanted} here")
+    is_backbone = section == "backbone"
     # Without defaults in the schema, only what was given is checked and kept.
     fields: dict[str, Any] = {
         argument: (parameter.annotation, None) for argument, parameter in family.parameters().items()
     }
+    if is_backbone:
+        del fields["num_classes"]
+        fields["out_indices"] = (list[int] | None, None)
     schema = create_schema("ModelArguments", __config__=Section.model_config, **fields)
     _validate_section(section, schema, given, sources, shown)
+    config = ModelConfig(name, given, is_backbone)
     try:
-        resolve_arguments(name, given)
+        config.resolved()
     except ArgumentError as error:
         argument = f"{section}.{error.argument}"
         source = sources.get(argument, sources[key])
         raise ConfigError(f"{source}: {argument}: {error.reason}") from error
-    return ModelConfig(name, given)
+    return config
+
+
+def _check_no_dropout(backbone: ModelConfig, sources: dict, shown: str) -> None:
+    """Check that a backbone drops no elements, because networks on one pass no seed for that."""
+    for argument, value in backbone.resolved().items():
+        if argument in ("drop_rate", "attn_drop_rate", "pos_drop_rate", "proj_drop_rate") and value:
+            key = f"backbone.{argument}"
+            raise ConfigError(f"{sources.get(key, shown)}: {key}: a backbone has no dropout; must be 0, got {value}")
 
 
 def _check_across_sections(config: Config) -> None:

@@ -2,7 +2,7 @@
 
 A head for as many, but other, classes fits by its shape, and would be wrong without a word. The rule is the same for
 every task: who loads weights to start from asks `choose_rows`, and load_weights applies the answer to the parameters
-that the model calls its class_parameters.
+that the model calls its classifiers.
 """
 
 from dataclasses import dataclass

@@ -33,6 +33,8 @@ STATE_PREFIX = "state."  # step counters, loss scale, best metric, configuration
 CLASSES = STATE_PREFIX + "classes"  # class names by index, as JSON
 CONFIG = STATE_PREFIX + "config"  # the resolved configuration, as YAML
 
+UNUSED = ".num_batches_tracked"  # a count that PyTorch's BatchNorm keeps, and uses only where it has no momentum
+
 PTH_SUFFIXES = (".pth", ".pt", ".tar", ".bin")
 ADAPTATIONS = ("size", "head", "channels")
 
@@ -48,10 +50,10 @@ def official_names(model: nn.Cell) -> dict[str, Parameter]:
 
     For a part of a larger model, the names start at that part.
     """
-    return {_official(name): parameter for name, parameter in model.parameters_and_names()}
+    return {official_name(name): parameter for name, parameter in model.parameters_and_names()}
 
 
-def _official(name: str) -> str:
+def official_name(name: str) -> str:
     """Return the original's name for one of MindSpore's, whose norm layers have gamma and beta."""
     path, dot, local = name.rpartition(".")
     return path + dot + {"gamma": "weight", "beta": "bias"}.get(local, local)
@@ -66,26 +68,23 @@ class BackbonePlace:
 
     prefix: str = ""
     backbone: Backbone | None = None
+    classifiers: frozenset[str] = frozenset()  # parameters of the layers that give logits of classes
 
     @classmethod
     def of(cls, model: nn.Cell) -> "BackbonePlace":
         """Find the backbone in a model."""
+        layers = getattr(model, "classifiers", ())
+        classifiers = frozenset(f"{layer}.{local}" for layer in layers for local in ("weight", "bias"))
         for path, cell in model.cells_and_names():
             if isinstance(cell, Backbone):
-                return cls(f"{path}." if path else "", cell)
-        return cls()
+                return cls(f"{path}." if path else "", cell, classifiers)
+        return cls(classifiers=classifiers)
 
     def local(self, name: str) -> str | None:
         """Return a name as the backbone has it; None for a name outside of the backbone."""
         if self.backbone is None or not name.startswith(self.prefix):
             return None
         return name.removeprefix(self.prefix)
-
-    def class_parameters(self, targets: dict[str, Parameter]) -> list[str]:
-        """Return the names of the model's parameters that have a row for each class."""
-        if self.backbone is None:
-            return []
-        return [self.prefix + name for name in self.backbone.class_parameters if self.prefix + name in targets]
 
     def is_behind_stages(self, name: str) -> bool:
         """Tell whether a parameter belongs to the layers after the backbone's stages; False without a backbone."""
@@ -295,8 +294,8 @@ def load_weights(
 
     Index tables of Focal Transformer v2 (layers.i.blocks.j.attn.topk_cloest_indice_k) are adopted when they are of the
     model's image size, because the weights were trained with them. A file without them keeps the model's own, and
-    buffers that follow from sizes are skipped; neither counts as missing or unexpected. A prefix that all names of the
-    file have, as wrappers add them ("module.", "model.", "backbone."), is left out.
+    buffers that follow from sizes, or that nothing uses, are skipped; none counts as missing or unexpected. A prefix
+    that all names of the file have, as wrappers add them ("module.", "model.", "backbone."), is left out.
 
     Args:
         source: a file that read_checkpoint reads (averaged weights where it has them), or arrays or tensors by name.
@@ -318,7 +317,7 @@ def load_weights(
         source = select_weights(read_checkpoint(path), label=label)[0]
     targets = official_names(model)
     place = BackbonePlace.of(model)
-    arrays = {_official(name): _array(value) for name, value in source.items()}
+    arrays = {official_name(name): _array(value) for name, value in source.items() if not name.endswith(UNUSED)}
     found_prefix = _prefix_in_file(place, targets, arrays)
     wrapper = found_prefix.removesuffix(place.prefix) if found_prefix.endswith(place.prefix) else ""
     if all(name.startswith(wrapper) for name in arrays):
@@ -348,7 +347,7 @@ def load_weights(
                 "start a training (train.pretrained)"
             )
         raise WeightsError(f"{label}: not of this model; {differences}")
-    if rows is not None and rows.required and not all(n in values for n in place.class_parameters(targets)):
+    if rows is not None and rows.required and not place.classifiers & targets.keys() <= values.keys():
         raise WeightsError(
             f"{label}: its head cannot be kept (train.pretrained_head=keep): it is for another number of classes, or "
             "another network's; use auto, new or by_name"
@@ -387,7 +386,7 @@ def _matched(place, targets, arrays, adapt, moved, outside, rows):
     values, report, misshapen = {}, LoadReport(total=len(targets), moved=moved), {}
     backbone = place.backbone
     behind = {name for name in targets if place.is_behind_stages(name)}
-    head = place.class_parameters(targets) if "head" in adapt else []
+    head = place.classifiers if "head" in adapt else frozenset()
     own_names, file_names = ([place.local(name) for name in names if place.local(name)] for names in (targets, arrays))
     # Another network's file has none of this network's parameters after the backbone's stages.
     is_of_another = "head" in adapt and backbone is not None and not behind & arrays.keys()
