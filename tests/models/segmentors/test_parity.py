@@ -6,7 +6,7 @@ Operator by operator. Recipes: tests/reference/README.md.
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 
 from src.config.schema import OptimizerConfig
 from src.files.weights import official_names
@@ -17,6 +17,7 @@ from src.models.pyramid import FPN
 from src.models.resize import BilinearResize
 from src.models.segmentors.semantic_fpn import FPNHead
 from src.models.segmentors.upernet import FCNHead, UPerHead
+from src.tasks.segmentation.loss import PixelCrossEntropy
 from src.training.optimizer import create_optimizer, has_weight_decay
 from tests.reference import FOLDER, figures, formula_value, images
 
@@ -51,8 +52,8 @@ def pyramid():
 def cross_entropy(logits, map_size, label):
     """The originals' loss: logits resized to the label [B, 1, H, W]; ignored pixels (255) count in the mean."""
     logits = BilinearResize(map_size, label.shape[2:])(logits)
-    flat = Tensor(label.reshape(-1).astype(np.int32))
-    return ops.cross_entropy(logits.reshape((-1, logits.shape[2])), flat, ignore_index=255, reduction="sum") / flat.size
+    pixels = Tensor(label.reshape(len(label), -1).astype(np.int32))
+    return PixelCrossEntropy(CLASSES, ignore_index=255)(logits, pixels).sum() / pixels.size
 
 
 class UPerHeads(nn.Cell):
