@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from src.data.dataset import DataError
+from src.data.decoding import UnreadableImage
 from src.data.label_folders import LabelledFolders
 from src.data.label_images import LabelRules
-from src.data.transforms import UnreadableImage
 from tests.label_files import make_label_folders, make_pair, save_png
 
 RULES = LabelRules(4)

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from src.data.dataset import DataError
+from src.data.decoding import UnreadableImage
 from src.data.label_images import LabelFault, LabelRules, read_class_names, read_label
-from src.data.transforms import UnreadableImage
 from tests.conftest import ROOT
 
 ORIGINAL = np.load(ROOT / "tests" / "reference" / "dense" / "segmentation_pipeline.npz")

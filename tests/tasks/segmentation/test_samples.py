@@ -127,7 +127,7 @@ def test_the_next_usable_image_takes_the_place_of_another(root):
         for array, same in zip(samples.sample((np.int64(index),), 0, 7), expected, strict=True):
             np.testing.assert_array_equal(array, same)
     reasons = {name.rsplit("/", 1)[1]: reason for name, reason in samples.unreadable.read().items()}
-    assert reasons[data.name(3)] == "not an image"
+    assert reasons[data.name(3)].startswith("not an image")
     assert reasons[data.name(4)].startswith("its label image ") and reasons[data.name(4)].endswith(": not an image")
     assert reasons[data.name(5)] == "no pixel of its label image has a class"
 
