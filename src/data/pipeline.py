@@ -9,6 +9,7 @@ of any operator: they are the same with any number of workers and after a resume
 """
 
 import ctypes
+import gc
 import os
 import re
 from abc import ABC, abstractmethod
@@ -246,6 +247,16 @@ def has_libnuma() -> bool:
     return True
 
 
+def finish_abandoned_iterators() -> None:
+    """Collect garbage, before worker processes start as copies of this one.
+
+    An iterator of MindSpore's that nobody refers to any more, such as one that an error ended, would be in the copies,
+    too. Where a copy collects it, it is to stop threads that the copy does not have: the worker crashes, and the
+    process that waits for its batches stands still.
+    """
+    gc.collect()
+
+
 def _read(iterator):
     """Yield the batches of an iterator of MindSpore's.
 
@@ -367,6 +378,7 @@ class TrainBatches:
             python_multiprocessing=self.workers > 1,
         )
         passes = 1 if first_batch or self.data.fixed_order else self.epochs - epoch
+        finish_abandoned_iterators()
         return dataset.create_tuple_iterator(num_epochs=passes, output_numpy=True)
 
 
@@ -430,4 +442,5 @@ class EvalBatches:
             num_parallel_workers=self.workers,
             python_multiprocessing=self.workers > 1,
         )
+        finish_abandoned_iterators()
         return dataset.create_tuple_iterator(num_epochs=self.passes, output_numpy=True)
