@@ -151,6 +151,10 @@ class EvalSamples(ABC):
 
     outputs: tuple[str, ...]
 
+    def order(self, indices: list[int]) -> list[int]:
+        """Return the samples of a rank in the order in which they are to come; by default it stays."""
+        return indices
+
     @abstractmethod
     def sample(self, columns: tuple[np.ndarray, ...], index: int) -> tuple[np.ndarray, ...]:
         """Turn the columns of one sample into arrays. Runs in a worker process."""
@@ -426,6 +430,7 @@ class EvalBatches:
         yield from prefetch(batches, self.samples.batch)
 
     def _open(self):
+        self.indices = self.samples.order(self.indices)
         keys = ds.GeneratorDataset(EvalKeys(self.indices), ["index"], shuffle=False, python_multiprocessing=False)
         columns = [*self.data.columns, "index"]
         dataset = ds.zip((self.data.reader(ds.SubsetSampler(self.indices)), keys)).batch(
