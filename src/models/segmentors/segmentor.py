@@ -210,7 +210,7 @@ class PixelClassifier(nn.Cell):
         else:
             weights = scales.astype(x.dtype).reshape((-1, 1, self.channels)) * weight
             rows = self.of_samples(x, weights).reshape((-1, self.num_classes))
-        return self.add_bias(rows, self.bias.astype(x.dtype)).reshape((-1, x.shape[1], self.num_classes))
+        return self.add_bias(rows, self.bias.astype(rows.dtype)).reshape((-1, x.shape[1], self.num_classes))
 
 
 def check_segmentor(arguments: dict, positive: tuple[str, ...]) -> None:
