@@ -68,7 +68,7 @@ def evaluate_checkpoint(
     content |= {"unreadable_images": sorted(skipped)}
     try:
         report = Path(json_path) if json_path else evaluation_path(path, trained.weights, data.path)
-        write_evaluation(report, content, result.arrays())
+        write_evaluation(report, content, result.arrays(), result.pictures())
     except UserError as error:
         if json_path:
             raise
