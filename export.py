@@ -12,6 +12,11 @@ def main(arguments: list[str]) -> None:
     options.add_argument(
         "--output", metavar="FILE", help="default: beside the run's checkpoints, by the name of the configuration"
     )
+    options.add_argument(
+        "--outputs",
+        metavar="WHAT",
+        help="segmentation: logits (as the network gives them), full_size (logits of every pixel) or labels",
+    )
     batch = options.add_mutually_exclusive_group()
     batch.add_argument("--batch_size", type=int, default=1, help="images per call of the exported model (1)")
     batch.add_argument("--dynamic-batch", action="store_true", help="any number of images per call (MINDIR, ONNX)")
@@ -31,6 +36,7 @@ def main(arguments: list[str]) -> None:
         options.format,
         options.output,
         None if options.dynamic_batch else options.batch_size,
+        options.outputs,
     )
 
 

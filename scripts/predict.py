@@ -1,4 +1,7 @@
-"""Classify images: python scripts/predict.py --checkpoint runs/NAME/checkpoints/best.ckpt IMAGE|FOLDER|- ...
+"""Predict for images: python scripts/predict.py --checkpoint runs/NAME/checkpoints/best.ckpt IMAGE|FOLDER|- ...
+
+A classifier prints the most probable classes of each image. A segmentor prints the shares of the classes, and with
+--output FOLDER it writes label images, overlays and a legend.
 
 A checkpoint contains the configuration of its model; weights without a configuration (.pth files of the original code)
 need --config NAME. The JSON file beside an exported .mindir or .onnx file describes it. A folder stands for all images
@@ -18,6 +21,7 @@ from src.cli import WEIGHTS, Parser, run
 from src.errors import UserError
 
 FORMATS = ("text", "csv", "json")
+TASK_FLAGS = ("top", "output", "overlay", "opacity")  # flags that only some tasks have
 
 
 def main(arguments: list[str]) -> None:
@@ -30,15 +34,20 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="configuration values")
     parser.add_argument("--weights", choices=WEIGHTS, default="auto", help="auto: EMA weights if the file has them")
     parser.add_argument("--classes", metavar="FILE", help="names of the classes, one a line, for files without them")
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="classes to print (5)")
+    parser.add_argument("--top", type=int, metavar="K", help="classes to print (5; all in csv and json of a segmentor)")
     parser.add_argument("--format", choices=FORMATS, default="text")
-    parser.add_argument("--batch_size", type=int, default=32, help="images per call of the model (32)")
+    parser.add_argument("--output", metavar="FOLDER", help="segmentation: write label images and overlays there")
+    parser.add_argument("--overlay", choices=("jpeg", "png", "none"), help="segmentation: kind of the overlays (jpeg)")
+    parser.add_argument("--opacity", type=float, metavar="SHARE", help="segmentation: of the overlays' colours (0.5)")
+    parser.add_argument(
+        "--batch_size", type=int, help="images per call of the model (classification 32, segmentation 1)"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads that read and decode")
     parser.add_argument("--device_target", choices=("auto", "CPU", "Ascend"))
     parser.add_argument("--debug", action="store_true", help="show tracebacks and MindSpore's own messages")
     options = parser.parse_intermixed_args(arguments)
     for flag in ("top", "batch_size", "workers"):
-        if getattr(options, flag) < 1:
+        if getattr(options, flag) is not None and getattr(options, flag) < 1:
             raise UserError(f"--{flag}: must be at least 1, got {getattr(options, flag)}")
 
     images = image_files(options.images)
@@ -72,12 +81,16 @@ def predict(options, images: list[str]) -> None:
         chosen = {}
     model = open_model(options.checkpoint, **chosen)
     predictor = model.task.predictor(model.answer, model.preprocessing, model.batch_size, model.classes, options)
+    for flag in TASK_FLAGS:
+        if getattr(options, flag) is not None and flag not in predictor.flags:
+            raise UserError(f"--{flag}: is nothing that the prediction of {model.task.name} has; leave it out")
+    batch_size = options.batch_size or predictor.images_per_call
     unreadable = 0
     with (
         predictor.writer(options.format, sys.stdout) as writer,
         tqdm(total=len(images), unit="img", disable=None) as progress,
     ):
-        for prediction in predictor.predict(images, options.batch_size, options.workers):
+        for prediction in predictor.predict(images, batch_size, options.workers):
             if prediction.problem is not None:
                 unreadable += 1
                 line = f"unreadable image {escape_name(prediction.image)} ({prediction.problem})"

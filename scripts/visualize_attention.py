@@ -64,6 +64,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--debug", action="store_true", help="show tracebacks and MindSpore's own messages")
     options = parser.parse_intermixed_args(arguments)
 
+    from src.config.task_sections import DEFAULT_TASK
     from src.data.decoding import UnreadableImage
     from src.data.image_files import read_file
     from src.data.transforms import Preprocessing
@@ -82,6 +83,10 @@ def main(arguments: list[str]) -> None:
         options.weights,
         options.device_target,
     )
+    if trained.config.task != DEFAULT_TASK:
+        raise UserError(
+            f"checkpoint {options.checkpoint}: is a model of {trained.config.task}; attention is shown of classifiers"
+        )
     model, preprocessing = trained.network, Preprocessing.from_dict(trained.preprocessing)
     try:
         array = preprocessing.decode(read_file(options.image))

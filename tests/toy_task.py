@@ -202,13 +202,13 @@ class Toy(Task):
     def evaluator(self, model, data, dist, classes=None, label="the model"):
         return ToyEvaluator(dist)
 
-    def signature(self, model, batch_size):
+    def signature(self, model, batch_size, output):
         return Signature((TensorSpec("x", (batch_size, WIDTH)),), (TensorSpec("y", (batch_size, WIDTH)),))
 
     def sample_inputs(self, model, count):
         return np.random.default_rng(0).standard_normal((count, WIDTH)).astype(np.float32), "noise"
 
-    def preprocessing(self, model):
+    def preprocessing(self, model, output):
         return {"scale": 1.0}
 
     @classmethod

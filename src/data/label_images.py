@@ -105,20 +105,21 @@ def _values(content: bytes) -> np.ndarray:
     return values
 
 
-def read_class_names(names: list[str] | str | None, num_classes: int) -> tuple[str, ...]:
+def read_class_names(names: list[str] | str | None, num_classes: int, key: str = "data.classes") -> tuple[str, ...]:
     """Return the names of the classes.
 
     Args:
         names: the names, a file with a name on each line, or None for names made of numbers.
+        key: what messages call them.
 
     Raises:
         DataError: the file cannot be read, or there are more or fewer names than classes.
     """
     if names is None:
         return tuple(f"class {number}" for number in range(num_classes))
-    source = "data.classes"
+    source = key
     if isinstance(names, str):
-        source = f"data.classes: {names}"
+        source = f"{key}: {names}"
         names = [line.strip() for line in read_lines(names, source) if line.strip()]
     if len(names) != num_classes:
         raise DataError(f"{source}: names {len(names)} classes, and the model has {num_classes} (model.num_classes)")

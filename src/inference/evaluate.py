@@ -96,7 +96,7 @@ def evaluate_checkpoint(
     content |= {"unreadable_images": sorted(skipped)}
     try:
         report = Path(json_path) if json_path else evaluation_path(path, subject.weights, data.path)
-        write_evaluation(report, content, result.arrays())
+        write_evaluation(report, content, result.arrays(), result.pictures())
     except UserError as error:
         if json_path:
             raise
@@ -128,8 +128,13 @@ def open_exported(config: Config, path: Path, weights: str, dist: Dist) -> Subje
     exported = ExportedModel(path)
     if exported.batch_size is not None:
         config = replace(config, eval=config.eval.model_copy(update={"batch_size": exported.batch_size}))
+    config = create_task(config).for_one_size(config)
     model, task = config.build_model(dist.device_target), create_task(config)
-    signature = task.signature(model, exported.batch_size)
+    logits = task.outputs[0]
+    given = exported.preprocessing.get("output") or logits
+    if given != logits:
+        raise UserError(f"model {path}: gives {given}; evaluation needs {logits}: export with --outputs {logits}")
+    signature = task.signature(model, exported.batch_size, logits)
     shapes = signature.inputs[0].shape, signature.outputs[0].shape
     for what, shape, configured in zip(
         ("input", "output"), (exported.input_shape, exported.output_shape), shapes, strict=True
@@ -139,7 +144,7 @@ def open_exported(config: Config, path: Path, weights: str, dist: Dist) -> Subje
                 f"model {path}: its {what} is {list(shape[1:])}, that of {config.name} {list(configured[1:])}; give "
                 "the configuration that it was exported with"
             )
-    described = task.preprocessing(model)
+    described = task.preprocessing(model, logits)
     differing = [key for key, value in described.items() if exported.preprocessing.get(key) != value]
     if differing and dist.is_main:
         print(
@@ -147,9 +152,12 @@ def open_exported(config: Config, path: Path, weights: str, dist: Dist) -> Subje
             flush=True,
         )
 
+    def answer(images: Tensor) -> Tensor:
+        return Tensor(task.outputs_for_evaluator(exported.answer(images.asnumpy())))
+
     def run(batches, evaluator: Evaluator) -> Result:
         for batch in batches:
-            evaluator.add(lambda images: Tensor(exported.answer(images.asnumpy())), batch)
+            evaluator.add(answer, batch)
         return evaluator.result()
 
     return Subject(config, model, exported.weights, exported.classes, run)

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import mindspore as ms
@@ -15,13 +16,15 @@ from src.files.atomic import replace_synced, write_text
 from src.files.file_digest import sha256
 from src.files.weights import load_weights, official_names
 from src.inference.exported import SUFFIXES, description_path, load_runner
-from src.inference.onnx_files import INSTALL, check_onnx, make_expressible, missing_packages, write_onnx
+from src.inference.onnx_files import INSTALL, check_onnx, example_tensor, make_expressible, missing_packages, write_onnx
 from src.inference.trained import load_for_inference, run_checkpoint
 from src.models.attention import GatheredAttention
 from src.tasks.find_task import create_task
 from src.tasks.task import Signature, TensorSpec
 
 ONNX_OPTIONS = {"conv_implementation": "conv2d", "gelu": "polynomial"}  # forms that MindSpore can write as ONNX
+TOLERANCE = 1e-4  # largest difference of an exported file, relative to the largest value
+EQUAL_SHARE = 0.999  # least share of equal labels; those of nearly equal logits may differ
 OPEN_BATCHES = (1, 3)  # batch sizes with which a file for any batch is verified
 
 
@@ -33,6 +36,7 @@ def export_checkpoint(
     file_format: str = "MINDIR",
     output: str | None = None,
     batch_size: int | None = 1,
+    output_form: str | None = None,
 ) -> Path:
     """Export a checkpoint's model in float32, with its description beside it, and verify the file.
 
@@ -42,10 +46,11 @@ def export_checkpoint(
 
     Args:
         batch_size: images per call of the exported model; None for any number.
+        output_form: what the exported model gives, see Task.outputs; None for the task's first.
 
     Raises:
-        UserError: no checkpoint, a format that this machine cannot write, a file that cannot be written, or an exported
-            model that disagrees with the checkpoint.
+        UserError: no checkpoint, outputs that the task has not, a format that this machine cannot write, a file that
+            cannot be written, or an exported model that disagrees with the checkpoint.
     """
     if file_format == "AIR" and dist.device_target != "Ascend":
         raise UserError("--format AIR: MindSpore writes AIR on Ascend only; run there, or use --format MINDIR or ONNX")
@@ -55,18 +60,22 @@ def export_checkpoint(
         )
     if batch_size is not None and batch_size < 1:
         raise UserError(f"--batch_size: must be at least 1, got {batch_size}")
+    task = create_task(config)
+    form = output_form or task.outputs[0]
+    if form not in task.outputs:
+        raise UserError(f"--outputs {form}: a model of {task.name} gives {' or '.join(task.outputs)}")
     path = run_checkpoint(config, checkpoint)
     trained = load_for_inference(config, path, weights, dist.device_target)
-    model, task = trained.network, create_task(config)
+    model = trained.network
     target = Path(output) if output else config.output / f"{config.name}{SUFFIXES[file_format]}"
     if target.suffix != SUFFIXES[file_format]:
         target = target.with_name(target.name + SUFFIXES[file_format])
 
-    signature = task.signature(model, batch_size)
+    signature = task.signature(model, batch_size, form)
     (input_spec,), (output_spec,) = signature.inputs, signature.outputs
     batches = OPEN_BATCHES if batch_size is None else (batch_size,)
     samples, source = task.sample_inputs(model, max(batches))
-    exported = exportable(config, model, dist.device_target, file_format)
+    exported = task.exported(exportable(config, model, dist.device_target, file_format), form).set_train(False)
     unverified = None
     if file_format == "AIR":
         unverified = "AIR files are run by CANN's own tools"
@@ -77,20 +86,20 @@ def export_checkpoint(
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
             temporary = Path(scratch) / target.name
             if file_format == "ONNX":
-                write_onnx(exported, temporary, batch_size, (input_spec.name, output_spec.name))
+                write_onnx(exported, temporary, signature)
             else:
                 write_graph(exported, temporary, signature, file_format)
-            difference = None if unverified else verify(temporary, model, samples, batches)
+            difference = None if unverified else verify(temporary, task.exported(model, form), samples, batches)
             description = {
                 "format": file_format,
                 "file": target.name,
                 "sha256": sha256(temporary),
                 "input": describe_tensor(input_spec),
                 "output": describe_tensor(output_spec),
-                "preprocessing": task.preprocessing(model),
+                "preprocessing": task.preprocessing(model, form),
                 "classes": trained.classes,
                 "checkpoint": {"file": str(path), "weights": trained.weights, "sha256": sha256(path)},
-                "verified": None if unverified else {"images": source, "relative_difference": difference},
+                "verified": None if difference is None else {"images": source, difference.key: difference.value},
                 "configuration": config.to_dict(),
             }
             replace_synced(temporary, target)
@@ -104,21 +113,21 @@ def export_checkpoint(
         f"{path} ({trained.weights} weights) to {target} ({size:.1f} MB) and {description_path(target).name}",
         flush=True,
     )
-    print(f"input {input_spec.name} [{shape}] float32, output {output_spec.name}", flush=True)
+    print(
+        f"input {input_spec.name} [{shape}] {input_spec.dtype}, output {output_spec.name} {output_spec.dtype}",
+        flush=True,
+    )
     if unverified:
         print(f"written but not verified: {unverified}", flush=True)
     else:
         counts = " and ".join(map(str, batches))
-        print(
-            f"verified on {source}, {counts} at a time: largest difference {difference:.1e} of the largest value",
-            flush=True,
-        )
+        print(f"verified on {source}, {counts} at a time: {difference}", flush=True)
     return target
 
 
 def describe_tensor(spec: TensorSpec) -> dict:
     """Return the name, shape (None: any) and type of an input or output."""
-    return {"name": spec.name, "shape": list(spec.shape), "dtype": "float32"}
+    return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype}
 
 
 def exportable(config: Config, model: nn.Cell, device_target: str, file_format: str) -> nn.Cell:
@@ -135,38 +144,61 @@ def exportable(config: Config, model: nn.Cell, device_target: str, file_format: 
     return copy
 
 
-def example_tensor(spec: TensorSpec) -> Tensor:
-    """Return a tensor of zeros or, where the batch size is open, one without values."""
-    sides = [side for side in spec.shape if side is not None]
-    if len(sides) < len(spec.shape):
-        return Tensor(shape=list(spec.shape), dtype=ms.float32)
-    return Tensor(np.zeros(sides, np.float32))
-
-
 def write_graph(model: nn.Cell, path: Path, signature: Signature, file_format: str) -> None:
     """Write a model in MindSpore's own formats, MINDIR and AIR, for batches of one size or (MINDIR) of any."""
     inputs = [example_tensor(spec) for spec in signature.inputs]
     ms.export(model, *inputs, file_name=str(path), file_format=file_format)
 
 
-def verify(path: Path, model: nn.Cell, samples: np.ndarray, batches: tuple[int, ...], tolerance: float = 1e-4) -> float:
-    """Return the largest difference between an exported file's outputs and its model's, relative to the largest value.
+@dataclass(frozen=True)
+class Difference:
+    """Says how far the outputs of an exported file are from its checkpoint's.
+
+    Attributes:
+        key: its name in the description: the largest difference relative to the largest value, or of whole numbers,
+            which are classes, the share of those that are equal.
+    """
+
+    key: str
+    value: float
+
+    @classmethod
+    def of(cls, outputs: list[tuple[np.ndarray, np.ndarray]]) -> "Difference":
+        """Compare pairs of (the file's, the checkpoint's) outputs."""
+        if np.issubdtype(outputs[0][1].dtype, np.integer):
+            equal = sum(int((own == expected).sum()) for own, expected in outputs)
+            return cls("equal_share", equal / sum(expected.size for _, expected in outputs))
+        largest = max(np.abs(expected).max() for _, expected in outputs)
+        return cls(
+            "relative_difference", float(max(np.abs(own - expected).max() for own, expected in outputs) / largest)
+        )
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the file can be trusted: 1e-4 of the largest value; of classes, one in a thousand."""
+        return self.value <= TOLERANCE if self.key == "relative_difference" else self.value >= EQUAL_SHARE
+
+    def __str__(self):
+        if self.key == "equal_share":
+            return f"{self.value:.4%} of the labels are equal"
+        return f"largest difference {self.value:.1e} of the largest value"
+
+
+def verify(path: Path, model: nn.Cell, samples: np.ndarray, batches: tuple[int, ...]) -> Difference:
+    """Compare an exported file's outputs with its model's.
 
     Args:
         samples: inputs [n, ...], as many as the largest batch.
         batches: sizes of the batches to run the file with.
 
     Raises:
-        UserError: the difference is beyond `tolerance`, or the file is not valid.
+        UserError: the difference is too large, or the file is not valid.
     """
     if path.suffix == SUFFIXES["ONNX"]:
         check_onnx(path)
     expected = model(Tensor(samples)).asnumpy()
     answer = load_runner(path)
-    differences = [np.abs(answer(samples[:size]) - expected[:size]).max() for size in batches]
-    difference = float(max(differences) / np.abs(expected).max())
-    if not difference <= tolerance:
-        raise UserError(
-            f"export {path}: its outputs differ from the checkpoint's by {difference:.1e} of the largest value"
-        )
+    difference = Difference.of([(answer(samples[:size]), expected[:size]) for size in batches])
+    if not difference.is_small:
+        raise UserError(f"export {path}: its outputs differ from the checkpoint's: {difference}")
     return difference

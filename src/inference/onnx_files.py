@@ -1,7 +1,7 @@
 """Writes models as ONNX files with MindSpore's exporter, and checks the files.
 
-The exporter writes operators of opset 11, and has no converter for Im2Col (`ops.unfold`) and GroupNorm. A model to
-be exported is therefore a fresh one, built with real convolutions, in which `make_expressible` replaces the rest.
+The exporter writes operators of opset 11, and has no converter for Im2Col (`ops.unfold`), GroupNorm and Rsqrt. A model
+to be exported is therefore a fresh one, built with real convolutions, in which `make_expressible` replaces the rest.
 """
 
 import re
@@ -13,6 +13,8 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.errors import UserError
+from src.models.batch_norm import BatchNorm
+from src.tasks.task import Signature, TensorSpec
 
 PACKAGES = ("onnx", "onnxruntime")
 INSTALL = 'pip install "onnx>=1.16,<2" "onnxruntime>=1.17,<2"'
@@ -32,34 +34,60 @@ class MapNorm(nn.Cell):
         return centred / ops.sqrt(variance + self.epsilon) * self.gamma.reshape(shape) + self.beta.reshape(shape)
 
 
+class FoldedNorm(nn.Cell):
+    """Normalises tokens by running statistics: BatchNorm in evaluation, as one product and one sum with constants."""
+
+    def __init__(self, norm: BatchNorm):
+        super().__init__()
+        weight, bias, mean, variance = (
+            parameter.asnumpy().astype(np.float64)
+            for parameter in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        )
+        factor = weight / np.sqrt(variance + norm.eps)
+        self.factor = Tensor(factor.astype(np.float32))
+        self.addend = Tensor((bias - mean * factor).astype(np.float32))
+
+    def construct(self, x):
+        return x * self.factor + self.addend
+
+
 def make_expressible(model: nn.Cell) -> None:
-    """Replace in place the layers that the exporter cannot express by equal ones; the weights stay."""
+    """Replace in place the layers that the exporter cannot express by ones that are equal with the present weights."""
     for _, cell in list(model.cells_and_names()):
         for name, child in cell.name_cells().items():
             if isinstance(child, nn.GroupNorm):
                 setattr(cell, name, MapNorm(child))
+            elif isinstance(child, BatchNorm):
+                setattr(cell, name, FoldedNorm(child))
 
 
-def write_onnx(model: nn.Cell, path: Path, batch_size: int | None, names: tuple[str, str]) -> None:
+def example_tensor(spec: TensorSpec) -> Tensor:
+    """Return a tensor of zeros or, where the batch size is open, one without values."""
+    sides = [side for side in spec.shape if side is not None]
+    if len(sides) < len(spec.shape):
+        return Tensor(shape=list(spec.shape), dtype=ms.float32)
+    return Tensor(np.zeros(sides, np.float32))
+
+
+def write_onnx(model: nn.Cell, path: Path, signature: Signature) -> None:
     """Write a model as an ONNX file. The exporter needs a fresh model, which has not run before.
 
     Args:
-        batch_size: None for any number of images.
-        names: names of the input and of the output.
+        signature: one input and one output; where their first side is None, the file takes any number of images.
 
     Raises:
         UserError: the model has an operator that MindSpore cannot export.
     """
-    shape = (batch_size, model.in_chans, *model.img_size)
-    images = Tensor(np.zeros(shape, np.float32)) if batch_size else Tensor(shape=list(shape), dtype=ms.float32)
-    axes = {names[0]: {0: "batch"}} if batch_size is None else {}
+    (images,), (output,) = signature.inputs, signature.outputs
+    is_open = images.shape[0] is None
+    axes = {images.name: {0: "batch"}} if is_open else {}
     try:
         ms.onnx.export(
             model,
-            images,
+            example_tensor(images),
             file_name=str(path),
-            input_names=[names[0]],
-            output_names=[names[1]],
+            input_names=[images.name],
+            output_names=[output.name],
             dynamic_axes=axes,
         )
     except RuntimeError as error:
@@ -69,7 +97,7 @@ def write_onnx(model: nn.Cell, path: Path, batch_size: int | None, names: tuple[
         raise UserError(
             f"--format ONNX: MindSpore cannot export the operator {match[1]}; use --format MINDIR"
         ) from error
-    if batch_size is None and find_spec("onnx"):
+    if is_open and find_spec("onnx"):
         _name_batch_axis(path)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import nn
 
 from src.config.load import Config, load_config, parse_config
 from src.distributed.ranks import start
@@ -33,7 +33,7 @@ class TrainedModel:
     @property
     def preprocessing(self) -> dict:
         """The description of how an image becomes the network's input."""
-        return create_task(self.config).preprocessing(self.network)
+        return create_task(self.config).preprocessing(self.network, None)
 
 
 def run_checkpoint(config: Config, checkpoint: str | None) -> Path:
@@ -134,10 +134,10 @@ def open_model(path: str, **options) -> OpenedModel:
         task = task_of_run(exported.configuration)
         return OpenedModel(task, exported.answer, exported.preprocessing, exported.batch_size, exported.classes)
     model = open_checkpoint(path, **options)
-    network = model.network
+    task = create_task(model.config)
     return OpenedModel(
-        task_of_run(model.config.to_dict()),
-        lambda images: network(Tensor(images)).asnumpy(),
+        type(task),
+        task.answer(model.network),
         model.preprocessing,
         None,
         model.classes,

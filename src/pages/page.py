@@ -61,6 +61,10 @@ def tiles(entries: Iterable[tuple[str, str, str]]) -> str:
     )
 
 
+class Markup(str):
+    """Is HTML already, where a table would take text and escape it."""
+
+
 @dataclass(frozen=True)
 class Column:
     """Describes a column of a table.
@@ -74,7 +78,7 @@ class Column:
 
 
 def table(columns: Sequence[Column | str], rows: Iterable[list], caption: str = "", name: str = "") -> str:
-    """Make a table of texts and numbers. Numbers are rounded for reading; the attribute `value` has the exact ones."""
+    """Make a table of texts, numbers and Markup. Numbers are rounded; the attribute `value` has the exact ones."""
     rows = list(rows)
     titled = [Column(column) if isinstance(column, str) else column for column in columns]
     styles = [' class="number"' if any(_is_number(row[index]) for row in rows) else "" for index in range(len(columns))]
@@ -103,6 +107,8 @@ def _is_number(value: object) -> TypeGuard[int | float]:
 
 
 def _cell_content(value: object, spec: str) -> str:
+    if isinstance(value, Markup):
+        return value
     if not _is_number(value):
         return "-" if value is None else html.escape(str(value))
     text = format(value, spec) if spec else str(value) if isinstance(value, int) else format_number(value)

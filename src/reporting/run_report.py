@@ -137,9 +137,13 @@ def curves(run: RunRecord) -> str:
     if not rendered:
         return "<p>Nothing was logged yet.</p>"
     explanation = (
-        "Point at a curve, or choose a chart with the Tab key and go along it with the arrow keys, for its values. The "
-        "training loss is of augmented images and smoothed labels, so it may lie above that of the validation images."
+        "Point at a curve, or choose a chart with the Tab key and go along it with the arrow keys, for its values."
     )
+    if has_loss:
+        explanation += (
+            " The training loss is of augmented images and smoothed labels, so it may lie above that of the validation "
+            "images."
+        )
     return f'<p class="quiet">{explanation}</p><div class="charts">{rendered}</div>'
 
 

@@ -2,6 +2,8 @@
 
 import io
 import json
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,16 @@ from src.files.atomic import write_bytes, write_text
 LISTED_ROWS = 100  # an array of more rows is a NumPy file beside the report: as JSON it would take megabytes
 
 
-def write_evaluation(path: Path, content: dict, arrays: dict[str, np.ndarray]) -> None:
+PICTURES = "pictures"  # key of the content that names the file of the pictures
+
+
+def write_evaluation(
+    path: Path, content: dict, arrays: dict[str, np.ndarray], pictures: dict[str, bytes] | None = None
+) -> None:
     """Write an evaluation's content, with each array as a list of rows or as the name of a NumPy file beside it.
+
+    Args:
+        pictures: files of pictures by name; they go into a ZIP file beside the report, which the content names.
 
     Raises:
         UserError: no room or no permission.
@@ -28,6 +38,14 @@ def write_evaluation(path: Path, content: dict, arrays: dict[str, np.ndarray]) -
             np.save(buffer, array)
             write_bytes(array_path, buffer.getvalue())
             content[key] = array_path.name
+    if pictures:
+        pictures_path = path.with_name(f"{path.stem}_{PICTURES}.zip")
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as file:
+            for name, picture in pictures.items():
+                file.writestr(zipfile.ZipInfo(name), picture)
+        write_bytes(pictures_path, buffer.getvalue())
+        content[PICTURES] = pictures_path.name
     write_text(path, _format_json(content))
 
 
@@ -44,6 +62,22 @@ def read_array(path: Path, value: list | str) -> np.ndarray:
         return np.load(array_path)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{array_path}: cannot be read ({' '.join(str(error).split())})") from error
+
+
+def read_pictures(path: Path, content: dict) -> dict[str, bytes]:
+    """Return the pictures of an evaluation file by name; none where their file is missing or damaged.
+
+    Args:
+        content: the content of the evaluation file at `path`.
+    """
+    name = content.get(PICTURES)
+    if not isinstance(name, str):
+        return {}
+    try:
+        with zipfile.ZipFile(path.with_name(name)) as file:
+            return {picture: file.read(picture) for picture in file.namelist()}
+    except (OSError, zipfile.BadZipFile, zlib.error):
+        return {}
 
 
 def evaluation_path(checkpoint: Path, weights: str, data: Path) -> Path:

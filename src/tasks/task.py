@@ -50,6 +50,7 @@ class TensorSpec:
 
     name: str
     shape: tuple[int | None, ...]
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,10 @@ class Result(ABC):
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays that belong into evaluation.json or, where they are large, beside it."""
+        return {}
+
+    def pictures(self) -> dict[str, bytes]:
+        """Return files of small pictures by name, which belong beside evaluation.json."""
         return {}
 
     def remarks(self) -> list[str]:
@@ -115,10 +120,12 @@ class Predictor(ABC):
     """Predicts for image files, and writes the predictions.
 
     Attributes:
-        formats: names of the forms of output.
+        flags: the flags of scripts/predict.py that only some tasks have, of those that this one has.
+        images_per_call: number of images per call of a model that takes any number, where the user does not say it.
     """
 
-    formats: tuple[str, ...]
+    flags: ClassVar[tuple[str, ...]] = ()
+    images_per_call: ClassVar[int] = 1
 
     @abstractmethod
     def predict(self, images: list[str], batch_size: int, workers: int) -> Iterator:
@@ -131,7 +138,11 @@ class Predictor(ABC):
 
     @abstractmethod
     def writer(self, form: str, stream):
-        """Return a context manager whose `write` takes a prediction and prints it to a stream."""
+        """Return a context manager whose `write` takes a prediction, prints it to a stream and writes its files.
+
+        Args:
+            form: name of the form in which predictions are printed: text, csv or json.
+        """
 
 
 class Task(ABC):
@@ -140,9 +151,11 @@ class Task(ABC):
     Attributes:
         name: the task's name, the value of `task:` in a configuration.
         figures: the figures of an evaluation; the first chooses the best checkpoint, higher is better.
+        outputs: names of what an exported model can give; the first is what it gives where nobody chooses.
     """
 
     name: ClassVar[str]
+    outputs: ClassVar[tuple[str, ...]] = ("logits",)
     figures: ClassVar[tuple[Figure, ...]]
 
     def __init__(self, config: Config):
@@ -224,17 +237,42 @@ class Task(ABC):
             DataError: the data set's classes do not fit the model's.
         """
 
+    def exported(self, model: nn.Cell, output: str) -> nn.Cell:
+        """Return the cell that an exported file has: the model and what turns its outputs into what was chosen.
+
+        Args:
+            output: one of `outputs`.
+        """
+        return model
+
+    def for_one_size(self, config: Config) -> Config:
+        """Return the configuration by which an exported file is evaluated, whose inputs have one size."""
+        return config
+
+    def outputs_for_evaluator(self, outputs: np.ndarray) -> np.ndarray:
+        """Arrange the outputs of an exported file as the evaluator takes those of a network."""
+        return outputs
+
     @abstractmethod
-    def signature(self, model: nn.Cell, batch_size: int | None) -> Signature:
+    def signature(self, model: nn.Cell, batch_size: int | None, output: str) -> Signature:
         """Return the inputs and outputs of the exported model; a batch size of None stands for any."""
 
     @abstractmethod
     def sample_inputs(self, model: nn.Cell, count: int) -> tuple[np.ndarray, str]:
         """Return inputs [count, ...] to verify an exported model with, and a few words that describe them."""
 
+    def answer(self, model: nn.Cell) -> Callable[[np.ndarray], np.ndarray]:
+        """Return what computes, for a predictor, the outputs of inputs as an exported model gives them."""
+        return on_arrays(model)
+
     @abstractmethod
-    def preprocessing(self, model: nn.Cell) -> dict:
-        """Describe in words and numbers how an image becomes the input of the exported model."""
+    def preprocessing(self, model: nn.Cell, output: str | None) -> dict:
+        """Describe in words and numbers how an image becomes the input of a model.
+
+        Args:
+            output: what an exported file gives, one of `outputs`, whose inputs have the model's own size; None for the
+                model itself, which `answer` may call with others.
+        """
 
     @classmethod
     @abstractmethod
@@ -310,12 +348,21 @@ def evaluate(
     return evaluator.result()
 
 
-def outputs_of_short_batch(network: Callable[[Tensor], Tensor], images: np.ndarray, batch_size: int) -> np.ndarray:
-    """Return a network's outputs [n, ...] for n <= batch_size images.
+def on_arrays(network: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a network as a function of NumPy arrays."""
+    return lambda images: network(Tensor(images)).asnumpy()
 
-    The batch is filled up to batch_size, so that the network keeps its one graph.
+
+def outputs_in_batches(answer: Callable[[np.ndarray], np.ndarray], images: np.ndarray, batch_size: int) -> np.ndarray:
+    """Return a model's outputs [n, ...] for any number of images, batch_size of them at a time.
+
+    The last batch is filled up with zeros, so that a network keeps its one graph.
     """
-    short = batch_size - len(images)
-    if short:
-        images = np.concatenate([images, np.zeros((short, *images.shape[1:]), images.dtype)])
-    return network(Tensor(images)).asnumpy()[: batch_size - short]
+    parts = []
+    for first in range(0, len(images), batch_size):
+        part = images[first : first + batch_size]
+        short = batch_size - len(part)
+        if short:
+            part = np.concatenate([part, np.zeros((short, *part.shape[1:]), part.dtype)])
+        parts.append(answer(part)[: batch_size - short])
+    return np.concatenate(parts) if len(parts) > 1 else parts[0]

@@ -48,7 +48,8 @@ class RunFolder:
         self.checkpoints = CheckpointFolder(path / "checkpoints", keep_checkpoints)
         self.metrics = MetricsLog(path / "metrics.jsonl", is_main)
         self.sessions = GrowingFile(path / "sessions.jsonl")
-        self.evaluation: tuple[dict, dict[str, np.ndarray]] | None = None  # the best epoch's, until it is written
+        # The best epoch's, until it is written: what keep_evaluation takes.
+        self.evaluation: tuple[dict, dict[str, np.ndarray], dict[str, bytes] | None] | None = None
         self.announced: set[str] = set()
 
     def save_to_resume(self, resume: bool | str, announce: Callable[[str], None]) -> tuple[Path | None, dict | None]:
@@ -117,9 +118,11 @@ class RunFolder:
         """Add a line to sessions.jsonl about a process that begins or goes on with the run."""
         self.sessions.add(json.dumps(session).encode() + b"\n")
 
-    def keep_evaluation(self, content: dict, arrays: dict[str, np.ndarray]) -> None:
-        """Keep an evaluation until `write_pending` writes it to evaluation.json."""
-        self.evaluation = content, arrays
+    def keep_evaluation(
+        self, content: dict, arrays: dict[str, np.ndarray], pictures: dict[str, bytes] | None = None
+    ) -> None:
+        """Keep an evaluation until `write_pending` writes it to evaluation.json and the files beside it."""
+        self.evaluation = content, arrays, pictures
 
     def write_pending(self) -> bool:
         """Write everything that is still pending, new or failed before; return whether nothing is left."""

@@ -23,11 +23,10 @@ from src.inference.onnx_files import make_expressible, write_onnx
 from src.models import create_model
 from src.models.device_options import set_device_options
 from src.tasks.find_task import create_task
+from src.tasks.task import Signature, TensorSpec
 from tests.models.test_training_options import FAMILIES
 from tests.reference import images
 from tests.trained import with_formula_weights
-
-NAMES = ("images", "logits")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -183,8 +182,8 @@ def test_onnx_says_every_option(family, options, tmp_path):
     network = with_formula_weights(create_model(family, **arguments))
     fresh = set_device_options(with_formula_weights(create_model(family, **arguments)), conv_implementation="conv2d")
     make_expressible(fresh)
-    path = tmp_path / "x.onnx"
-    write_onnx(fresh, path, None, NAMES)
+    path, inputs = tmp_path / "x.onnx", (None, 3, *network.img_size)
+    write_onnx(fresh, path, Signature((TensorSpec("images", inputs),), (TensorSpec("logits", (None, 5)),)))
     session = onnxruntime.InferenceSession(path)
     for batch in (2, 3):
         x = images((batch, 3, *network.img_size))

@@ -107,6 +107,9 @@ def test_text_and_either_weights(call, checkpoint, expected):
     best = int(np.argmax(expected[name]))
     assert (code, out) == (0, f"{name}: digit {best} {expected[name][best]:.2%}\n")
     assert call("--checkpoint", checkpoint, "--top", 1, "--weights", "raw", name)[1] != out
+    code, out, err = call("--checkpoint", checkpoint, "--output", "predictions", name)
+    assert (code, out) == (1, "")
+    assert "--output: is nothing that the prediction of classification has" in err
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from src.distributed.ranks import Dist
 from src.tasks.classification.evaluation_report import report, worst_classes
 from src.tasks.classification.label_maps import LabelSpace, read_class_map
 from src.tasks.classification.metrics import Metrics, Scoring, batch_counts, predictions
-from src.tasks.task import Evaluator, Result, outputs_of_short_batch
+from src.tasks.task import Evaluator, Result, on_arrays, outputs_in_batches
 
 
 class ClassificationResult(Result):
@@ -93,10 +93,11 @@ class ClassificationEvaluator(Evaluator):
 
     def _logits(self, network: Callable[[Tensor], Tensor], images: np.ndarray) -> np.ndarray:
         """Return the logits [n, outputs] of n <= batch_size images."""
-        logits = outputs_of_short_batch(network, images, self.batch_size).astype(np.float32)
+        answer = on_arrays(network)
+        logits = outputs_in_batches(answer, images, self.batch_size).astype(np.float32)
         if self.scoring.flip:
             mirrored = np.ascontiguousarray(images[..., ::-1])
-            logits = (logits + outputs_of_short_batch(network, mirrored, self.batch_size).astype(np.float32)) / 2
+            logits = (logits + outputs_in_batches(answer, mirrored, self.batch_size).astype(np.float32)) / 2
         return logits
 
     def result(self):

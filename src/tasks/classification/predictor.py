@@ -66,7 +66,8 @@ class ClassPredictor(Predictor):
         names_file: file of the class names, for messages; None where the model has them.
     """
 
-    formats = ("text", "csv", "json")
+    flags = ("top",)
+    images_per_call = 32
 
     def __init__(self, classifier: Classifier, top: int, names_file: str | None = None):
         self.classifier, self.top, self.names_file = classifier, top, names_file

@@ -73,7 +73,7 @@ class Classification(Task):
         size, batch_size = tuple(model.img_size), self.config.eval.batch_size
         return ClassificationEvaluator(scoring, data, self.config, size, dist, batch_size, notice)
 
-    def signature(self, model, batch_size):
+    def signature(self, model, batch_size, output):
         return Signature(
             (TensorSpec("images", (batch_size, model.in_chans, *model.img_size)),),
             (TensorSpec("logits", (batch_size, model.num_classes)),),
@@ -94,7 +94,7 @@ class Classification(Task):
         repeated = np.stack([pixels[index % len(pixels)] for index in range(count)])
         return preprocessing.normalise(repeated), "validation images"
 
-    def preprocessing(self, model):
+    def preprocessing(self, model, output):
         return self._preprocessing(model).to_dict()
 
     def _preprocessing(self, model) -> Preprocessing:
@@ -104,7 +104,7 @@ class Classification(Task):
     def predictor(cls, answer, preprocessing, batch_size, classes, options):
         names = tuple(read_names(options.classes)) if options.classes else classes
         classifier = Classifier(answer, Preprocessing.from_dict(preprocessing), batch_size, names)
-        return ClassPredictor(classifier, options.top, options.classes)
+        return ClassPredictor(classifier, 5 if options.top is None else options.top, options.classes)
 
     @classmethod
     def shown_figures(cls, config):

@@ -1,6 +1,5 @@
 """Evaluates a segmentor: counts its answers over every pixel of every image once."""
 
-from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -11,10 +10,12 @@ from src.distributed.ranks import Dist
 from src.models.registry import ArgumentError
 from src.models.segmentors.segmentor import Segmentor
 from src.tasks.segmentation.evaluation_report import report, worst_classes
-from src.tasks.segmentation.full_size import View, full_size_labels, sliding_view, whole_view, windows
+from src.tasks.segmentation.full_size import full_size_labels
+from src.tasks.segmentation.inference_rule import InferenceRule, unfit_size
 from src.tasks.segmentation.metrics import PixelCounts, confusion_matrix
 from src.tasks.segmentation.networks import NetworksBySize
-from src.tasks.task import Evaluator, Result, call_cell, outputs_of_short_batch
+from src.tasks.segmentation.worst_images import WorstImages
+from src.tasks.task import Evaluator, Result, call_cell, on_arrays, outputs_in_batches
 
 
 class SegmentationResult(Result):
@@ -22,6 +23,7 @@ class SegmentationResult(Result):
 
     Args:
         image_counts, image_iou: see evaluation_report.report.
+        worst: maps of the worst images, on the main rank of all ranks.
     """
 
     def __init__(
@@ -32,8 +34,9 @@ class SegmentationResult(Result):
         config: Config,
         mode: str,
         data: Dataset,
+        worst: WorstImages,
     ):
-        self.counts, self.image_counts, self.image_iou = counts, image_counts, image_iou
+        self.counts, self.image_counts, self.image_iou, self.worst = counts, image_counts, image_iou, worst
         self.config, self.mode, self.data = config, mode, data
 
     @property
@@ -55,6 +58,9 @@ class SegmentationResult(Result):
             "image_iou": self.image_iou.astype(np.float64),
         }
 
+    def pictures(self):
+        return self.worst.pictures()
+
     def remarks(self):
         lines = []
         if worst := worst_classes(self.counts, self.data.classes):
@@ -74,6 +80,7 @@ class SegmentationEvaluator(Evaluator):
 
     def __init__(self, model: Segmentor, data: Dataset, config: Config, mode: str, dist: Dist):
         self.model, self.data, self.config, self.mode, self.dist = model, data, config, mode, dist
+        self.rule = InferenceRule.of(config, model.img_size, mode)
         self.networks: NetworksBySize | None = None
         self._start()
 
@@ -83,6 +90,7 @@ class SegmentationEvaluator(Evaluator):
         # Of images of other ranks, all is 0 here.
         self.image_counts = np.zeros((self.data.size, 2), np.int64)
         self.image_iou = np.zeros(self.data.size, np.float32)
+        self.worst = WorstImages(classes, self.config.data.ignore_index)
 
     def answering(self, network, call):
         """Return the networks of all sizes. Those of the last evaluation are kept: their weights are this network's."""
@@ -99,88 +107,34 @@ class SegmentationEvaluator(Evaluator):
     def add(self, network, batch):
         *scaled, labels, weights, indices = batch
         ignore_index, classes = self.config.data.ignore_index, self.model.num_classes
-        views = self._views(network, scaled, labels.shape[1:]) if weights.any() else iter(())
+        maps = partial(self._maps, network)
+        views = self.rule.views(maps, scaled, labels.shape[1:]) if weights.any() else iter(())
         for of_image, label, weight, index in zip(views, labels, weights, indices, strict=False):
             if not weight:
                 continue
-            confusion = confusion_matrix(label, full_size_labels(of_image), classes, ignore_index)
+            predicted = full_size_labels(of_image)
+            confusion = confusion_matrix(label, predicted, classes, ignore_index)
             self.confusion += confusion
             counts = PixelCounts(confusion)
             self.image_counts[index] = counts.pixels, counts.correct.sum()
             self.image_iou[index] = counts.miou
+            if counts.pixels:
+                self.worst.add(index, self.image_iou[index], label, predicted)
 
-    def _views(self, network: Callable, scaled: list[np.ndarray], size: tuple[int, int]) -> Iterator[list[View]]:
-        """Yield the views of each image of a batch: one for each scale and, where asked for, of its mirror image.
-
-        Args:
-            scaled: images [B, C, h, w] at each scale.
-            size: (height, width) of the images at their own size.
-        """
-        view_of = {"whole": self._whole, "canvas": self._canvas, "slide": self._slide}[self.mode]
-        views = []
-        for images in scaled:
-            views.append(view_of(network, images, size, False))
-            if self.config.eval.flip:
-                views.append(view_of(network, np.ascontiguousarray(images[..., ::-1]), size, True))
-        return map(list, zip(*views, strict=True))
-
-    def _whole(self, network, images, size, mirrored) -> list[View]:
-        """Return a view of each image, which goes through a network of its size."""
-        maps = self._maps(network, images)
-        return [whole_view(logits, images.shape[2:], size, mirrored=mirrored) for logits in maps]
-
-    def _canvas(self, network, images, size, mirrored) -> list[View]:
-        """Return a view of each image, which is padded to a multiple of eval.canvas_step."""
-        step, valid = self.config.eval.canvas_step, images.shape[2:]
-        canvas = (-(-valid[0] // step) * step, -(-valid[1] // step) * step)
-        maps = self._maps(partial(network, part=valid), _padded(images, canvas))
-        return [whole_view(logits, canvas, size, valid, mirrored) for logits in maps]
-
-    def _slide(self, network, images, size, mirrored) -> list[View]:
-        """Return a view of each image, over which windows of the network's size slide."""
-        (height, width), stride = self.model.img_size, self._stride
-        valid = images.shape[2:]
-        views = []
-        for image in _padded(images, [max(pair) for pair in zip(valid, self.model.img_size, strict=True)]):
-            crops = [image[:, y : y + height, x : x + width] for y, x in windows(valid, (height, width), stride)]
-            maps = self._maps(network, np.stack(crops))
-            views.append(sliding_view(maps, valid, size, (height, width), stride, mirrored))
-        return views
-
-    @property
-    def _stride(self) -> tuple[int, int]:
-        """Steps of sliding windows; by default two thirds of the window, as in mmsegmentation's configurations."""
-        height, width = self.config.eval.stride or [max(2 * side // 3, 1) for side in self.model.img_size]
-        return height, width
-
-    def _maps(self, network, images: np.ndarray) -> list[np.ndarray]:
-        """Return the logits [h, w, classes] of each image."""
-        batch_size = self.config.eval.batch_size
-        maps: list[np.ndarray] = []
+    def _maps(self, network, images: np.ndarray, part: tuple[int, int] | None = None) -> np.ndarray:
+        """Return the logits [n, h, w, classes] float32 of images [n, C, H, W]; see Maps."""
+        answer = on_arrays(network if part is None else partial(network, part=part))
         try:
-            for first in range(0, len(images), batch_size):
-                part = images[first : first + batch_size]
-                maps.extend(outputs_of_short_batch(network, part, batch_size).astype(np.float32))
+            return outputs_in_batches(answer, images, self.config.eval.batch_size).astype(np.float32)
         except ArgumentError as error:
-            height, width = images.shape[2:]
-            raise self.config.error(
-                "eval.mode",
-                f"{self.mode}: the network cannot take an image of {width} x {height} pixels ({error.reason}); use "
-                "slide, or canvas with an eval.canvas_step that it can take",
-            ) from error
-        return maps
+            raise self.config.error("eval.mode", unfit_size(self.mode, images, error)) from error
 
     def result(self):
         totals = self.dist.sum_counts(np.concatenate([self.confusion.ravel(), self.image_counts.ravel()]))
         confusion, image_counts = np.split(totals, [self.confusion.size])
         image_iou = np.asarray(self.dist.sum(self.image_iou))
         counts = PixelCounts(confusion.reshape(self.confusion.shape))
-        config, mode, data = self.config, self.mode, self.data
+        config, mode, data, worst = self.config, self.mode, self.data, self.worst
+        worst.gather(self.dist)
         self._start()
-        return SegmentationResult(counts, image_counts.reshape(-1, 2), image_iou, config, mode, data)
-
-
-def _padded(images: np.ndarray, size) -> np.ndarray:
-    """Pad images [B, C, H, W] with zeros on the right and below to a size."""
-    (height, width), (full_height, full_width) = images.shape[2:], size
-    return np.pad(images, ((0, 0), (0, 0), (0, full_height - height), (0, full_width - width)))
+        return SegmentationResult(counts, image_counts.reshape(-1, 2), image_iou, config, mode, data, worst)

@@ -1,54 +1,125 @@
-"""Makes the section of report.html about a segmentor's classes."""
+"""Makes the sections of report.html about a segmentor's classes and mistakes."""
 
 import html
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from src.data.decoding import Reading
 from src.errors import UserError
-from src.pages.page import Column, Section, table
-from src.tasks.evaluation_file import check_keys, read_array
+from src.pages.page import Column, Markup, Section, table
+from src.tasks.evaluation_file import PICTURES, check_keys, read_array, read_pictures
+from src.tasks.segmentation.legend import swatch
+from src.tasks.segmentation.palette import hexadecimal
+from src.tasks.segmentation.worst_pictures import image_finder, worst_pictures
 
-# Keys that the section needs of evaluation.json, and of each of its classes.
-NEEDED_KEYS = {"weights", "epoch", "count", "miou", "macc", "aacc", "classes", "confusion"}
+# Keys that the sections need of evaluation.json, and of the entries of its lists.
+NEEDED_KEYS = {"weights", "epoch", "count", "miou", "macc", "aacc", "classes", "confusion", "most_confused"}
+NEEDED_KEYS |= {"worst_images"}
 CLASS_KEYS = {"name", "iou", "acc", "pixels"}
+PAIR_KEYS = {"label", "predicted", "pixels", "share"}
+IMAGE_KEYS = {"index", "image", "miou", "aacc", "pixels"}
 ARRAYS = {"confusion": np.int64, "image_counts": np.int64, "image_iou": np.float64}
 
 
 def read_evaluation(path: Path, content: dict) -> dict:
-    """Check the content of evaluation.json and read its arrays: see SegmentationResult.arrays.
+    """Check the content of evaluation.json and read its arrays and pictures: see SegmentationResult.
 
     Raises:
-        UserError: something is missing or damaged.
+        UserError: something is missing or damaged. Pictures may be missing.
     """
     check_keys(content, NEEDED_KEYS | ARRAYS.keys(), str(path))
-    for number, entry in enumerate(content["classes"], 1):
-        check_keys(entry, CLASS_KEYS, f"{path}: entry {number} of classes")
+    for key, needed in (("classes", CLASS_KEYS), ("most_confused", PAIR_KEYS), ("worst_images", IMAGE_KEYS)):
+        for number, entry in enumerate(content[key], 1):
+            check_keys(entry, needed, f"{path}: entry {number} of {key}")
     arrays = {key: read_array(path, content[key]).astype(dtype) for key, dtype in ARRAYS.items()}
     classes = len(content["classes"])
     if arrays["confusion"].shape != (classes, classes):
         raise UserError(f"{path}: its confusion matrix is not of its {classes} classes")
-    return content | arrays
+    return content | arrays | {PICTURES: read_pictures(path, content)}
 
 
-def sections(evaluation: dict | None, config: dict, data: Path | None, roots) -> list[Section]:
-    """Return the section of a segmentor's classes; see Task.sections."""
-    return [Section("Classes", class_table(evaluation))]
+def sections(evaluation: dict | None, config: dict, data: Path | None, roots: Iterable[Path]) -> list[Section]:
+    """Return the sections of a segmentor's classes and mistakes; see Task.sections.
 
-
-def class_table(evaluation: dict | None) -> str:
-    """Show as HTML how well the best epoch's model knows each class."""
+    Raises:
+        UserError: `data` holds none of the images.
+    """
     if evaluation is None:
-        return "<p>No whole epoch was evaluated yet.</p>"
-    weights = {"raw": "Raw weights", "ema": "Averaged weights (EMA)"}[evaluation["weights"]]
-    summary = (
-        f"{weights} after epoch {evaluation['epoch']}: mIoU {evaluation['miou']:.2f}% over {evaluation['count']:,} "
-        "images, from evaluation.json."
-    )
-    known = [entry for entry in evaluation["classes"] if entry["iou"] is not None]
-    rows = [
-        [entry["name"], entry["pixels"], entry["iou"], entry["acc"]]
-        for entry in sorted(known, key=lambda entry: (entry["iou"], entry["name"]))
+        return [Section("Classes", "<p>No whole epoch was evaluated yet.</p>")]
+    given = config.get("data") or {}
+    find = image_finder(given, data, list(roots))
+    return [
+        Section("Classes", summary(evaluation) + class_table(evaluation)),
+        Section("Most confused", confused_table(evaluation)),
+        Section("Worst images", worst_pictures(evaluation, find, Reading.from_dict(given))),
     ]
-    columns: list[Column | str] = ["class", "pixels", Column("IoU, %", ".2f"), Column("accuracy, %", ".2f")]
-    return f"<p>{html.escape(summary)}</p>{table(columns, rows, 'The lowest IoU first', 'classes')}"
+
+
+def summary(evaluation: dict) -> str:
+    """Say as HTML what was evaluated, and how well."""
+    weights = {"raw": "Raw weights", "ema": "Averaged weights (EMA)"}[evaluation["weights"]]
+    text = (
+        f"{weights} after epoch {evaluation['epoch']}: mIoU {evaluation['miou']:.2f}%, mAcc {evaluation['macc']:.2f}%, "
+        f"aAcc {evaluation['aacc']:.2f}% over {evaluation['count']:,} images, from evaluation.json."
+    )
+    absent = [entry["name"] for entry in evaluation["classes"] if entry["iou"] is None]
+    if absent:
+        names = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
+        verb = "class is" if len(absent) == 1 else "classes are"
+        text += f" {len(absent)} {verb} neither in the labels nor in the predictions: {names}."
+    return f"<p>{html.escape(text)}</p>"
+
+
+def class_table(evaluation: dict) -> str:
+    """Show as HTML how well each class is known, the lowest IoU first."""
+    rows = [
+        [named(index, entry["name"]), bar(entry["iou"]), entry["iou"], entry["acc"], entry["pixels"]]
+        for index, entry in sorted(
+            ((index, entry) for index, entry in enumerate(evaluation["classes"]) if entry["iou"] is not None),
+            key=lambda pair: (pair[1]["iou"], pair[0]),
+        )
+    ]
+    columns: list[Column | str] = [
+        "class",
+        "",
+        Column("IoU, %", ".2f"),
+        Column("accuracy, %", ".2f"),
+        Column("labelled pixels", ","),
+    ]
+    return table(columns, rows, "The lowest IoU first", "classes")
+
+
+def confused_table(evaluation: dict) -> str:
+    """Tabulate as HTML the pairs of classes of which the most pixels of the one are taken for the other."""
+    if not evaluation["most_confused"]:
+        return "<p>No pixel is taken for one of another class.</p>"
+    number = {entry["name"]: index for index, entry in enumerate(evaluation["classes"])}
+    rows = [
+        [
+            *(named(number.get(pair[key], 0), pair[key]) for key in ("label", "predicted")),
+            pair["pixels"],
+            bar(pair["share"]),
+            pair["share"],
+        ]
+        for pair in evaluation["most_confused"]
+    ]
+    columns: list[Column | str] = [
+        "class",
+        "taken for",
+        Column("pixels", ","),
+        "",
+        Column("share of the class, %", ".2f"),
+    ]
+    return table(columns, rows, "The most pixels first", "confused")
+
+
+def named(index: int, name: str) -> Markup:
+    """Make the name of a class with its colour."""
+    return Markup(swatch(hexadecimal(index)) + html.escape(name))
+
+
+def bar(percent: float) -> Markup:
+    """Make a bar as long as a percentage."""
+    return Markup(f'<div class="share"><div style="width:{percent:.2f}%"></div></div>')

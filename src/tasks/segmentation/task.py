@@ -1,18 +1,24 @@
 """Defines the task of giving a class to every pixel of an image."""
 
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
+from mindspore import Tensor
 
 from src.data.dataset import DataError
 from src.data.decoding import UnreadableImage
 from src.data.dense_transforms import resize_pixels
 from src.data.label_folders import LabelledFolders
 from src.data.transforms import normalise
-from src.errors import UserError
+from src.distributed.ranks import resolve_device
 from src.tasks.segmentation import run_sections
 from src.tasks.segmentation.evaluator import SegmentationEvaluator
+from src.tasks.segmentation.export_form import FULL_SIZE, LABELS, LOGITS, ExportForm
 from src.tasks.segmentation.loss import PixelLosses
+from src.tasks.segmentation.networks import NetworksBySize
+from src.tasks.segmentation.predictor import SegmentPredictor
+from src.tasks.segmentation.preparation import ImagePreparation
 from src.tasks.segmentation.samples import SegmentationEvalSamples, SegmentationTrainSamples
 from src.tasks.task import Figure, Signature, Task, TensorSpec
 
@@ -21,6 +27,7 @@ class Segmentation(Task):
     """Gives a class to every pixel; mIoU chooses the best checkpoint."""
 
     name = "segmentation"
+    outputs = (LOGITS, FULL_SIZE, LABELS)
     figures = (
         Figure("miou", "mIoU", "%", ".2f"),
         Figure("macc", "mAcc", "%", ".2f"),
@@ -79,17 +86,35 @@ class Segmentation(Task):
                 f"data folder {data.path}: data.classes are not those of {label} ({', '.join(classes[:3])}, ...); "
                 "give the same, or null to take the model's"
             )
+        return SegmentationEvaluator(model, data, self.config, self._mode(dist.device_target), dist)
+
+    def _mode(self, device_target: str) -> str:
+        """Return eval.mode, with "auto" resolved for a device."""
         mode = self.config.eval.mode
         if mode == "auto":
-            mode = "slide" if dist.device_target == "Ascend" else "whole"
-        return SegmentationEvaluator(model, data, self.config, mode, dist)
+            return "slide" if device_target == "Ascend" else "whole"
+        return mode
 
-    def signature(self, model, batch_size):
-        height, width = model.map_size
-        return Signature(
-            (TensorSpec("images", (batch_size, model.in_chans, *model.img_size)),),
-            (TensorSpec("logits", (batch_size, height * width, model.num_classes)),),
-        )
+    def exported(self, model, output):
+        return ExportForm(model, output)
+
+    def for_one_size(self, config):
+        """Evaluate by windows, at one scale, whatever the configuration asks for."""
+        update = {"mode": "slide", "canvas_step": None, "scales": [1.0]}
+        return replace(config, eval=config.eval.model_copy(update=update))
+
+    def outputs_for_evaluator(self, outputs):
+        """Map logits [B, classes, h, w] to [B, h, w, classes]."""
+        return np.ascontiguousarray(np.moveaxis(outputs, 1, -1))
+
+    def signature(self, model, batch_size, output):
+        images = TensorSpec("images", (batch_size, model.in_chans, *model.img_size))
+        if output == LABELS:
+            answer = TensorSpec("labels", (batch_size, *model.img_size), "int32")
+        else:
+            size = model.img_size if output == FULL_SIZE else model.map_size
+            answer = TensorSpec("logits", (batch_size, model.num_classes, *size))
+        return Signature((images,), (answer,))
 
     def sample_inputs(self, model, count):
         """Return the first readable validation images, resized to the model's size; without any, noise."""
@@ -106,22 +131,19 @@ class Segmentation(Task):
         repeated = np.stack([pixels[index % len(pixels)] for index in range(count)])
         return normalise(repeated, data.mean, data.std), "validation images"
 
-    def preprocessing(self, model):
-        data = self.config.data
-        return {
-            "color": "RGB" if model.in_chans == 3 else "grey",
-            "channels": model.in_chans,
-            "size": list(model.img_size),
-            "resize": self.config.eval.resize,
-            "interpolation": "bilinear",
-            "scale": 1 / 255,
-            "mean": list(data.mean),
-            "std": list(data.std),
-        }
+    def answer(self, model):
+        """Return what computes logits [B, classes, h, w] of images of any size that the network can have."""
+        networks = NetworksBySize(model, model, "O0", self.config.eval.graphs)
+        return lambda images, part=None: np.moveaxis(networks(Tensor(images), part).asnumpy(), -1, 1)
+
+    def preprocessing(self, model, output):
+        mode = self._mode(resolve_device(self.config.runtime.device_target))
+        preparation = ImagePreparation.of(self.config, model, mode)
+        return (preparation if output is None else preparation.of_exported(output)).to_dict()
 
     @classmethod
     def predictor(cls, answer, preprocessing, batch_size, classes, options):
-        raise UserError("prediction of segmentation models is not part of this version; eval.py evaluates them")
+        return SegmentPredictor(answer, ImagePreparation.from_dict(preprocessing), batch_size, classes, options)
 
     @classmethod
     def read_evaluation(cls, path, content):

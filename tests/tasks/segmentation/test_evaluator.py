@@ -167,7 +167,7 @@ def test_a_size_that_the_network_cannot_take_is_one_line(evaluator):
 
 
 class Recording(Dist):
-    """One rank of two: it keeps what it has to sum, or adds what the other one kept."""
+    """One rank of two: it keeps what it has to send, or takes in what the other one kept."""
 
     def __init__(self, rank, kept, adds):
         super().__init__(rank=rank, size=2)
@@ -181,6 +181,12 @@ class Recording(Dist):
         self.kept.append(values)
         return values
 
+    def gather(self, array):
+        if self.adds:
+            return [array, self.kept.pop(0)]
+        self.kept.append(array)
+        return None
+
 
 def test_counts_over_two_ranks_are_those_of_one(evaluator):
     network, kept = ColourNetwork(), []
@@ -190,6 +196,8 @@ def test_counts_over_two_ranks_are_those_of_one(evaluator):
     assert both.content() == whole.content()
     for name, array in whole.arrays().items():
         np.testing.assert_array_equal(both.arrays()[name], array, err_msg=name)
+    assert both.pictures() == whole.pictures()
+    assert len(whole.pictures()) == 2 * 4
 
 
 def test_the_report_names_classes_pairs_and_images(evaluator):
