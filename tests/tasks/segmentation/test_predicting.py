@@ -154,7 +154,7 @@ def test_bad_input_is_one_line(call, checkpoint, scenes, tmp_path, flags, messag
 
 
 DESCRIBED = {
-    "channels": 3, "resize": None, "scales": [1.0], "mean": [0.5] * 3, "std": [0.5] * 3, "num_classes": 3,
+    "channels": 3, "reading": {}, "resize": None, "scales": [1.0], "mean": [0.5] * 3, "std": [0.5] * 3, "num_classes": 3,
     "mode": "whole", "window": [32, 32], "stride": [16, 16], "canvas_step": None, "flip": False, "output": None,
 }  # fmt: skip
 NO_OPTIONS = SimpleNamespace(top=None, classes=None, output=None, overlay=None, opacity=None)
