@@ -36,7 +36,7 @@ from src.models.device_options import DEVICE_DEFAULTS, DEVICE_OPTIONS, set_devic
 CONFIG_ROOT = Path(__file__).resolve().parent.parent.parent / "configs"
 COMMAND_LINE = "command line"
 TOP_LEVEL = ("name", "task")  # keys that are in no section
-SECTION_NAMES = ("model", "backbone", "data", "augment", "eval", *COMMON_SECTIONS)
+SECTION_NAMES = ("model", "backbone", "data", "augment", "loss", "eval", *COMMON_SECTIONS)
 
 
 class ConfigError(UserError):
@@ -45,14 +45,24 @@ class ConfigError(UserError):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Holds a model name and the constructor arguments given for it; the others have the model's defaults."""
+    """Holds a model name and the constructor arguments given for it; the others have the model's defaults.
+
+    Attributes:
+        is_backbone: the model gives maps to another. Its arguments may hold out_indices, and no num_classes.
+    """
 
     name: str
     arguments: dict[str, Any]
+    is_backbone: bool = False
 
     def resolved(self) -> dict[str, Any]:
-        """Return every constructor argument that the model section may hold, with its value."""
-        return resolve_arguments(self.name, self.arguments)[1]
+        """Return every constructor argument that the section may hold, with its value."""
+        if not self.is_backbone:
+            return resolve_arguments(self.name, self.arguments)[1]
+        given = dict(self.arguments)
+        out_indices = given.pop("out_indices", None)
+        resolved = resolve_arguments(self.name, given, features_only=True, out_indices=out_indices)[1]
+        return {key: value for key, value in resolved.items() if key != "num_classes"}
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,7 @@ class Config:
     amp: AmpConfig
     eval: Any  # of the task's schema
     runtime: RuntimeConfig
+    loss: Any = None  # of the task's schema, where it has such a section
     sources: dict[str, str] = field(default_factory=dict, compare=False)
 
     @property
@@ -85,13 +96,17 @@ class Config:
         Args:
             device_options: those of set_device_options; given ones replace the configured ones.
         """
-        arguments = dict(self.model.arguments)
-        if self.train.recompute:  # the model's arguments have the original's name for it
-            arguments["use_checkpoint"] = True
+        # The blocks' arguments have the original's name for recomputing.
+        recompute = {"use_checkpoint": True} if self.train.recompute else {}
+        if self.backbone is None:
+            model = create_model(self.model.name, **self.model.arguments | recompute)
+        else:
+            backbone = create_model(self.backbone.name, features_only=True, **self.backbone.arguments | recompute)
+            model = create_model(self.model.name, backbone=backbone, **self.model.arguments)
         chosen = {name: getattr(self.runtime, name) for name in DEVICE_OPTIONS} | device_options
         defaults = DEVICE_DEFAULTS[device_target]
         chosen = {name: defaults[name] if value == "auto" else value for name, value in chosen.items()}
-        return set_device_options(create_model(self.model.name, **arguments), **chosen)
+        return set_device_options(model, **chosen)
 
     def with_data_path(self, path: Path) -> "Config":
         """Return the same configuration with its data at another path."""
@@ -336,15 +351,25 @@ def _validate(path: Path, values: dict, sources: dict) -> Config:
         for section, schema in own.schemas().items()
     }
     model = _validate_model("model", by_section["model"], sources, shown)
+    if own.has_backbone != find_model(model.name)[0].has_backbone:
+        stands = "stands on no backbone" if own.has_backbone else "stands on a backbone"
+        raise ConfigError(f"{sources['model.name']}: model.name: {model.name} {stands}, and is not for the task {task}")
     backbone = None
     if own.has_backbone:
         backbone = _validate_model("backbone", by_section["backbone"], sources, shown)
+        _check_no_dropout(backbone, sources, shown)
     elif by_section["backbone"]:
-        source = next(source for key, source in sources.items() if key.startswith("backbone."))
-        raise ConfigError(f"{source}: backbone: has no meaning in the task {task}; its network is the section model")
+        _refuse_section("backbone", task, "its network is the section model", sources)
+    if by_section["loss"] and "loss" not in sections:
+        _refuse_section("loss", task, "its loss has no options", sources)
     config = Config(name=name, task=task, model=model, backbone=backbone, sources=sources, **sections)
     _check_across_sections(config)
     return config
+
+
+def _refuse_section(section: str, task: str, reason: str, sources: dict):
+    source = next(source for key, source in sources.items() if key.startswith(f"{section}."))
+    raise ConfigError(f"{source}: {section}: has no meaning in the task {task}; {reason}")
 
 
 def _validate_section(section: str, schema: type[BaseModel], given: dict, sources: dict, shown: str):
@@ -378,19 +403,34 @@ def _validate_model(section: str, given: dict, sources: dict, shown: str) -> Mod
         family, _ = find_model(name)
     except ValueError as error:
         raise ConfigError(f"{sources[key]}: {key}: {error}") from error
+    is_backbone = section == "backbone"
+    if is_backbone and family.has_backbone:
+        raise ConfigError(f"{sources[key]}: {key}: {name} stands on a backbone and is none")
     # Without defaults in the schema, only what was given is checked and kept.
     fields: dict[str, Any] = {
         argument: (parameter.annotation, None) for argument, parameter in family.parameters().items()
     }
+    if is_backbone:
+        del fields["num_classes"]
+        fields["out_indices"] = (list[int] | None, None)
     schema = create_schema("ModelArguments", __config__=Section.model_config, **fields)
     _validate_section(section, schema, given, sources, shown)
+    config = ModelConfig(name, given, is_backbone)
     try:
-        resolve_arguments(name, given)
+        config.resolved()
     except ArgumentError as error:
         argument = f"{section}.{error.argument}"
         source = sources.get(argument, sources[key])
         raise ConfigError(f"{source}: {argument}: {error.reason}") from error
-    return ModelConfig(name, given)
+    return config
+
+
+def _check_no_dropout(backbone: ModelConfig, sources: dict, shown: str) -> None:
+    """Check that a backbone drops no elements, because networks on one pass no seed for that."""
+    for argument, value in backbone.resolved().items():
+        if argument in ("drop_rate", "attn_drop_rate", "pos_drop_rate", "proj_drop_rate") and value:
+            key = f"backbone.{argument}"
+            raise ConfigError(f"{sources.get(key, shown)}: {key}: a backbone has no dropout; must be 0, got {value}")
 
 
 def _check_across_sections(config: Config) -> None:

@@ -11,6 +11,13 @@ from src.config.classification import (
     check_classification,
 )
 from src.config.schema import COMMON_SECTIONS, Section
+from src.config.segmentation import (
+    SegmentationAugment,
+    SegmentationData,
+    SegmentationEval,
+    SegmentationLoss,
+    check_segmentation,
+)
 
 DEFAULT_TASK = "classification"  # the task of files that name none
 
@@ -23,6 +30,7 @@ class TaskSections:
         data, augment, eval: the schemas of these sections.
         check: takes a Config and refuses sections that do not fit each other.
         has_backbone: the model is built around a backbone, which has a section of its own.
+        loss: the schema of the section loss; None where the task has no such section.
     """
 
     data: type[Section]
@@ -30,14 +38,24 @@ class TaskSections:
     eval: type[Section]
     check: Callable[[Any], None]
     has_backbone: bool = False
+    loss: type[Section] | None = None
 
     def schemas(self) -> dict[str, type[Section]]:
         """Return the schemas of all sections but the networks', in the order in which they are written."""
         common = dict(COMMON_SECTIONS)
         runtime = common.pop("runtime")
-        return {"data": self.data, "augment": self.augment, **common, "eval": self.eval, "runtime": runtime}
+        loss = {"loss": self.loss} if self.loss is not None else {}
+        return {"data": self.data, "augment": self.augment, **loss, **common, "eval": self.eval, "runtime": runtime}
 
 
 TASK_SECTIONS: dict[str, TaskSections] = {
     DEFAULT_TASK: TaskSections(ClassificationData, ClassificationAugment, ClassificationEval, check_classification),
+    "segmentation": TaskSections(
+        SegmentationData,
+        SegmentationAugment,
+        SegmentationEval,
+        check_segmentation,
+        has_backbone=True,
+        loss=SegmentationLoss,
+    ),
 }

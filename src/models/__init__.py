@@ -2,5 +2,6 @@
 
 from src.models.backbones import focal_transformer, twins  # noqa: F401  (they register their models)
 from src.models.registry import ArgumentError, create_model, find_model, list_models, resolve_arguments
+from src.models.segmentors import semantic_fpn, upernet  # noqa: F401
 
 __all__ = ["ArgumentError", "create_model", "find_model", "list_models", "resolve_arguments"]

@@ -10,22 +10,29 @@ from mindspore.common.initializer import Normal, Uniform, initializer
 from src.models.gathers import RowGather, with_padding_token
 from src.models.layers import AddBias, LayerNorm
 
+# How the weights of a convolution start, from the numbers of inputs and outputs of a place (fan-in, fan-out).
+WEIGHTS = {
+    "uniform": lambda fan_in, fan_out: Uniform(1 / math.sqrt(fan_in)),  # PyTorch's default, of the Focal originals
+    "fan_out": lambda fan_in, fan_out: Normal(math.sqrt(2 / fan_out)),  # Twins', and He's before ReLU
+    "xavier": lambda fan_in, fan_out: Uniform(math.sqrt(6 / (fan_in + fan_out))),
+    "small": lambda fan_in, fan_out: Normal(0.01),
+}
 
-def convolution_parameters(out_channels, fan_in_channels, kernel_size, fan_out_init=False, groups=1):
-    """Create weight [out_channels, fan_in_channels, k, k] and bias of a convolution.
 
-    Initialisation is PyTorch's default for convolutions, which the Focal originals leave as it is: U(-b, b) with
-    b = 1 / sqrt(fan_in), for weight and bias alike. `fan_out_init=True` is Twins': weights N(0, sqrt(2 / fan_out)) with
-    fan_out = out_channels * kernel_size^2 / groups, bias zero.
+def convolution_parameters(out_channels, fan_in_channels, kernel_size, weights="uniform", groups=1, has_bias=True):
+    """Create weight [out_channels, fan_in_channels, k, k] and bias of a convolution; without one, None in its place.
+
+    Args:
+        weights: a key of WEIGHTS. The bias starts at zero, but for "uniform", where it has the same distribution.
     """
     area = kernel_size * kernel_size
-    bound = Uniform(1 / math.sqrt(fan_in_channels * area))
-    weight_init = Normal(math.sqrt(2 * groups / (out_channels * area))) if fan_out_init else bound
+    start = WEIGHTS[weights](fan_in_channels * area, out_channels * area // groups)
     shape = (out_channels, fan_in_channels, kernel_size, kernel_size)
-    return (
-        Parameter(initializer(weight_init, shape, ms.float32), name="weight"),
-        Parameter(initializer("zeros" if fan_out_init else bound, (out_channels,), ms.float32), name="bias"),
-    )
+    weight = Parameter(initializer(start, shape, ms.float32), name="weight")
+    if not has_bias:
+        return weight, None
+    bias_start = start if weights == "uniform" else "zeros"
+    return weight, Parameter(initializer(bias_start, (out_channels,), ms.float32), name="bias")
 
 
 class Conv2d(nn.Cell):
@@ -34,11 +41,13 @@ class Conv2d(nn.Cell):
     On CPU MindSpore's convolution is a naive kernel (700 ms for the stem at batch 8 where im2col and a matrix product
     take 5), so the default makes a row of every patch and multiplies the rows. Tokens are gathered, so that no map is
     transposed to channels first and back; images go through `ops.unfold`. The real operator is the better choice on
-    Ascend's cube unit, and the only one ONNX can express. Weights and results are the same.
+    Ascend's cube unit, and the only one ONNX can express. Weights and results are the same. A kernel of one token is a
+    product of rows whatever the choice.
 
     Args:
         map_size: (H, W) of the map whose tokens it takes; None: it takes images.
         extra_padding: rows below and columns to the right, beside the padding on all sides.
+        weights: how they start, a key of WEIGHTS.
 
     Attributes:
         implementation: "unfold", or "conv2d", the real operator.
@@ -53,11 +62,16 @@ class Conv2d(nn.Cell):
         padding=0,
         map_size=None,
         extra_padding=(0, 0),
-        fan_out_init=False,
+        weights="uniform",
+        has_bias=True,
     ):
         super().__init__()
         self.implementation = "unfold"
-        self.weight, self.bias = convolution_parameters(out_channels, in_channels, kernel_size, fan_out_init)
+        self.weight, bias = convolution_parameters(out_channels, in_channels, kernel_size, weights, has_bias=has_bias)
+        self.has_bias = has_bias
+        if has_bias:
+            self.bias = bias
+            self.add_bias = AddBias()
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = kernel_size
@@ -67,10 +81,16 @@ class Conv2d(nn.Cell):
         self.extra_padding = extra_padding
         self.fan_in = in_channels * kernel_size * kernel_size
         self.matmul = ops.MatMul(transpose_b=True)
-        self.add_bias = AddBias()
         kernel = (kernel_size, kernel_size)  # a pair: MindSpore's ONNX exporter cannot read a single number
         self.conv2d = ops.Conv2D(out_channels, kernel, pad_mode="pad", pad=padding, stride=stride)
-        if map_size is not None:
+        is_map = map_size is not None
+        self.is_pointwise = is_map and kernel_size == stride == 1 and padding == 0
+        self.keeps_size = (
+            is_map and (stride, 2 * padding, *extra_padding) == (1, kernel_size - 1, 0, 0) and kernel_size > 1
+        )
+        if self.keeps_size:
+            self.same = MapConvolution(in_channels, out_channels, kernel_size, map_size)
+        elif is_map and not self.is_pointwise:
             self.pick_patches = RowGather(patch_tokens(map_size, kernel_size, stride, padding, extra_padding))
 
     def patches(self, x):
@@ -81,11 +101,17 @@ class Conv2d(nn.Cell):
             return rows.transpose((0, 2, 1)), self.weight.reshape((self.out_channels, self.fan_in))
         tokens = with_padding_token(x) if self.padding or any(self.extra_padding) else x
         rows = self.pick_patches(tokens).reshape((x.shape[0], -1, self.fan_in))  # of k * k tokens each
-        weight = self.weight.reshape((self.out_channels, self.in_channels, -1)).transpose((0, 2, 1))
-        return rows, weight.reshape((self.out_channels, self.fan_in))
+        return rows, rows_of_taps(self.weight)
 
     def construct(self, x):
-        if self.implementation == "unfold":
+        if self.is_pointwise:
+            length = x.shape[1]
+            weight = self.weight.reshape((self.out_channels, self.in_channels)).astype(x.dtype)
+            rows = self.matmul(x.reshape((-1, self.in_channels)), weight)
+        elif self.keeps_size:
+            length = x.shape[1]
+            rows = self.same(x, self.weight).reshape((-1, self.out_channels))
+        elif self.implementation == "unfold":
             rows, weight = self.patches(x)
             length = rows.shape[1]
             rows = self.matmul(rows.reshape((-1, self.fan_in)), weight.astype(x.dtype))  # [B * L, out]
@@ -96,8 +122,73 @@ class Conv2d(nn.Cell):
             length = maps.shape[2] * maps.shape[3]
             rows = maps.reshape((-1, self.out_channels, length)).transpose((0, 2, 1))
             rows = rows.reshape((-1, self.out_channels))  # [B * L, out]
-        rows = self.add_bias(rows, self.bias.astype(rows.dtype))
+        if self.has_bias:
+            rows = self.add_bias(rows, self.bias.astype(rows.dtype))
         return rows.reshape((-1, length, self.out_channels))
+
+
+def rows_of_taps(weight):
+    """Reorder a weight [out, C, k, k] for rows of k * k tokens: [out, k * k * C]."""
+    out, channels = weight.shape[:2]
+    return weight.reshape((out, channels, -1)).transpose((0, 2, 1)).reshape((out, -1))
+
+
+class MapConvolution(nn.Cell):
+    """Convolves tokens by a weight that it is given, with stride 1 and zero padding that keeps the size.
+
+    Attributes:
+        implementation: see Conv2d.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, map_size):
+        super().__init__()
+        self.implementation = "unfold"
+        self.out_channels = out_channels
+        self.map_size = tuple(map_size)
+        self.by_patches = ConvolutionByPatches(in_channels, out_channels, kernel_size, map_size)
+        kernel = (kernel_size, kernel_size)
+        self.conv2d = ops.Conv2D(out_channels, kernel, pad_mode="pad", pad=kernel_size // 2)
+
+    def construct(self, x, weight):
+        """Convolve tokens [B, L, in_channels] by a weight [out_channels, in_channels, k, k]: [B, L, out_channels]."""
+        if self.implementation == "unfold":
+            return self.by_patches(x, weight)
+        maps = self.conv2d(x.transpose((0, 2, 1)).reshape((-1, x.shape[2], *self.map_size)), weight)
+        return maps.reshape((-1, self.out_channels, x.shape[1])).transpose((0, 2, 1))
+
+
+class ConvolutionByPatches(nn.Cell):
+    """Convolves tokens as MapConvolution does, by a gather of patches and a product.
+
+    Its gradient needs no patches of the input, which are k * k times the map and would be kept for it: one gather of
+    patches of the output's gradient gives both gradients. With d the offset of a tap,
+    dx(q) = sum over d of w(d)^T dy(q - d), and dw(d) = sum over q of dy(q - d) x(q)^T.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, map_size):
+        super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.taps = kernel_size * kernel_size
+        table = patch_tokens(map_size, kernel_size, 1, kernel_size // 2)
+        self.pick = RowGather(table)
+        self.pick_back = RowGather(table[:, ::-1])
+        self.matmul = ops.MatMul()
+        self.by_rows = ops.MatMul(transpose_b=True)
+        self.over_rows = ops.MatMul(transpose_a=True)
+
+    def construct(self, x, weight):
+        rows = self.pick(with_padding_token(x)).reshape((-1, self.taps * self.in_channels))
+        out = self.by_rows(rows, rows_of_taps(weight).astype(x.dtype))
+        return out.reshape((-1, x.shape[1], self.out_channels))
+
+    def bprop(self, x, weight, out, gradient):
+        channels, outputs, taps = self.in_channels, self.out_channels, self.taps
+        rows = self.pick_back(with_padding_token(gradient.astype(x.dtype))).reshape((-1, taps * outputs))
+        back = weight.reshape((outputs, channels, taps)).transpose((2, 0, 1)).reshape((taps * outputs, channels))
+        to_x = self.matmul(rows, back.astype(x.dtype)).reshape(x.shape)
+        to_weight = self.over_rows(x.reshape((-1, channels)), rows)  # [C, k * k * out]
+        to_weight = to_weight.reshape((channels, taps, outputs)).transpose((2, 0, 1)).reshape(weight.shape)
+        return to_x, to_weight.astype(weight.dtype)
 
 
 def with_zeros_below_and_right(maps, rows, columns):
@@ -147,7 +238,7 @@ class DepthwiseConv2d(nn.Cell):
     def __init__(self, dim, map_size, kernel_size):
         super().__init__()
         self.implementation = "unfold"
-        self.weight, self.bias = convolution_parameters(dim, 1, kernel_size, fan_out_init=True, groups=dim)
+        self.weight, self.bias = convolution_parameters(dim, 1, kernel_size, "fan_out", groups=dim)
         self.dim = dim
         self.map_size = tuple(map_size)
         self.kernel_area = kernel_size * kernel_size
@@ -225,11 +316,11 @@ class PatchEmbed(nn.Cell):
         extra_padding=(0, 0),
         norm=True,
         pre_norm=False,
-        fan_out_init=False,
+        weights="uniform",
     ):
         super().__init__()
         self.pre_norm = nn.GroupNorm(1, in_chans, eps=1e-5) if pre_norm else None
-        self.proj = Conv2d(in_chans, embed_dim, kernel_size, stride, padding, map_size, extra_padding, fan_out_init)
+        self.proj = Conv2d(in_chans, embed_dim, kernel_size, stride, padding, map_size, extra_padding, weights)
         self.norm = LayerNorm(embed_dim) if norm else None
 
     def construct(self, x):

@@ -3,9 +3,10 @@
 from src.config.load import Config
 from src.errors import UserError
 from src.tasks.classification.task import Classification
+from src.tasks.segmentation.task import Segmentation
 from src.tasks.task import Task
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification,)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification, Segmentation)}
 
 
 def create_task(config: Config) -> Task:

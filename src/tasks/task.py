@@ -90,9 +90,21 @@ class Evaluator(ABC):
 
     notice: str | None = None
 
+    def answering(self, network: nn.Cell, call: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
+        """Return what computes a network's outputs of inputs, for `add`. Inputs of several sizes need several networks.
+
+        Args:
+            call: calls a cell with its inputs. All ranks must call the same cells in the same order by it.
+        """
+        return partial(call, network)
+
     @abstractmethod
     def add(self, network: Callable[[Tensor], Tensor], batch: tuple[np.ndarray, ...]) -> None:
-        """Run the network on a batch and count its answers."""
+        """Run the network on a batch and count its answers.
+
+        Args:
+            network: what `answering` returned.
+        """
 
     @abstractmethod
     def result(self) -> Result:
@@ -164,8 +176,13 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def losses(self, network: nn.Cell) -> Losses:
-        """Return the cell that computes the parts of the loss from a training batch and the step's noise."""
+    def losses(self, network: nn.Cell, model: nn.Cell) -> Losses:
+        """Return the cell that computes the parts of the loss from a training batch and the step's noise.
+
+        Args:
+            network: the model in the run's precision, which may hide its attributes; the loss calls it.
+            model: describes itself.
+        """
 
     @abstractmethod
     def noise(self, model: nn.Cell, generator: np.random.Generator, batch: tuple[np.ndarray, ...]) -> tuple:
@@ -259,18 +276,23 @@ class Task(ABC):
         """
 
 
+def call_cell(cell: nn.Cell, *inputs) -> Tensor:
+    """Return a cell's output."""
+    return cell(*inputs)
+
+
 def evaluate(
     network: nn.Cell,
     batches: Iterable[tuple[np.ndarray, ...]],
     evaluator: Evaluator,
-    call: Callable[..., Tensor] | None = None,
+    call: Callable[..., Tensor] = call_cell,
 ) -> Result:
     """Evaluate a network over one pass of evaluation batches. It is in evaluation mode meanwhile.
 
     Args:
-        call: what calls the network with its inputs (CompileCache.call); None for the network itself.
+        call: what calls a cell with its inputs (CompileCache.call).
     """
-    answer = partial(call, network) if call is not None else network
+    answer = evaluator.answering(network, call)
     was_training = network.training
     network.set_train(False)
     for batch in batches:

@@ -213,7 +213,7 @@ def build_step(config: Config, dist: Dist, task: Task, network: nn.Cell, state: 
     """Build the cell that makes one update."""
     parameters = state.model.trainable_params()
     step = TrainStep(
-        task.losses(network),
+        task.losses(network, state.model),
         parameters,
         state.optimizer,
         state.loss_scale,

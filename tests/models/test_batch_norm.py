@@ -108,9 +108,18 @@ def test_a_batch_that_overflows_leaves_the_running_statistics():
         assert (values != drawn()[name])[[0, 1, 3, 4]].all()
 
 
-def test_one_row_says_nothing_of_a_variance():
-    with pytest.raises(ValueError, match="needs more than one row"):
-        build().set_train()(Tensor(tokens((1, CHANNELS))[0]))
+def test_one_row_is_normalised_by_the_running_statistics():
+    """PyTorch refuses it, for it has no variance; but pooling one image to one bin makes one row."""
+    layer = build().set_train()
+    x = tokens((1, CHANNELS))[0]
+    out = layer(Tensor(x)).asnumpy()
+    statistics = drawn()
+    np.testing.assert_allclose(out, build().set_train(False)(Tensor(x)).asnumpy(), rtol=1e-6)
+    squares = np.square(x[0] - statistics["running_mean"])
+    for name, new in (("running_mean", x[0]), ("running_var", squares)):
+        np.testing.assert_allclose(
+            getattr(layer, name).asnumpy(), 0.9 * statistics[name] + 0.1 * new, rtol=1e-5, err_msg=name
+        )
 
 
 def test_names_are_those_of_published_checkpoints():

@@ -74,7 +74,7 @@ class GlobalSubsampledAttention(nn.Cell):
         self.subsamples = sr_ratio > 1
         self.keys = math.prod(side // sr_ratio for side in map_size)
         if self.subsamples:
-            self.sr = Conv2d(dim, dim, sr_ratio, sr_ratio, map_size=map_size, fan_out_init=True)
+            self.sr = Conv2d(dim, dim, sr_ratio, sr_ratio, map_size=map_size, weights="fan_out")
             self.norm = LayerNorm(dim)
         self.q = Dense(dim, dim)
         self.kv = SlicedDense(dim, 2)
@@ -259,7 +259,7 @@ class Twins(Backbone):
                     patch,
                     patch,
                     map_size=map_size if stage else None,
-                    fan_out_init=True,
+                    weights="fan_out",
                 )
             )
             map_size = (map_size[0] // patch, map_size[1] // patch)

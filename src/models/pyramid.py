@@ -1,0 +1,199 @@
+"""Layers of necks and heads that work on pyramids of token maps."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from mindspore import nn, ops
+
+from src.models.backbones.backbone import FeatureMap
+from src.models.batch_norm import BatchNorm
+from src.models.convolutions import Conv2d, MapConvolution, convolution_parameters
+from src.models.resize import AdaptiveAveragePool, LeftProduct, NearestResize, bilinear_matrix
+
+
+def same_conv(in_channels, out_channels, kernel_size, map_size, weights="fan_out", has_bias=False) -> Conv2d:
+    """Create a convolution of tokens whose zero padding keeps the size of the map; `kernel_size` is odd."""
+    padding = kernel_size // 2
+    return Conv2d(in_channels, out_channels, kernel_size, 1, padding, map_size, weights=weights, has_bias=has_bias)
+
+
+class EnlargedConvolution(nn.Cell):
+    """Enlarges a map bilinearly and convolves it, without ever holding the large map of all input channels.
+
+    Both are linear, so tokens are first multiplied by each of the kernel's taps, at the small size; enlarging and
+    shifting by the tap is one matrix along each axis. For twice the side that takes a third of the multiplications,
+    and a quarter of the memory, of a convolution of the large map.
+
+    Args:
+        source, target: (h, w) of the map, and (H, W) after enlarging; zero padding keeps the latter.
+        kernel_size: odd.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, source, target):
+        super().__init__()
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
+        self.source, self.target = tuple(source), tuple(target)
+        # Each has the matrices of all offsets side by side: of columns [W, w, k], of rows [H, k, h].
+        rows, columns = (shifted_resizes(*sides, kernel_size) for sides in zip(source, target, strict=True))
+        self.rows = LeftProduct(rows.transpose(1, 0, 2).reshape(target[0], -1))
+        self.columns = LeftProduct(columns.transpose(1, 2, 0).reshape(target[1], -1))
+        self.matmul = ops.MatMul()
+
+    def construct(self, x, weight):
+        """Map tokens [B, h * w, C] and a weight [out, C, k, k] to tokens [B, H * W, out]."""
+        (height, width), out, k = self.source, self.out_channels, self.kernel_size
+        rows = x.reshape((-1, self.in_channels))
+        weight = weight.transpose((2, 1, 3, 0)).astype(x.dtype)  # [k, C, k, out]
+        parts = ()
+        for i in range(k):
+            part = self.matmul(rows, weight[i].reshape((self.in_channels, k * out)))  # [B * h * w, k * out]
+            part = self.columns(part.reshape((-1, width * k, out)))  # [B * h, W, out]
+            parts = parts + (part.reshape((-1, height, self.target[1] * out)),)
+        x = self.rows(ops.concat(parts, 1))  # [B, H, W * out]
+        return x.reshape((-1, self.target[0] * self.target[1], out))
+
+
+def shifted_resizes(source: int, target: int, kernel_size: int) -> np.ndarray:
+    """Return a bilinear_matrix for each tap of a kernel, shifted so that its row i is what the tap sees at place i.
+
+    Returns:
+        [kernel_size, target, source] float32; rows of zeros where the tap sees padding.
+    """
+    reach = kernel_size // 2
+    padded = np.pad(bilinear_matrix(source, target), ((reach, reach), (0, 0)))
+    return np.stack([padded[tap : tap + target] for tap in range(kernel_size)])
+
+
+class PyramidConv(nn.Cell):
+    """Convolves the concatenation of maps that are first enlarged bilinearly to one size, without a bias.
+
+    It is the sum of convolutions of the maps, each by its slice of the weight, so that neither the concatenation nor
+    the patches of all its channels are ever held. The weight is that of the one convolution, [out, sum of C, k, k].
+
+    Args:
+        maps: channels and (h, w) of each map, in the order of the concatenation.
+        kernel_size: odd.
+        target: (H, W); zero padding keeps it.
+    """
+
+    def __init__(
+        self,
+        maps: Sequence[tuple[int, tuple[int, int]]],
+        out_channels: int,
+        kernel_size: int,
+        target: tuple[int, int],
+    ):
+        super().__init__()
+        channels = [count for count, _ in maps]
+        self.out_channels = out_channels
+        self.weight, _ = convolution_parameters(out_channels, sum(channels), kernel_size, "fan_out", has_bias=False)
+        ends = np.cumsum(channels).tolist()
+        self.slices = tuple(zip([0, *ends[:-1]], ends, strict=True))
+        self.parts = nn.CellList(
+            [
+                MapConvolution(count, out_channels, kernel_size, target)
+                if tuple(size) == tuple(target)
+                else EnlargedConvolution(count, out_channels, kernel_size, size, target)
+                for count, size in maps
+            ]
+        )
+
+    def construct(self, maps):
+        """Map a tuple of tokens [B, h * w, C] to tokens [B, H * W, out_channels]."""
+        out = None
+        for i in range(len(self.slices)):
+            first, end = self.slices[i]
+            part = self.parts[i](maps[i], self.weight[:, first:end])
+            out = part if out is None else out + part
+        return out
+
+
+class EnlargingConv(nn.Cell):
+    """Convolves one map that is first enlarged bilinearly, without a bias; see EnlargedConvolution."""
+
+    def __init__(self, in_channels, out_channels, kernel_size, source, target):
+        super().__init__()
+        self.out_channels = out_channels
+        self.weight, _ = convolution_parameters(out_channels, in_channels, kernel_size, "fan_out", has_bias=False)
+        self.enlarged = EnlargedConvolution(in_channels, out_channels, kernel_size, source, target)
+
+    def construct(self, x):
+        """Map tokens [B, h * w, in_channels] to tokens [B, H * W, out_channels]."""
+        return self.enlarged(x, self.weight)
+
+
+class ConvNorm(nn.Cell):
+    """Convolves tokens without a bias, normalises over the batch, and applies ReLU (ConvModule of the originals).
+
+    Args:
+        conv: a cell with `out_channels`, that maps tokens, or a tuple of them, to tokens [B, L, out_channels].
+    """
+
+    def __init__(self, conv: nn.Cell):
+        super().__init__()
+        self.conv = conv
+        self.bn = BatchNorm(conv.out_channels)
+        self.relu = ops.ReLU()
+
+    def construct(self, x):
+        return self.relu(self.bn(self.conv(x)))
+
+
+class PlainConv(nn.Cell):
+    """Convolves tokens with a bias and nothing behind it (ConvModule of the originals without norm and activation)."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, map_size: tuple[int, int]):
+        super().__init__()
+        self.conv = same_conv(in_channels, out_channels, kernel_size, map_size, "xavier", has_bias=True)
+
+    def construct(self, x):
+        """Map tokens [B, L, in_channels] to [B, L, out_channels]."""
+        return self.conv(x)
+
+
+class FPN(nn.Cell):
+    """Gives maps of equal channels that carry what deeper maps know (arXiv 1612.03144), one for each map it takes.
+
+    A convolution of one token brings each map to `channels`; from the deepest on, each is enlarged (nearest) and added
+    to the one above; a 3x3 convolution gives the output. Nothing normalises and nothing is rectified.
+
+    Args:
+        maps: descriptions of the maps, from the largest on.
+    """
+
+    def __init__(self, maps: Sequence[FeatureMap], channels: int):
+        super().__init__()
+        self.lateral_convs = nn.CellList([PlainConv(m.channels, channels, 1, m.size) for m in maps])
+        self.fpn_convs = nn.CellList([PlainConv(channels, channels, 3, m.size) for m in maps])
+        self.enlarge = nn.CellList([NearestResize(below.size, above.size) for above, below in itertools.pairwise(maps)])
+
+    def construct(self, maps):
+        """Map a tuple of tokens [B, H * W, C] to a tuple of tokens [B, H * W, channels] of the same maps."""
+        last = len(maps) - 1
+        x = self.lateral_convs[last](maps[last])
+        outputs = (self.fpn_convs[last](x),)
+        for level in range(last - 1, -1, -1):
+            x = self.lateral_convs[level](maps[level]) + self.enlarge[level](x)
+            outputs = (self.fpn_convs[level](x), *outputs)
+        return outputs
+
+
+def pooling_branches(in_channels: int, map_size: tuple[int, int], scales: Sequence[int], channels: int) -> nn.CellList:
+    """Create the branches of pyramid pooling (arXiv 1612.01105): the map averaged over a grid of bins, and convolved.
+
+    Args:
+        scales: bins along each side, for each branch.
+        channels: of each branch, which maps tokens [B, L, in_channels] to [B, bins^2, channels].
+    """
+    return nn.CellList(
+        [
+            nn.SequentialCell(
+                [
+                    AdaptiveAveragePool(map_size, bins),
+                    ConvNorm(same_conv(in_channels, channels, 1, (bins, bins))),
+                ]
+            )
+            for bins in scales
+        ]
+    )

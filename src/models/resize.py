@@ -1,0 +1,127 @@
+"""Resizes and pools token maps by products with static matrices.
+
+A product costs less than MindSpore's operators where there is a backward pass, needs no map with channels first, and is
+the same on every device.
+"""
+
+import math
+
+import numpy as np
+from mindspore import Tensor, nn, ops
+from mindspore.ops.functional import is_sequence_value_unknown
+
+from src.models.gathers import RowGather
+
+
+def bilinear_matrix(source: int, target: int, align_corners: bool = False) -> np.ndarray:
+    """Return the matrix [target, source] float32 that resizes a column of values by linear interpolation.
+
+    Args:
+        align_corners: the first and the last values of both stand at the same places; otherwise the outer edges of the
+            first and the last do, as in torch.nn.functional.interpolate and OpenCV.
+    """
+    if align_corners:
+        place = np.arange(target) * ((source - 1) / (target - 1) if target > 1 else 0.0)
+    else:
+        place = np.clip((np.arange(target) + 0.5) * (source / target) - 0.5, 0, source - 1)
+    low = np.minimum(np.floor(place).astype(int), source - 1)
+    high = np.minimum(low + 1, source - 1)
+    share = place - low
+    matrix = np.zeros((target, source))
+    np.add.at(matrix, (np.arange(target), low), 1 - share)
+    np.add.at(matrix, (np.arange(target), high), share)
+    return matrix.astype(np.float32)
+
+
+def averaging_matrix(source: int, bins: int) -> np.ndarray:
+    """Return the matrix [bins, source] float32 of adaptive average pooling of a column of values.
+
+    Bin i averages from floor(i * source / bins) to ceil((i + 1) * source / bins), as torch.nn.AdaptiveAvgPool2d does:
+    bins may overlap, and there may be more of them than values.
+    """
+    matrix = np.zeros((bins, source), np.float32)
+    for i in range(bins):
+        first, end = i * source // bins, math.ceil((i + 1) * source / bins)
+        matrix[i, first:end] = 1 / (end - first)
+    return matrix
+
+
+class LeftProduct(nn.Cell):
+    """Multiplies a static matrix [T, S] by each of N matrices: [N, S, D] to [N, T, D]."""
+
+    def __init__(self, matrix: np.ndarray):
+        super().__init__()
+        self.matrix = Tensor(np.ascontiguousarray(matrix, np.float32))
+        self.target, self.source = matrix.shape
+        self.matmul = ops.MatMul()
+        self.batched = ops.BatchMatMul()
+
+    def construct(self, x):
+        matrix = self.matrix.astype(x.dtype)
+        if is_sequence_value_unknown(x.shape):
+            return ops.matmul(matrix, x)
+        count, _, width = x.shape
+        if count == 1:
+            return self.matmul(matrix, x.reshape((self.source, width))).reshape((1, self.target, width))
+        # The operator does not repeat its first side on CPU.
+        return self.batched(ops.tile(matrix.reshape((1, self.target, self.source)), (count, 1, 1)), x)
+
+
+class BilinearResize(nn.Cell):
+    """Resizes token maps bilinearly: [B, h * w, C] to [B, H * W, C].
+
+    Args:
+        source, target: (h, w) and (H, W).
+        align_corners: see bilinear_matrix.
+    """
+
+    def __init__(self, source: tuple[int, int], target: tuple[int, int], align_corners: bool = False):
+        super().__init__()
+        self.source, self.target = tuple(source), tuple(target)
+        self.is_identity = self.source == self.target
+        if not self.is_identity:
+            self.rows, self.columns = (
+                LeftProduct(bilinear_matrix(side, wanted, align_corners))
+                for side, wanted in zip(source, target, strict=True)
+            )
+
+    def construct(self, x):
+        if self.is_identity:
+            return x
+        channels = x.shape[-1]
+        height, width = self.source
+        x = self.columns(x.reshape((-1, width, channels)))  # [B * h, W, C]
+        x = self.rows(x.reshape((-1, height, self.target[1] * channels)))  # [B, H, W * C]
+        return x.reshape((-1, self.target[0] * self.target[1], channels))
+
+
+class NearestResize(nn.Cell):
+    """Resizes token maps to the nearest token above and to the left: [B, h * w, C] to [B, H * W, C].
+
+    It takes token floor(i * h / H) for row i, as torch.nn.functional.interpolate's "nearest" does.
+    """
+
+    def __init__(self, source: tuple[int, int], target: tuple[int, int]):
+        super().__init__()
+        rows, columns = (np.arange(wanted) * side // wanted for side, wanted in zip(source, target, strict=True))
+        self.pick = RowGather(rows[:, None] * source[1] + columns)
+
+    def construct(self, x):
+        return self.pick(x)
+
+
+class AdaptiveAveragePool(nn.Cell):
+    """Averages token maps over a grid of bins, by one product: [B, H * W, C] to [B, bins^2, C].
+
+    Args:
+        map_size: (H, W).
+        bins: bins along each side, see averaging_matrix.
+    """
+
+    def __init__(self, map_size: tuple[int, int], bins: int):
+        super().__init__()
+        rows, columns = (averaging_matrix(side, bins) for side in map_size)
+        self.product = LeftProduct(np.kron(rows, columns))
+
+    def construct(self, x):
+        return self.product(x)

@@ -1,0 +1,1 @@
+"""Networks that give a class to every place of an image, each on a backbone."""

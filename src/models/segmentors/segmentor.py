@@ -1,0 +1,199 @@
+"""Defines what a network of semantic segmentation is to the rest of the project: logits of classes for every place.
+
+A family (upernet.py, semantic_fpn.py) is a class on Segmentor. Its heads give token maps of logits, smaller than the
+image; whoever asks resizes them.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from mindspore import Tensor, nn, ops
+from mindspore.nn.utils import no_init_parameters
+
+from src.models.backbones.backbone import Backbone, share_parameters
+from src.models.batch_norm import batch_norms, synchronise_batch_norms
+from src.models.convolutions import convolution_parameters
+from src.models.device_options import device_options, set_device_options
+from src.models.layers import AddBias
+from src.models.registry import ArgumentError
+
+
+class Segmentor(nn.Cell):
+    """Runs images through a backbone and heads; the first head is what predicts, the others only help it to learn.
+
+    A family's constructor sets the heads and describes them by `set_heads`; its methods `decode_features` and
+    `auxiliary_logits` run them. The first head is the attribute decode_head, with its classifier conv_seg. Parameter
+    names are those of the published checkpoints: `backbone.*`, `neck.*`, `decode_head.*`, `auxiliary_head.*`.
+
+    Attributes:
+        arguments: the constructor's arguments by name, without the backbone.
+        img_size: (H, W) of the images. in_chans: their channels.
+        head_names, head_weights: the name of each head, and the factor of its loss.
+        head_map_sizes: (h, w) of each head's logits; `map_size` is the first.
+        dropout_channels: channels of all heads together that training drops, see draw_channel_scales; 0 for none.
+    """
+
+    check: Callable[[dict], None]
+    head_names: tuple[str, ...]
+    head_weights: tuple[float, ...]
+    head_map_sizes: tuple[tuple[int, int], ...]
+
+    def __init__(self, backbone: Backbone, arguments: dict):
+        super().__init__()
+        if backbone.out_indices is None:
+            raise ArgumentError("backbone", "is a classifier; build it with features_only=True")
+        self.backbone = backbone
+        self.arguments = arguments
+        self.num_classes = arguments["num_classes"]
+        self.dropout = arguments["dropout"]
+        self.img_size = backbone.img_size
+        self.in_chans = backbone.in_chans
+        self.depths = backbone.depths
+        self.no_weight_decay = backbone.no_weight_decay
+
+    def set_heads(self, heads: Sequence[tuple[str, float, "PixelClassifier", tuple[int, int]]]) -> None:
+        """Describe the heads: name, factor of the loss, classifier, (h, w) of the logits; the predicting one first."""
+        self.head_names, self.head_weights, classifiers, self.head_map_sizes = zip(*heads, strict=True)
+        channels = [classifier.channels for classifier in classifiers]
+        self.dropout_channels = sum(channels) if self.dropout else 0
+        ends = np.cumsum(channels).tolist()
+        self.scale_slices = tuple(zip([0, *ends[:-1]], ends, strict=True))
+
+    @property
+    def map_size(self) -> tuple[int, int]:
+        """Return (h, w) of the logits that `construct` gives."""
+        return self.head_map_sizes[0]
+
+    # --- what a family defines ---------------------------------------------------------------------------------------
+
+    def decode_features(self, maps):
+        """Map the backbone's tuple of tokens to the tokens [B, h * w, channels] that the first head classifies."""
+        raise NotImplementedError
+
+    def auxiliary_logits(self, maps, channel_scales):
+        """Map the backbone's tuple of tokens to a tuple of the other heads' logits."""
+        return ()
+
+    # --- logits ------------------------------------------------------------------------------------------------------
+
+    def construct(self, images):
+        """Map images [B, in_chans, *img_size] to logits tokens [B, h * w, num_classes] of the map `map_size`."""
+        return self.decode_head.conv_seg(self.decode_features(self.backbone(images)))
+
+    def head_logits(self, images, drop_path=None, channel_scales=None):
+        """Map images to the logits tokens [B, h * w, num_classes] of every head, for training.
+
+        Args:
+            drop_path: see draw_drop_path. channel_scales: see draw_channel_scales.
+        """
+        if self.training and self.dropout_channels and channel_scales is None:
+            raise ValueError("training with dropout needs channel_scales=model.draw_channel_scales(generator, batch)")
+        maps = self.backbone(images, drop_path)
+        logits = self.decode_head.conv_seg(self.decode_features(maps), self.scales_of_head(0, channel_scales))
+        return (logits, *self.auxiliary_logits(maps, channel_scales))
+
+    def scales_of_head(self, head, channel_scales):
+        """Return the scales [B, channels] of one head's channels; None where nothing is dropped."""
+        if not self.training or channel_scales is None:
+            return None
+        first, end = self.scale_slices[head]
+        return channel_scales[:, first:end]
+
+    # --- training ----------------------------------------------------------------------------------------------------
+
+    def draw_channel_scales(self, generator: np.random.Generator, batch_size: int) -> Tensor | None:
+        """Draw the dropout of whole channels before each head's classifier, for one training step.
+
+        Returns:
+            [batch_size, dropout_channels] float32 of 0 and 1 / (1 - dropout); None for a model without dropout.
+        """
+        if not self.dropout_channels:
+            return None
+        keep = 1 - self.dropout
+        kept = generator.random((batch_size, self.dropout_channels)) < keep
+        return Tensor((kept / keep).astype(np.float32))
+
+    def draw_drop_path(self, generator: np.random.Generator, batch_size: int) -> Tensor | None:
+        """Draw the backbone's stochastic-depth scales for one training step, see Backbone."""
+        return self.backbone.draw_drop_path(generator, batch_size)
+
+    def freeze(self, stages: int) -> None:
+        """Exclude the backbone's first stages from training, see Backbone."""
+        self.backbone.freeze(stages)
+
+    def block_index(self, name: str) -> int:
+        """Return where in the network a parameter is, see Backbone; necks and heads come after the last block."""
+        if name.startswith("backbone."):
+            return self.backbone.block_index(name.removeprefix("backbone."))
+        return sum(self.depths) + 1
+
+    def at(self, size: int | Sequence[int]) -> "Segmentor":
+        """Return this model for images of another size: the same parameter objects, see Backbone.at.
+
+        Raises:
+            ArgumentError: a size that the backbone cannot have; the message names the nearest.
+        """
+        backbone = self.backbone.at(size)
+        if backbone is self.backbone:
+            return self
+        with no_init_parameters():  # random values would be replaced below
+            other = type(self)(backbone, **self.arguments)
+        share_parameters(other, self)
+        set_device_options(other, **device_options(self))
+        norms = batch_norms(self)
+        if norms:
+            synchronise_batch_norms(other, norms[0].ranks)
+        return other.set_train(self.training)
+
+
+class PixelClassifier(nn.Cell):
+    """Maps tokens to logits of classes, by a convolution of one token whose weights start at N(0, 0.01)."""
+
+    def __init__(self, channels: int, num_classes: int):
+        super().__init__()
+        self.channels, self.num_classes = channels, num_classes
+        self.weight, self.bias = convolution_parameters(num_classes, channels, 1, "small")
+        self.matmul = ops.MatMul(transpose_b=True)
+        self.of_samples = ops.BatchMatMul(transpose_b=True)
+        self.add_bias = AddBias()
+
+    def construct(self, x, scales=None):
+        """Map tokens [B, L, channels] to logits [B, L, num_classes].
+
+        Args:
+            scales: [B, channels], by which each sample's channels are multiplied first. They are multiplied into the
+                weight, which is smaller than the map.
+        """
+        weight = self.weight.reshape((self.num_classes, self.channels)).astype(x.dtype)
+        if scales is None:
+            rows = self.matmul(x.reshape((-1, self.channels)), weight)
+        else:
+            weights = scales.astype(x.dtype).reshape((-1, 1, self.channels)) * weight
+            rows = self.of_samples(x, weights).reshape((-1, self.num_classes))
+        return self.add_bias(rows, self.bias.astype(x.dtype)).reshape((-1, x.shape[1], self.num_classes))
+
+
+def check_segmentor(arguments: dict, positive: tuple[str, ...]) -> None:
+    """Refuse arguments that no network of any family can have.
+
+    Args:
+        positive: names of numbers that must be at least 1, beside num_classes.
+
+    Raises:
+        ArgumentError: names the argument.
+    """
+    for key in ("num_classes", *positive):
+        if arguments[key] < 1:
+            raise ArgumentError(key, f"must be at least 1, got {arguments[key]}")
+    if not 0 <= arguments["dropout"] < 1:
+        raise ArgumentError("dropout", f"must be in [0, 1), got {arguments['dropout']}")
+
+
+def check_several_maps(backbone: Backbone) -> None:
+    """Refuse a backbone that gives fewer maps than a pyramid needs.
+
+    Raises:
+        ArgumentError: it gives one map.
+    """
+    if len(backbone.feature_maps) < 2:
+        raise ArgumentError("backbone", "gives one map; a pyramid needs at least two (out_indices)")

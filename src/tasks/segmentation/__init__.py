@@ -1,0 +1,1 @@
+"""Segments images: every pixel gets a class."""
