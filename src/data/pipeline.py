@@ -171,10 +171,20 @@ class SampleWorker:
         if os.getpid() != self.creator:
             keep_freed_memory()
         *lists, _batch_info = lists
-        processed = [
-            self.samples.sample(row[: -self.keys], *map(int, row[-self.keys :])) for row in zip(*lists, strict=True)
-        ]
-        return tuple(list(output) for output in zip(*processed, strict=True))
+        try:
+            processed = [
+                self.samples.sample(row[: -self.keys], *map(int, row[-self.keys :])) for row in zip(*lists, strict=True)
+            ]
+        except DataError as error:
+            raise DataError(f"{REFUSED}{error}") from error
+        outputs = tuple(list(output) for output in zip(*processed, strict=True))
+        for name, arrays in zip(self.samples.outputs, outputs, strict=True):
+            if len(shapes := dict.fromkeys(np.shape(array) for array in arrays)) > 1:
+                raise DataError(
+                    f"{REFUSED}{name} of one batch have different shapes ({', '.join(map(str, [*shapes][:2]))}); "
+                    "set eval.batch_size=1"
+                )
+        return outputs
 
 
 @cache

@@ -7,7 +7,7 @@ import numpy as np
 from src.data.dataset import DataError
 from src.data.image_set import ImageSet
 from src.data.mixup import draw_mixing, is_mixing_enabled, mix_images, mix_targets, soft_targets
-from src.data.pipeline import REFUSED, BatchKey, EvalSamples, TrainSamples, UnreadableImages, epoch_order
+from src.data.pipeline import BatchKey, EvalSamples, TrainSamples, UnreadableImages, epoch_order
 from src.data.random_erasing import draw_rectangles, erase
 from src.data.transforms import Preprocessing, TrainTransform, UnreadableImage, decode, normalise
 from src.random_streams import Stream, generator
@@ -60,7 +60,7 @@ class LabelledTrainSamples(TrainSamples):
             except (UnreadableImage, OSError):
                 continue
         raise DataError(
-            f"{REFUSED}data folder {images.path}: no image of class {images.classes[images.labels[index]]} is readable"
+            f"data folder {images.path}: no image of class {images.classes[images.labels[index]]} is readable"
         )
 
     def batch(self, arrays, key: BatchKey):
