@@ -374,6 +374,20 @@ def is_whole(folder: Path, recipe: Recipe) -> bool:
     )
 
 
+def write_scenes(output: Path, recipe: Recipe) -> list[str]:
+    """Write all splits beside the folder of that name, and put them in its place; return what each has, in words."""
+    partial = output.with_name(output.name + ".partial")
+    if partial.exists():
+        shutil.rmtree(partial)  # of an attempt that was interrupted
+    materials = load_material(recipe.photograph)
+    written = [write_split(partial, split, materials[split], recipe) for split in SPLITS]
+    (partial / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES), encoding="utf-8")
+    if output.exists():
+        shutil.rmtree(output)
+    partial.rename(output)
+    return written
+
+
 def main(arguments: list[str]) -> None:
     parser = Parser(prog="prepare_digit_scenes.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     default = Recipe()
@@ -396,13 +410,10 @@ def main(arguments: list[str]) -> None:
     own = {"images", "annotations", "classes.txt"}
     if output.exists() and not (output.is_dir() and {path.name for path in output.iterdir()} <= own):
         raise UserError(f"{output} holds something else; name another folder with --output")
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    materials = load_material(recipe.photograph)
-    written = [write_split(partial, split, materials[split], recipe) for split in SPLITS]
-    (partial / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES), encoding="utf-8")
-    shutil.rmtree(output, ignore_errors=True)
-    partial.rename(output)
+    try:
+        written = write_scenes(output, recipe)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror})") from error
     print(f"{output}: wrote {' and '.join(written)}")
 
 

@@ -155,6 +155,10 @@ def test_a_whole_folder_is_left_alone_and_another_is_not_overwritten(tmp_path, m
     code, _, error = make(output, "--size", 8)
     assert (code, error.count("\n")) == (1, 1)
     assert "--size 8: must be at least 48" in error
+    (tmp_path / "file").write_text("mine")
+    code, _, error = make(tmp_path / "file" / "scenes", *options)
+    assert (code, error.count("\n")) == (1, 1)
+    assert "file/scenes: cannot be written" in error
 
 
 def test_outlines_follow_edges_of_pixels():
