@@ -15,13 +15,16 @@ def figures(name: str) -> dict:
 
 
 def formula_value(name: str, shape: tuple[int, ...], scale: float = 0.5) -> np.ndarray:
-    """The value of a trainable parameter by its official name; `scale` is that of weights that are no tables."""
+    """The value of a parameter by its official name; `scale` is that of weights that are no tables."""
     values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
     if len(shape) >= 2:
         table = "relative_position" in name or "pos_embed" in name
         return (values * (0.5 if table else scale / np.sqrt(np.prod(shape[1:])))).astype(np.float32)
+    if name.endswith("running_var"):
+        return (1 + 0.5 * np.abs(values)).astype(np.float32)
     value = (values * 0.1).astype(np.float32)
-    gain = ("norm" in name and name.endswith(".weight")) or name.endswith(("gamma_1", "gamma_2"))
+    is_norm = any(part in name for part in ("norm", ".bn.", ".gn."))
+    gain = (is_norm and name.endswith(".weight")) or name.endswith(("gamma_1", "gamma_2"))
     return value + np.float32(1) if gain else value
 
 

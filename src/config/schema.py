@@ -36,6 +36,9 @@ class OptimizerConfig(Section):
     betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.9, 0.999], min_length=2, max_length=2)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Rate = 0.05
+    # Words: parameters whose name holds one are spared weight decay, and no others; null: 1-D parameters, biases and
+    # what the model names (position tables) are.
+    no_weight_decay: list[str] | None = None
     layer_decay: Annotated[float, Field(gt=0, le=1)] = (
         1.0  # each block's rate is this times the next one's (fine-tuning)
     )

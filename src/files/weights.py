@@ -31,6 +31,8 @@ STATE_PREFIX = "state."  # step counters, loss scale, best metric, configuration
 CLASSES = STATE_PREFIX + "classes"  # class names by index, as JSON
 CONFIG = STATE_PREFIX + "config"  # the resolved configuration, as YAML
 
+UNUSED = ".num_batches_tracked"  # a count that PyTorch's BatchNorm keeps, and uses only where it has no momentum
+
 PTH_SUFFIXES = (".pth", ".pt", ".tar", ".bin")
 ADAPTATIONS = ("size", "head")
 
@@ -46,10 +48,10 @@ def official_names(model: nn.Cell) -> dict[str, Parameter]:
 
     For a part of a larger model, the names start at that part.
     """
-    return {_official(name): parameter for name, parameter in model.parameters_and_names()}
+    return {official_name(name): parameter for name, parameter in model.parameters_and_names()}
 
 
-def _official(name: str) -> str:
+def official_name(name: str) -> str:
     """Return the original's name for one of MindSpore's, whose norm layers have gamma and beta."""
     path, dot, local = name.rpartition(".")
     return path + dot + {"gamma": "weight", "beta": "bias"}.get(local, local)
@@ -64,14 +66,17 @@ class BackbonePlace:
 
     prefix: str = ""
     backbone: Backbone | None = None
+    classifiers: frozenset[str] = frozenset()  # parameters of the layers that give logits of classes
 
     @classmethod
     def of(cls, model: nn.Cell) -> "BackbonePlace":
         """Find the backbone in a model."""
+        layers = getattr(model, "classifiers", ())
+        classifiers = frozenset(f"{layer}.{local}" for layer in layers for local in ("weight", "bias"))
         for path, cell in model.cells_and_names():
             if isinstance(cell, Backbone):
-                return cls(f"{path}." if path else "", cell)
-        return cls()
+                return cls(f"{path}." if path else "", cell, classifiers)
+        return cls(classifiers=classifiers)
 
     def local(self, name: str) -> str | None:
         """Return a name as the backbone has it; None for a name outside of the backbone."""
@@ -271,7 +276,7 @@ def load_weights(
 
     Index tables of Focal Transformer v2 (layers.i.blocks.j.attn.topk_cloest_indice_k) are adopted when they are of the
     model's image size, because the weights were trained with them. A file without them keeps the model's own, and
-    buffers that follow from sizes are skipped; neither counts as missing or unexpected.
+    buffers that follow from sizes, or that nothing uses, are skipped; none counts as missing or unexpected.
 
     Args:
         source: a file that read_checkpoint reads (averaged weights where it has them), or arrays or tensors by name.
@@ -291,7 +296,7 @@ def load_weights(
         source = select_weights(read_checkpoint(path), label=label)[0]
     targets = official_names(model)
     place = BackbonePlace.of(model)
-    arrays = {_official(name): _array(value) for name, value in source.items()}
+    arrays = {official_name(name): _array(value) for name, value in source.items() if not name.endswith(UNUSED)}
     file_prefix = _prefix_in_file(place, targets, arrays) if "head" in adapt else place.prefix
     outside = set()
     if file_prefix != place.prefix:
@@ -362,7 +367,7 @@ def _matched(place, targets, arrays, adapt, moved, outside):
                 misshapen[name] = f"{name} (of another image size)"
         elif array.shape == shape:
             values[name] = array
-        elif "head" in adapt and local in ("head.weight", "head.bias") and array.shape[1:] == shape[1:]:
+        elif "head" in adapt and name in place.classifiers and array.shape[1:] == shape[1:]:
             report.reset.append(name)
         elif sizes and (resized := backbone.resized(local, array, shape)) is not None:
             values[name] = resized

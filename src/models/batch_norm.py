@@ -17,8 +17,7 @@ class BatchNorm(nn.Cell):
     has the type of the tokens.
 
     A single token has no variance, and PyTorch refuses it in training. Pooling of one image to one bin makes it, so
-    here the layer then normalises by the running statistics, and takes in the token and its squared distance from the
-    running mean as the batch's mean and variance.
+    here the layer then normalises by the running statistics, and leaves them as they are.
 
     By default a rank normalises by its own tokens; after `synchronise_batch_norms` by all tokens of all ranks, as
     torch.nn.SyncBatchNorm does. The mean comes first and the squares are of centred values, for a difference of large
@@ -59,25 +58,18 @@ class BatchNorm(nn.Cell):
             centred = rows - mean
             squares = self.sum_over_ranks(self.sum(ops.square(centred), 0))
             variance = squares / total
-            centred = self.with_taken_in(centred, mean, squares / (total - 1))
+            if not self.keeps_running:
+                centred = ops.depend(centred, self.take_in(self.running_mean, mean))
+                centred = ops.depend(centred, self.take_in(self.running_var, squares / (total - 1)))
         else:
-            centred = rows - (self.running_mean + 0.0)  # the values, not the parameters, which may change below
-            variance = self.running_var + 0.0
-            if self.training:
-                centred = self.with_taken_in(centred, rows[0], ops.square(centred[0]))
+            centred = rows - self.running_mean
+            variance = self.running_var
         out = centred * (self.weight * ops.rsqrt(variance + self.eps)) + self.bias
         return out.reshape(x.shape).astype(x.dtype)
 
     def sum_over_ranks(self, x):
         """Sum a tensor over the ranks. The collective itself gives the gradient: the sum of the gradients."""
         return x if self.all_reduce is None else self.all_reduce(x)
-
-    def with_taken_in(self, centred, mean, variance):
-        """Return the centred rows, and with them take a batch's statistics into the running ones."""
-        if not self.keeps_running:
-            centred = ops.depend(centred, self.take_in(self.running_mean, mean))
-            centred = ops.depend(centred, self.take_in(self.running_var, variance))
-        return centred
 
     def take_in(self, running, new):
         """Move running statistics towards those of a batch."""

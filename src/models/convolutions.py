@@ -9,6 +9,7 @@ from mindspore.common.initializer import Normal, Uniform, initializer
 
 from src.models.gathers import RowGather, with_padding_token
 from src.models.layers import AddBias, LayerNorm
+from src.models.resize import BilinearResize, LeftProduct, bilinear_matrix
 
 # How the weights of a convolution start, from the numbers of inputs and outputs of a place (fan-in, fan-out).
 WEIGHTS = {
@@ -153,8 +154,14 @@ class MapConvolution(nn.Cell):
         """Convolve tokens [B, L, in_channels] by a weight [out_channels, in_channels, k, k]: [B, L, out_channels]."""
         if self.implementation == "unfold":
             return self.by_patches(x, weight)
-        maps = self.conv2d(x.transpose((0, 2, 1)).reshape((-1, x.shape[2], *self.map_size)), weight)
-        return maps.reshape((-1, self.out_channels, x.shape[1])).transpose((0, 2, 1))
+        return convolved_tokens(self.conv2d, x, weight, self.map_size)
+
+
+def convolved_tokens(convolution, tokens, weight, map_size):
+    """Convolve the tokens [B, H * W, C] of a map by MindSpore's operator, which keeps the size: [B, H * W, out]."""
+    maps = tokens.transpose((0, 2, 1)).reshape((-1, tokens.shape[2], *map_size))
+    maps = convolution(maps, weight)
+    return maps.reshape((-1, maps.shape[1], maps.shape[2] * maps.shape[3])).transpose((0, 2, 1))
 
 
 class ConvolutionByPatches(nn.Cell):
@@ -218,6 +225,62 @@ def patch_tokens(
     column = (first_column[:, None] + offset)[None, :, None, :]  # [1, W', 1, k]
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     return np.where(inside, row * width + column, height * width).reshape(-1, kernel_size**2)
+
+
+class EnlargedConvolution(nn.Cell):
+    """Enlarges a map bilinearly and convolves it, without ever holding the large map of all input channels.
+
+    Both are linear, so tokens are first multiplied by each of the kernel's taps, at the small size; enlarging and
+    shifting by the tap is one matrix along each axis. For twice the side that takes a third of the multiplications,
+    and a quarter of the memory, of a convolution of the large map.
+
+    Args:
+        source, target: (h, w) of the map, and (H, W) after enlarging; zero padding keeps the latter.
+        kernel_size: odd.
+
+    Attributes:
+        implementation: "unfold", the above, or "conv2d", the real operator on the large map, see Conv2d.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, source, target):
+        super().__init__()
+        self.implementation = "unfold"
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
+        self.source, self.target = tuple(source), tuple(target)
+        # Each has the matrices of all offsets side by side: of columns [W, w, k], of rows [H, k, h].
+        rows, columns = (shifted_resizes(*sides, kernel_size) for sides in zip(source, target, strict=True))
+        self.rows = LeftProduct(rows.transpose(1, 0, 2).reshape(target[0], -1))
+        self.columns = LeftProduct(columns.transpose(1, 2, 0).reshape(target[1], -1))
+        self.matmul = ops.MatMul()
+        self.enlarge = BilinearResize(source, target)
+        kernel = (kernel_size, kernel_size)
+        self.conv2d = ops.Conv2D(out_channels, kernel, pad_mode="pad", pad=kernel_size // 2)
+
+    def construct(self, x, weight):
+        """Map tokens [B, h * w, C] and a weight [out, C, k, k] to tokens [B, H * W, out]."""
+        if self.implementation == "conv2d":
+            return convolved_tokens(self.conv2d, self.enlarge(x), weight, self.target)
+        (height, width), out, k = self.source, self.out_channels, self.kernel_size
+        rows = x.reshape((-1, self.in_channels))
+        weight = weight.transpose((2, 1, 3, 0)).astype(x.dtype)  # [k, C, k, out]
+        parts = ()
+        for i in range(k):
+            part = self.matmul(rows, weight[i].reshape((self.in_channels, k * out)))  # [B * h * w, k * out]
+            part = self.columns(part.reshape((-1, width * k, out)))  # [B * h, W, out]
+            parts = parts + (part.reshape((-1, height, self.target[1] * out)),)
+        x = self.rows(ops.concat(parts, 1))  # [B, H, W * out]
+        return x.reshape((-1, self.target[0] * self.target[1], out))
+
+
+def shifted_resizes(source: int, target: int, kernel_size: int) -> np.ndarray:
+    """Return a bilinear_matrix for each tap of a kernel, shifted so that its row i is what the tap sees at place i.
+
+    Returns:
+        [kernel_size, target, source] float32; rows of zeros where the tap sees padding.
+    """
+    reach = kernel_size // 2
+    padded = np.pad(bilinear_matrix(source, target), ((reach, reach), (0, 0)))
+    return np.stack([padded[tap : tap + target] for tap in range(kernel_size)])
 
 
 class DepthwiseConv2d(nn.Cell):

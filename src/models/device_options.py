@@ -2,13 +2,15 @@
 
 from mindspore import nn
 
-from src.models.convolutions import Conv2d, DepthwiseConv2d, MapConvolution
+from src.models.convolutions import Conv2d, DepthwiseConv2d, EnlargedConvolution, MapConvolution
 from src.models.layers import Gelu, LayerNorm
 from src.models.registry import ArgumentError
 
+_CONVOLUTIONS = (Conv2d, MapConvolution, EnlargedConvolution, DepthwiseConv2d)
+
 # For each option its layers, their attribute, and its values: first the CPU's choice, which layers start with.
 _OPTIONS: dict[str, tuple[tuple[type[nn.Cell], ...], str, tuple[str, str]]] = {
-    "conv_implementation": ((Conv2d, MapConvolution, DepthwiseConv2d), "implementation", ("unfold", "conv2d")),
+    "conv_implementation": (_CONVOLUTIONS, "implementation", ("unfold", "conv2d")),
     "norm_gradient": ((LayerNorm,), "gradient", ("products", "operator")),
     "gelu": ((Gelu,), "form", ("polynomial", "erf")),
 }

@@ -8,61 +8,14 @@ from mindspore import nn, ops
 
 from src.models.backbones.backbone import FeatureMap
 from src.models.batch_norm import BatchNorm
-from src.models.convolutions import Conv2d, MapConvolution, convolution_parameters
-from src.models.resize import AdaptiveAveragePool, LeftProduct, NearestResize, bilinear_matrix
+from src.models.convolutions import Conv2d, EnlargedConvolution, MapConvolution, convolution_parameters
+from src.models.resize import AdaptiveAveragePool, NearestResize
 
 
 def same_conv(in_channels, out_channels, kernel_size, map_size, weights="fan_out", has_bias=False) -> Conv2d:
     """Create a convolution of tokens whose zero padding keeps the size of the map; `kernel_size` is odd."""
     padding = kernel_size // 2
     return Conv2d(in_channels, out_channels, kernel_size, 1, padding, map_size, weights=weights, has_bias=has_bias)
-
-
-class EnlargedConvolution(nn.Cell):
-    """Enlarges a map bilinearly and convolves it, without ever holding the large map of all input channels.
-
-    Both are linear, so tokens are first multiplied by each of the kernel's taps, at the small size; enlarging and
-    shifting by the tap is one matrix along each axis. For twice the side that takes a third of the multiplications,
-    and a quarter of the memory, of a convolution of the large map.
-
-    Args:
-        source, target: (h, w) of the map, and (H, W) after enlarging; zero padding keeps the latter.
-        kernel_size: odd.
-    """
-
-    def __init__(self, in_channels, out_channels, kernel_size, source, target):
-        super().__init__()
-        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
-        self.source, self.target = tuple(source), tuple(target)
-        # Each has the matrices of all offsets side by side: of columns [W, w, k], of rows [H, k, h].
-        rows, columns = (shifted_resizes(*sides, kernel_size) for sides in zip(source, target, strict=True))
-        self.rows = LeftProduct(rows.transpose(1, 0, 2).reshape(target[0], -1))
-        self.columns = LeftProduct(columns.transpose(1, 2, 0).reshape(target[1], -1))
-        self.matmul = ops.MatMul()
-
-    def construct(self, x, weight):
-        """Map tokens [B, h * w, C] and a weight [out, C, k, k] to tokens [B, H * W, out]."""
-        (height, width), out, k = self.source, self.out_channels, self.kernel_size
-        rows = x.reshape((-1, self.in_channels))
-        weight = weight.transpose((2, 1, 3, 0)).astype(x.dtype)  # [k, C, k, out]
-        parts = ()
-        for i in range(k):
-            part = self.matmul(rows, weight[i].reshape((self.in_channels, k * out)))  # [B * h * w, k * out]
-            part = self.columns(part.reshape((-1, width * k, out)))  # [B * h, W, out]
-            parts = parts + (part.reshape((-1, height, self.target[1] * out)),)
-        x = self.rows(ops.concat(parts, 1))  # [B, H, W * out]
-        return x.reshape((-1, self.target[0] * self.target[1], out))
-
-
-def shifted_resizes(source: int, target: int, kernel_size: int) -> np.ndarray:
-    """Return a bilinear_matrix for each tap of a kernel, shifted so that its row i is what the tap sees at place i.
-
-    Returns:
-        [kernel_size, target, source] float32; rows of zeros where the tap sees padding.
-    """
-    reach = kernel_size // 2
-    padded = np.pad(bilinear_matrix(source, target), ((reach, reach), (0, 0)))
-    return np.stack([padded[tap : tap + target] for tap in range(kernel_size)])
 
 
 class PyramidConv(nn.Cell):

@@ -6,15 +6,23 @@ import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from src.config.schema import OptimizerConfig
-from src.files.weights import OPTIMIZER_PREFIX
+from src.files.weights import OPTIMIZER_PREFIX, official_name
 
 
-def has_weight_decay(name: str, parameter: Parameter, no_weight_decay: tuple[str, ...] = ()) -> bool:
+def has_weight_decay(
+    name: str, parameter: Parameter, no_weight_decay: tuple[str, ...] = (), words: list[str] | None = None
+) -> bool:
     """Return whether weight decay applies to a parameter.
 
     It does not apply to 1-D parameters, biases, and names that hold a word of `no_weight_decay`. Source:
     set_weight_decay in the original optimizer.py.
+
+    Args:
+        words: in place of all that, spare exactly the parameters whose official name holds one of these words. Source:
+            paramwise_cfg (custom_keys with decay_mult=0) of the originals for dense prediction.
     """
+    if words is not None:
+        return not any(word in official_name(name) for word in words)
     return len(parameter.shape) > 1 and not name.endswith(".bias") and not any(word in name for word in no_weight_decay)
 
 
@@ -213,7 +221,8 @@ def create_optimizer(model: nn.Cell, options: OptimizerConfig) -> Optimizer:
     """Create the configured optimizer of a model's trainable parameters; it decays those that the originals decay."""
     parameters = model.trainable_params()
     exempt = getattr(model, "no_weight_decay", ())
-    weight_decays = [options.weight_decay if has_weight_decay(p.name, p, exempt) else 0.0 for p in parameters]
+    words = options.no_weight_decay
+    weight_decays = [options.weight_decay if has_weight_decay(p.name, p, exempt, words) else 0.0 for p in parameters]
     rate_scales = layer_rate_scales(model, [p.name for p in parameters], options.layer_decay)
     match options.name:
         case "adamw":

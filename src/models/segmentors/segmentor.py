@@ -30,6 +30,7 @@ class Segmentor(nn.Cell):
         img_size: (H, W) of the images. in_chans: their channels.
         head_names, head_weights: the name of each head, and the factor of its loss.
         head_map_sizes: (h, w) of each head's logits; `map_size` is the first.
+        classifiers: the layers, by name, whose parameters have a row for each class.
         dropout_channels: channels of all heads together that training drops, see draw_channel_scales; 0 for none.
     """
 
@@ -54,6 +55,7 @@ class Segmentor(nn.Cell):
     def set_heads(self, heads: Sequence[tuple[str, float, "PixelClassifier", tuple[int, int]]]) -> None:
         """Describe the heads: name, factor of the loss, classifier, (h, w) of the logits; the predicting one first."""
         self.head_names, self.head_weights, classifiers, self.head_map_sizes = zip(*heads, strict=True)
+        self.classifiers = tuple(f"{name}_head.conv_seg" for name in self.head_names)
         channels = [classifier.channels for classifier in classifiers]
         self.dropout_channels = sum(channels) if self.dropout else 0
         ends = np.cumsum(channels).tolist()
@@ -76,8 +78,14 @@ class Segmentor(nn.Cell):
 
     # --- logits ------------------------------------------------------------------------------------------------------
 
-    def construct(self, images):
-        """Map images [B, in_chans, *img_size] to logits tokens [B, h * w, num_classes] of the map `map_size`."""
+    def construct(self, images, drop_path=None, channel_scales=None):
+        """Map images [B, in_chans, *img_size] to logits tokens [B, h * w, num_classes].
+
+        In evaluation they are those of the first head, of the map `map_size`; in training a tuple, see head_logits,
+        because mixed precision changes or wraps `construct` alone.
+        """
+        if self.training:
+            return self.head_logits(images, drop_path, channel_scales)
         return self.decode_head.conv_seg(self.decode_features(self.backbone(images)))
 
     def head_logits(self, images, drop_path=None, channel_scales=None):
@@ -116,6 +124,10 @@ class Segmentor(nn.Cell):
     def draw_drop_path(self, generator: np.random.Generator, batch_size: int) -> Tensor | None:
         """Draw the backbone's stochastic-depth scales for one training step, see Backbone."""
         return self.backbone.draw_drop_path(generator, batch_size)
+
+    def batch_caveat(self, batch_size: int, ranks: int) -> str | None:
+        """Return a line on what a batch of this size on each rank is too small for; None where there is nothing."""
+        return None
 
     def freeze(self, stages: int) -> None:
         """Exclude the backbone's first stages from training, see Backbone."""

@@ -127,3 +127,11 @@ class UPerNet(Segmentor):
             return ()
         features = self.auxiliary_head(maps[len(maps) - 2])
         return (self.auxiliary_head.conv_seg(features, self.scales_of_head(1, channel_scales)),)
+
+    def batch_caveat(self, batch_size, ranks):
+        if batch_size * ranks > 1 or 1 not in self.arguments["pool_scales"]:
+            return None
+        return (
+            "train.batch_size: with one image on one device, pooling to one bin leaves BatchNorm one value for each "
+            "channel, which has no variance; there it normalises by its initial statistics"
+        )
