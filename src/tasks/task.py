@@ -184,6 +184,10 @@ class Task(ABC):
             model: describes itself.
         """
 
+    def batch_caveat(self, model: nn.Cell, ranks: int) -> str | None:
+        """Return a line on what the batches of training are too small for; None where there is nothing."""
+        return None
+
     @abstractmethod
     def noise(self, model: nn.Cell, generator: np.random.Generator, batch: tuple[np.ndarray, ...]) -> tuple:
         """Draw the random numbers of a training step; return them as the last arguments of the loss cell."""

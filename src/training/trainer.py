@@ -337,8 +337,9 @@ class Trainer:
         if frozen := config.train.frozen_stages:
             stages = len(self.model.depths)
             self.log.line(f"frozen: the patch embedding and {frozen} of {stages} stages, beside the parameters above")
-        if caveat := self.step.accumulation_caveat():
-            self.log.line(caveat)
+        for caveat in (self.step.accumulation_caveat(), self.task.batch_caveat(self.model, self.dist.size)):
+            if caveat:
+                self.log.line(caveat)
         if parts.saved_config is not None:
             within = progress.update - progress.epoch * self.updates_per_epoch
             where = f"epoch {progress.epoch}" + (f" and {within} updates of the next" if within else "")

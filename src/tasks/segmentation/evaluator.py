@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from mindspore import Tensor
 
 from src.config.load import Config
 from src.data.dataset import Dataset
@@ -86,7 +85,9 @@ class SegmentationEvaluator(Evaluator):
 
     def answering(self, network, call):
         """Return the networks of all sizes. Those of the last evaluation are kept: their weights are this network's."""
-        if self.mode != "slide" and self.dist.size > 1:  # ranks have images of different sizes: no call is common to all
+        if (
+            self.mode != "slide" and self.dist.size > 1
+        ):  # ranks have images of different sizes: no call is common to all
             call = call_cell
         if self.networks is None or self.networks.network is not network:
             precision, kept = self.config.amp.level, self.config.eval.graphs
@@ -130,7 +131,7 @@ class SegmentationEvaluator(Evaluator):
     def _canvas(self, network, images, size, mirrored) -> list[View]:
         """Return a view of each image, which is padded to a multiple of eval.canvas_step."""
         step, valid = self.config.eval.canvas_step, images.shape[2:]
-        canvas = [-(-side // step) * step for side in valid]
+        canvas = (-(-valid[0] // step) * step, -(-valid[1] // step) * step)
         maps = self._maps(network, _padded(images, canvas))
         return [whole_view(logits, canvas, size, valid, mirrored) for logits in maps]
 
@@ -148,8 +149,8 @@ class SegmentationEvaluator(Evaluator):
     @property
     def _stride(self) -> tuple[int, int]:
         """Steps of sliding windows; by default two thirds of the window, as in mmsegmentation's configurations."""
-        stride = self.config.eval.stride
-        return tuple(stride) if stride else tuple(max(2 * side // 3, 1) for side in self.model.img_size)
+        height, width = self.config.eval.stride or [max(2 * side // 3, 1) for side in self.model.img_size]
+        return height, width
 
     def _maps(self, network, images: np.ndarray) -> list[np.ndarray]:
         """Return the logits [h, w, classes] of each image."""

@@ -12,27 +12,31 @@ from src.tasks.losses import Losses
 class PixelCrossEntropy(nn.Cell):
     """Computes the cross entropy of each pixel; pixels of no class have 0, and no gradient.
 
-    It has its own gradient, which needs the logits alone: the probabilities, less 1 at the label. MindSpore's would keep
-    all log-probabilities, and write into a map of zeros at one place for each pixel, which an Ascend does slowly.
+    It has its own gradient, which needs the logits alone: the probabilities, less 1 at the label. MindSpore's would
+    keep all log-probabilities, and write into a map of zeros at one place for each pixel, which an Ascend does slowly.
     """
 
     def __init__(self, classes: int, ignore_index: int):
         super().__init__()
         self.classes = Tensor(np.arange(classes, dtype=np.int32))
         self.ignore_index = ignore_index
+        # Primitives in place of functions: what MindSpore has made of a function's sources is gone for all other cells
+        # once a cell with a gradient of its own has called it.
+        self.select, self.gather, self.zeros_like = ops.Select(), ops.GatherD(), ops.ZerosLike()
+        self.softmax, self.log_softmax = ops.Softmax(-1), ops.LogSoftmax(-1)
 
     def construct(self, logits, labels):
         """Map logits [B, L, classes] float32 and labels [B, L] int32 to losses [B, L]."""
         known = labels != self.ignore_index
-        column = ops.select(known, labels, ops.zeros_like(labels)).expand_dims(-1)
-        own = ops.gather_elements(ops.log_softmax(logits, -1), -1, column).squeeze(-1)
+        column = self.select(known, labels, self.zeros_like(labels)).reshape((*labels.shape, 1))
+        own = self.gather(self.log_softmax(logits), 2, column).reshape(labels.shape)
         return -own * known.astype(ms.float32)
 
     def bprop(self, logits, labels, out, dout):
         known = (labels != self.ignore_index).astype(ms.float32)
-        at_label = (labels.expand_dims(-1) == self.classes).astype(ms.float32)
-        gradient = (ops.softmax(logits, -1) - at_label) * (dout * known).expand_dims(-1)
-        return gradient, ops.zeros_like(labels)
+        at_label = (labels.reshape((*labels.shape, 1)) == self.classes).astype(ms.float32)
+        gradient = (self.softmax(logits) - at_label) * (dout * known).reshape((*labels.shape, 1))
+        return gradient, self.zeros_like(labels)
 
 
 class PixelLosses(Losses):

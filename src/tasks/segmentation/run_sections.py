@@ -50,5 +50,5 @@ def class_table(evaluation: dict | None) -> str:
         [entry["name"], entry["pixels"], entry["iou"], entry["acc"]]
         for entry in sorted(known, key=lambda entry: (entry["iou"], entry["name"]))
     ]
-    columns = ["class", "pixels", Column("IoU, %", ".2f"), Column("accuracy, %", ".2f")]
+    columns: list[Column | str] = ["class", "pixels", Column("IoU, %", ".2f"), Column("accuracy, %", ".2f")]
     return f"<p>{html.escape(summary)}</p>{table(columns, rows, 'The lowest IoU first', 'classes')}"

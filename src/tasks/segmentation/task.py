@@ -41,6 +41,9 @@ class Segmentation(Task):
     def losses(self, network, model):
         return PixelLosses(network, model, self.config.data.ignore_index, self.config.loss.mean)
 
+    def batch_caveat(self, model, ranks):
+        return model.batch_caveat(self.config.train.batch_size, ranks)
+
     def noise(self, model, generator, batch):
         size = len(batch[0])
         return model.draw_drop_path(generator, size), model.draw_channel_scales(generator, size)

@@ -17,7 +17,7 @@ from src.tasks.segmentation.full_size import (
     window_starts,
     windows,
 )
-from tests.reference import FOLDER, figures
+from tests.reference import FOLDER
 
 SIZE, IMAGE_SIZE = (96, 130), (75, 101)
 WINDOW, STRIDE = (64, 64), (42, 42)

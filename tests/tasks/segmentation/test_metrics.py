@@ -1,6 +1,5 @@
 """mIoU, mAcc and aAcc from counts of pixels."""
 
-
 import numpy as np
 import pytest
 
