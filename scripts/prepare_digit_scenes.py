@@ -1,9 +1,10 @@
 """Write scenes of handwritten digits for segmentation and detection: python scripts/prepare_digit_scenes.py
 
 The scenes are made of what scikit-learn brings, so nothing is downloaded: its 1,797 scanned digits (8x8), enlarged,
-rotated, overlapping, lighter or darker than what they lie on, upon pieces of its two photographs in grey. Validation
-scenes show only the scans that scripts/prepare_digits.py holds out, on the lower part of the photographs; training
-scenes show the others, on the upper part. The folder has the layout of ADE20K, and COCO JSON beside it:
+rotated, overlapping, in several grey levels, upon pieces of its two photographs in grey, dimmed. Ink is lighter than
+the photograph, as it is in the scans, so that a classifier of the scans knows it. Validation scenes show only the scans
+that scripts/prepare_digits.py holds out, on the lower part of the photographs; training scenes show the others, on the
+upper part. The folder has the layout of ADE20K, and COCO JSON beside it:
 
     images/{training,validation}/00000.jpg          grey, all of one size
     annotations/{training,validation}/00000.png     0 is the background, 1 to 10 are the digits 0 to 9
@@ -39,7 +40,7 @@ CLASSES = ("background", *map(str, range(10)))
 CROWD_SIZE = (5, 9)
 CROWD_HEIGHT = (0.11, 0.17)  # of the scene's side
 MARGIN = 16  # rows of a photograph between the part of the training scenes and that of the validation scenes
-CONTRAST = 70  # grey levels between a digit and the mean of what it lies on, at least
+CONTRAST = 60  # grey levels by which a digit is lighter than the mean of the photograph under it, at least
 JPEG_QUALITY = 95
 
 
@@ -57,19 +58,21 @@ class Recipe:
         visible: what must stay to be seen of a digit's ink where others lie on it.
         empty, crowds: shares of scenes without digits and with a crowd.
         photograph: share of the photographs' height that belongs to the training scenes.
+        light: of the photographs, from and to; 1 leaves them as they are.
     """
 
     training: int = 1200
     validation: int = 200
     size: int = 144
     seed: int = 0
-    digits: tuple[int, int] = (2, 6)
+    digits: tuple[int, int] = (3, 6)
     height: tuple[float, float] = (0.2, 0.45)
     rotation: float = 20.0
     visible: float = 0.75
     empty: float = 0.05
     crowds: float = 0.08
     photograph: float = 0.6
+    light: tuple[float, float] = (0.35, 0.75)
 
 
 @dataclass
@@ -139,18 +142,13 @@ def draw_ink(generator: np.random.Generator, scan: np.ndarray, height: float, ro
 
 
 def draw_level(generator: np.random.Generator, below: float, beside: Sequence[float]) -> float:
-    """Draw the grey level of a digit that lies on something of the mean level `below`.
+    """Draw the grey level of a digit.
 
     Args:
-        beside: levels of what it partly covers, from which it shall differ as well.
+        below: mean level of the photograph under it.
+        beside: levels of the digits that it partly covers, from which it shall differ.
     """
-    lighter, darker = 255 - below, below
-    candidates = []
-    for _ in range(4 if beside else 1):
-        room = lighter if generator.random() < lighter / 255 else -darker
-        if abs(room) < CONTRAST:
-            room = lighter if lighter > darker else -darker
-        candidates.append(float(below + np.sign(room) * generator.uniform(CONTRAST, abs(room))))
+    candidates = generator.uniform(below + CONTRAST, 255, 4 if beside else 1).tolist()
     return max(candidates, key=lambda level: min((abs(level - other) for other in beside), default=0.0))
 
 
@@ -170,7 +168,8 @@ def mask_of(ink: np.ndarray, top: int, left: int, size: int) -> np.ndarray:
 def draw_scene(generator: np.random.Generator, material: Material, recipe: Recipe) -> tuple[np.ndarray, list[Instance]]:
     """Draw a scene: its image [size, size] uint8 and its instances, whose masks do not overlap."""
     size = recipe.size
-    image = draw_background(generator, material.photographs, size).copy()
+    background = draw_background(generator, material.photographs, size) * np.float32(generator.uniform(*recipe.light))
+    image = background.copy()
     instances: list[Instance] = []
 
     def place(scans: list[int], inks: list[np.ndarray], corners: list[tuple[int, int]], crowd: bool) -> bool:
@@ -183,7 +182,7 @@ def draw_scene(generator: np.random.Generator, material: Material, recipe: Recip
         beside = [level for instance in covered for level in instance.levels]
         levels = []
         for own, ink, corner in zip(masks, inks, corners, strict=True):
-            levels.append(draw_level(generator, float(image[own].mean()), beside))
+            levels.append(draw_level(generator, float(background[own].mean()), beside))
             put(image, ink, *corner, levels[-1])
         for instance in covered:
             instance.mask &= ~mask
