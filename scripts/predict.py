@@ -2,7 +2,8 @@
 
 A checkpoint contains the configuration of its model; weights without a configuration (.pth files of the original code)
 need --config NAME. The JSON file beside an exported .mindir or .onnx file describes it. A folder stands for all images
-in it and below, - for file names on the standard input, one a line.
+in it and below, - for file names on the standard input, one a line or, as find -print0 writes them, with a zero byte
+behind each.
 
 Files that cannot be read are listed on the standard error stream and left out. The exit code is 0 if any could be read.
 """
@@ -55,6 +56,7 @@ def predict(options, images: list[str]) -> None:
     """
     from tqdm import tqdm
 
+    from src.files.names import escape_name
     from src.inference.exported import RUNNABLE
     from src.inference.trained import open_model
 
@@ -78,7 +80,8 @@ def predict(options, images: list[str]) -> None:
         for prediction in predictor.predict(images, options.batch_size, options.workers):
             if prediction.problem is not None:
                 unreadable += 1
-                progress.write(f"unreadable image {prediction.image} ({prediction.problem})", file=sys.stderr)
+                line = f"unreadable image {escape_name(prediction.image)} ({prediction.problem})"
+                progress.write(line, file=sys.stderr)
             else:
                 with progress.external_write_mode(sys.stdout):
                     writer.write(prediction)
@@ -95,21 +98,31 @@ def image_files(names: list[str]) -> list[str]:
     Raises:
         UserError: there are none.
     """
-    from src.data.image_set import is_image_name
+    from src.data.image_files import LeftOut, list_images
 
     files = []
     for name in names:
         if name == "-":
-            files += [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
+            files += _listed_files(sys.stdin.buffer.read())
         elif os.path.isdir(name):
-            for folder, below, entries in os.walk(name, followlinks=True):
-                below[:] = sorted(entry for entry in below if entry[0] != ".")
-                files += [os.path.join(folder, e) for e in sorted(entries) if e[0] != "." and is_image_name(e)]
+            left_out = LeftOut()
+            try:
+                files += [os.path.join(name, image) for image in list_images(name, left_out)]
+            except OSError as error:
+                raise UserError(f"folder {name}: cannot be listed ({error.strerror})") from error
+            if left_out.counts:
+                print(f"folder {name}: left out {left_out}", file=sys.stderr, flush=True)
         else:
             files.append(name)
     if not files:
         raise UserError(f"no images in {', '.join(names)}")
     return files
+
+
+def _listed_files(content: bytes) -> list[str]:
+    """Return the file names of a list: one a line, or with a zero byte behind each, as find -print0 writes them."""
+    names = content.split(b"\0") if b"\0" in content else [line.rstrip(b"\r") for line in content.split(b"\n")]
+    return [os.fsdecode(name) for name in names if name.strip()]
 
 
 if __name__ == "__main__":

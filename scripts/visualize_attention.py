@@ -64,8 +64,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--debug", action="store_true", help="show tracebacks and MindSpore's own messages")
     options = parser.parse_intermixed_args(arguments)
 
-    import numpy as np
-
+    from src.data.image_files import read_file
     from src.data.transforms import Preprocessing, UnreadableImage, decode
     from src.explaining.attention_maps import BlockAddress, grad_cam, observe, token_at, view
     from src.explaining.attention_pictures import pictures, write_pictures
@@ -84,7 +83,7 @@ def main(arguments: list[str]) -> None:
     )
     model, preprocessing = trained.network, Preprocessing.from_dict(trained.preprocessing)
     try:
-        array = decode(np.fromfile(options.image, np.uint8), preprocessing.channels)
+        array = decode(read_file(options.image), preprocessing.channels)
     except (UnreadableImage, OSError) as error:
         raise UserError(f"image {options.image}: cannot be read ({error})") from error
     pixels = preprocessing.transform(array)

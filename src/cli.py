@@ -6,6 +6,7 @@ configuration keys, or handled here.
 """
 
 import argparse
+import io
 import os
 import sys
 import time
@@ -119,6 +120,8 @@ def run(main, script: str) -> int:
     # This must be set before MindSpore is imported; therefore entry points import inside their functions. MindSpore
     # logs, over many lines, errors that it also raises.
     os.environ.setdefault("GLOG_v", "3" if debug else "4")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a line with a name that is not UTF-8 must not end a run
+        sys.stdout.reconfigure(errors="backslashreplace")
     code = 1
     try:
         code = main(arguments) or 0

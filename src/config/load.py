@@ -350,13 +350,10 @@ def _validate(path: Path, values: dict, sources: dict) -> Config:
         section: _validate_section(section, schema, by_section[section], sources, shown)
         for section, schema in own.schemas().items()
     }
-    model = _validate_model("model", by_section["model"], sources, shown)
-    if own.has_backbone != find_model(model.name)[0].has_backbone:
-        stands = "stands on no backbone" if own.has_backbone else "stands on a backbone"
-        raise ConfigError(f"{sources['model.name']}: model.name: {model.name} {stands}, and is not for the task {task}")
+    model = _validate_model("model", by_section["model"], sources, shown, stands=own.has_backbone)
     backbone = None
     if own.has_backbone:
-        backbone = _validate_model("backbone", by_section["backbone"], sources, shown)
+        backbone = _validate_model("backbone", by_section["backbone"], sources, shown, stands=False)
         _check_no_dropout(backbone, sources, shown)
     elif by_section["backbone"]:
         _refuse_section("backbone", task, "its network is the section model", sources)
@@ -392,8 +389,12 @@ def _validate_section(section: str, schema: type[BaseModel], given: dict, source
         raise ConfigError(f"{source}: {key}: {' or '.join(problems)}{got}") from error
 
 
-def _validate_model(section: str, given: dict, sources: dict, shown: str) -> ModelConfig:
-    """Check a section of a network against the constructor's signature, then by the network's own rules."""
+def _validate_model(section: str, given: dict, sources: dict, shown: str, stands: bool | None = None) -> ModelConfig:
+    """Check a section of a network against the constructor's signature, then by the network's own rules.
+
+    Args:
+        stands: whether the network has to stand on a backbone; None: either is right.
+    """
     given = dict(given)
     name = given.pop("name", None)
     key = f"{section}.name"
@@ -403,9 +404,10 @@ def _validate_model(section: str, given: dict, sources: dict, shown: str) -> Mod
         family, _ = find_model(name)
     except ValueError as error:
         raise ConfigError(f"{sources[key]}: {key}: {error}") from error
+    if stands is not None and family.has_backbone != stands:
+        wanted = "stands on a backbone, and none is wanted" if family.has_backbone else "is no network on a backbone"
+        raise ConfigError(f"{sources[key]}: {key}: {name} {wanted} here")
     is_backbone = section == "backbone"
-    if is_backbone and family.has_backbone:
-        raise ConfigError(f"{sources[key]}: {key}: {name} stands on a backbone and is none")
     # Without defaults in the schema, only what was given is checked and kept.
     fields: dict[str, Any] = {
         argument: (parameter.annotation, None) for argument, parameter in family.parameters().items()

@@ -1,5 +1,6 @@
 """Defines what every data set gives the pipeline, whatever its samples are labelled with."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ class Dataset(ABC):
         size: number of samples.
         columns: names of the values that the reader gives for each sample.
         fixed_order: the reader takes samplers of one fixed order only, so that every epoch needs a reader of its own.
+        notices: lines about what is odd here, such as files that were left out; whoever opens it prints them.
     """
 
     path: Path
@@ -29,11 +31,18 @@ class Dataset(ABC):
     size: int
     columns: tuple[str, ...]
     fixed_order = False
+    notices: tuple[str, ...] = ()
 
     @property
     def description(self) -> str:
         """What a line about a run says of it."""
         return f"{len(self.classes)} classes"
+
+    @cached_property
+    def listing(self) -> str:
+        """Which samples there are, as "format:checksum": equal where two processes or sessions found the same names."""
+        checksum = hashlib.sha256("\0".join(self.names).encode("utf-8", "surrogateescape")).hexdigest()
+        return f"{type(self).__name__}:{checksum[:16]}"
 
     @abstractmethod
     def reader(self, sampler):

@@ -55,6 +55,11 @@ def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return label if label.shape == size else cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
 
 
+def mirror(array: np.ndarray) -> np.ndarray:
+    """Return an array [H, W, ...] mirrored from left to right, in memory of its own."""
+    return cv2.flip(array, 1).reshape(array.shape)
+
+
 def largest_share(label: np.ndarray, ignore_index: int) -> float:
     """Return the share of a label's most frequent class among its labelled pixels; 1 where there are none."""
     counts = np.bincount(label.ravel(), minlength=ignore_index + 1)
@@ -175,12 +180,12 @@ def _looked_up(pixels: np.ndarray, tables: list[np.ndarray]) -> np.ndarray:
     table = tables[0]
     for following in tables[1:]:
         table = following[table]
-    return cv2.LUT(np.ascontiguousarray(pixels), table).reshape(pixels.shape)
+    return cv2.LUT(pixels, table).reshape(pixels.shape)
 
 
 def _through_hsv(pixels: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
     """Look one channel of HSV up in a table."""
-    hsv = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2HSV)
+    hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)
     hsv[:, :, channel] = cv2.LUT(hsv[:, :, channel], table)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 

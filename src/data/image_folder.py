@@ -1,31 +1,41 @@
-"""Opens a folder of class folders as labelled images, which MindSpore's ImageFolderDataset reads in C++."""
+"""Opens a folder of class folders as labelled images, in the layout and order of MindSpore's ImageFolderDataset.
 
+That reader itself is not used: it ends a run at the first file that it cannot open, waits forever for a pipe, and lists
+the folder once more, when it may hold other files. Here the folder is listed once, and worker processes open the files.
+"""
+
+import hashlib
 import os
 from functools import cached_property
 from pathlib import Path
 
-import mindspore.dataset as ds
 import numpy as np
 
 from src.data.dataset import DataError
-from src.data.image_set import EXTENSIONS, SPELLINGS, ImageSet, check_class_count, is_image_name, reader_threads
+from src.data.image_files import BESIDE, EXTENSIONS, LeftOut, identity, list_folder, list_images, read_file
+from src.data.image_set import IndexedImages, check_class_count, names_alike
 
 
-class ImageFolder(ImageSet):
+class ImageFolder(IndexedImages):
     """Serves the images of a folder that holds one folder per class. Labels are positions in the sorted folder names.
 
-    It keeps only the number of images of each class; it lists a million names only where a caller asks for all of them.
+    It keeps the names of a class's files as one piece of bytes: a million strings would take four times the memory.
+
+    Args:
+        files: for each class, the paths of its images from the class's folder, each with a "\\0" behind it.
     """
 
-    def __init__(self, path: Path, classes: tuple[str, ...], counts: list[int]):
-        self.path = path
-        self.classes = classes
-        self.size = sum(counts)
+    def __init__(self, path: Path, classes: tuple[str, ...], files: list[bytes], notices: tuple[str, ...] = ()):
+        self.path, self.classes, self.files, self.notices = path, classes, files, notices
+        self.ends = [np.flatnonzero(np.frombuffer(names, np.uint8) == 0) for names in files]  # of each class's names
+        counts = [len(ends) for ends in self.ends]
         self.labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
+        self.firsts = np.cumsum([0, *counts])
+        self.size = len(self.labels)
 
     @classmethod
     def open(cls, path: str | Path) -> "ImageFolder":
-        """List the classes of a folder and count their images. Hidden folders are no classes.
+        """List the classes of a folder and their images, which may be in folders below. Hidden folders are no classes.
 
         Raises:
             DataError: no such folder, no images, a class without images, or fewer than two classes.
@@ -35,42 +45,66 @@ class ImageFolder(ImageSet):
             raise DataError(
                 f"data folder {path}: no such folder; set data.path (--data_url) to the folder that holds it"
             )
-        classes = tuple(sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and entry.name[0] != "."))
+        left_out = LeftOut()
+        try:
+            inside = frozenset([identity(path)])
+            classes, beside = list_folder(path, left_out, "", inside)
+        except OSError as error:
+            raise DataError(f"data folder {path}: cannot be listed ({error.strerror})") from error
         if not classes:
-            raise DataError(f"data folder {path}: empty; expected one folder of images per class")
-        counts = [len(image_names(path / name)) for name in classes]
-        for name, count in zip(classes, counts, strict=True):
-            if not count:
-                raise DataError(f"data folder {path / name}: holds no images ({', '.join(EXTENSIONS)})")
-        check_class_count(path, classes)
-        return cls(path, classes, counts)
-
-    def reader(self, sampler):
-        return ds.ImageFolderDataset(
-            str(self.path),
-            num_parallel_workers=reader_threads(),
-            sampler=sampler,
-            extensions=SPELLINGS,
-            class_indexing={name: index for index, name in enumerate(self.classes)},
-            decode=False,
-        )
+            found = f"holds {len(beside)} images, but no class folders" if beside else "empty"
+            raise DataError(f"data folder {path}: {found}; expected one folder of images per class")
+        for name in beside:
+            left_out.add(BESIDE, name)
+        classes.sort()
+        files = [_list_class(path, name, left_out, inside) for name in classes]
+        check_class_count(path, tuple(classes))
+        notices = [f"data folder {path}: left out {left_out}"] if left_out.counts else []
+        notices += [
+            f"data folder {path}: the classes {first!a} and {second!a} differ only in case or Unicode form"
+            for first, second in names_alike(classes)
+        ]
+        return cls(path, tuple(classes), files, tuple(notices))
 
     @cached_property
     def names(self):
-        return [f"{folder}/{name}" for folder in self.classes for name in image_names(self.path / folder)]
+        return [
+            f"{folder}/{name}"
+            for folder, packed in zip(self.classes, self.files, strict=True)
+            for name in os.fsdecode(packed).split("\0")[:-1]
+        ]
+
+    @cached_property
+    def listing(self):
+        checksum = hashlib.sha256()
+        for folder, packed in zip(self.classes, self.files, strict=True):
+            checksum.update(os.fsencode(folder) + b"/" + packed)
+        return f"{type(self).__name__}:{checksum.hexdigest()[:16]}"
 
     def name(self, index):
-        if "names" in self.__dict__:  # all of them were asked for
-            return self.names[index]
         label = self.labels[index]
-        first = int(np.searchsorted(self.labels, label))
-        folder = self.classes[label]
-        return f"{folder}/{image_names(self.path / folder)[index - first]}"
+        place = index - self.firsts[label]
+        ends = self.ends[label]
+        begin = ends[place - 1] + 1 if place else 0
+        return f"{self.classes[label]}/{os.fsdecode(self.files[label][begin : ends[place]])}"
 
     def content(self, index):
-        return np.fromfile(self.path / self.name(index), np.uint8)
+        return read_file(os.path.join(self.path, self.name(index)))
 
 
-def image_names(folder: Path) -> tuple[str, ...]:
-    """Return the names of a class's images in the order of ImageFolderDataset: sorted by the bytes of the names."""
-    return tuple(sorted((entry.name for entry in os.scandir(folder) if is_image_name(entry.name)), key=os.fsencode))
+def _list_class(path: Path, name: str, left_out: LeftOut, inside: frozenset) -> bytes:
+    """Return the names of a class's images as ImageFolder keeps them.
+
+    Raises:
+        DataError: there are none, or the folder cannot be listed.
+    """
+    own = LeftOut()
+    try:
+        images = list_images(path / name, own, f"{name}/", inside)
+    except OSError as error:
+        raise DataError(f"data folder {path / name}: cannot be listed ({error.strerror})") from error
+    if not images:
+        others = f"; it holds {own}" if own.counts else ""
+        raise DataError(f"data folder {path / name}: holds no images ({', '.join(EXTENSIONS)}){others}")
+    left_out.merge(own)
+    return b"".join(os.fsencode(image) + b"\0" for image in images)

@@ -8,12 +8,12 @@ import mindspore.dataset as ds
 import numpy as np
 
 from src.data.dataset import DataError, Dataset
-from src.data.image_set import is_image_name
+from src.data.image_files import EXAMPLES, LeftOut, list_images, read_file, reason_of
 from src.data.label_images import LABEL_EXTENSIONS, LabelFault, LabelRules, read_class_names, read_label
 from src.data.transforms import UnreadableImage, decode
+from src.files.names import escape_name
 
 SPOT_CHECKS = 8  # label images that are read when a data set is opened, because most faults are in all of them
-EXAMPLES = 3  # names that a message gives
 
 
 class LabelledFolders(Dataset):
@@ -35,9 +35,10 @@ class LabelledFolders(Dataset):
         files: list[tuple[str, str]],
         rules: LabelRules,
         classes: tuple[str, ...],
+        notices: tuple[str, ...] = (),
     ):
         self.path, self.label_path, self.files = path, label_path, files
-        self.rules, self.classes = rules, classes
+        self.rules, self.classes, self.notices = rules, classes, notices
         self.size = len(files)
 
     @classmethod
@@ -71,8 +72,9 @@ class LabelledFolders(Dataset):
             DataError: a folder is missing or holds nothing, an image or a label image has no partner, or one of those
                 looked at is faulty.
         """
-        images = _by_stem(path, suffixes[0], "images", is_image_name)
-        labels = _by_stem(label_path, suffixes[1], "label images", lambda name: name.lower().endswith(LABEL_EXTENSIONS))
+        odd_images, odd_labels = LeftOut(), LeftOut()
+        images = _by_stem(path, suffixes[0], "images", odd_images)
+        labels = _by_stem(label_path, suffixes[1], "label images", odd_labels)
         bare, orphans = sorted(images.keys() - labels.keys()), sorted(labels.keys() - images.keys())
         if bare or orphans:
             faults = []
@@ -85,7 +87,9 @@ class LabelledFolders(Dataset):
                 "data.image_suffix and data.label_suffix: add or take away what has no partner"
             )
         files = [(images[stem], labels[stem]) for stem in sorted(images, key=os.fsencode)]
-        found = cls(path, label_path, files, rules, classes)
+        odd = ((path, odd_images), (label_path, odd_labels))
+        notices = tuple(f"data folder {folder}: left out {left_out}" for folder, left_out in odd if left_out.counts)
+        found = cls(path, label_path, files, rules, classes, notices)
         found.check_some()
         return found
 
@@ -120,7 +124,7 @@ class LabelledFolders(Dataset):
         return self.files[index][1]
 
     def content(self, index):
-        return np.fromfile(self.path / self.files[index][0], np.uint8)
+        return read_file(self.path / self.files[index][0])
 
     def label_content(self, index: int) -> np.ndarray:
         """Return the file content [n] uint8 of a sample's label image.
@@ -128,43 +132,40 @@ class LabelledFolders(Dataset):
         Raises:
             OSError: the file cannot be read.
         """
-        return np.fromfile(self.label_path / self.files[index][1], np.uint8)
+        return read_file(self.label_path / self.files[index][1])
 
     def label(self, index: int) -> np.ndarray:
         """Return the label [H, W] of a sample; see read_label.
 
         Raises:
-            UnreadableImage: the file is damaged.
-            DataError: the file cannot be opened, or its values are no classes.
+            UnreadableImage: the file is damaged or cannot be opened.
+            DataError: its values are no classes.
         """
         path = self.label_path / self.label_name(index)
         try:
             return read_label(self.label_content(index), self.rules)
         except LabelFault as fault:
             raise DataError(f"label image {path}: {fault}") from fault
-        except UnreadableImage as error:
-            raise UnreadableImage(f"its label image {path}: {error}") from error
-        except OSError as error:
-            raise DataError(f"label image {path}: cannot be read ({error.strerror})") from error
+        except (UnreadableImage, OSError) as error:
+            raise UnreadableImage(f"its label image {path}: {reason_of(error)}") from error
 
     def pixels(self, index: int, channels: int) -> np.ndarray:
         """Return the pixels [H, W, channels] uint8 of a sample.
 
         Raises:
-            UnreadableImage: the file is damaged.
-            DataError: the file cannot be opened.
+            UnreadableImage: the file is damaged or cannot be opened.
         """
         try:
             return decode(self.content(index), channels)
         except OSError as error:
-            raise DataError(f"image {self.path / self.name(index)}: cannot be read ({error.strerror})") from error
+            raise UnreadableImage(reason_of(error)) from error
 
     def pair(self, index: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
         """Return pixels [H, W, channels] uint8 and label [H, W] of a sample.
 
         Raises:
-            UnreadableImage: one of the two files is damaged.
-            DataError: a file cannot be opened, or the label's values are no classes, or it has not the image's size.
+            UnreadableImage: one of the two files is damaged or cannot be opened.
+            DataError: the label's values are no classes, or it has not the image's size.
         """
         pixels, label = self.pixels(index, channels), self.label(index)
         self._check_size(index, pixels.shape[:2], label.shape)
@@ -191,11 +192,14 @@ class Indices:
         return self.size
 
 
-def _by_stem(folder: Path, suffix: str, kind: str, chosen) -> dict[str, str]:
-    """Find the files of a folder and the folders in it, but for hidden ones.
+def _by_stem(folder: Path, suffix: str, kind: str, left_out: LeftOut) -> dict[str, str]:
+    """Find the images of a folder and the folders below it.
+
+    Args:
+        left_out: gets what is passed over.
 
     Returns:
-        Names relative to the folder, by their common part: the name without suffix and extension.
+        Paths from the folder, by their common part: the path without suffix and extension.
 
     Raises:
         DataError: there is no such folder, or no such file, or there are two files of one common part.
@@ -203,29 +207,29 @@ def _by_stem(folder: Path, suffix: str, kind: str, chosen) -> dict[str, str]:
     key = "data.images" if kind == "images" else "data.labels"
     if not folder.is_dir():
         raise DataError(f"data folder {folder}: no such folder; set data.path and {key} to where the {kind} are")
+    try:
+        names = list_images(folder, left_out)
+    except OSError as error:
+        raise DataError(f"data folder {folder}: cannot be listed ({error.strerror})") from error
     found: dict[str, str] = {}
-    passed_over: list[str] = []
-    for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if name[0] != ".")
-        for name in sorted(names):
-            if name[0] == ".":
-                continue
-            relative = (Path(place) / name).relative_to(folder).as_posix()
-            stem = os.path.splitext(relative)[0]
-            if not chosen(name) or not stem.endswith(suffix):
-                passed_over.append(relative)
-                continue
+    for name in names:
+        stem = os.path.splitext(name)[0]
+        if kind == "label images" and not name.lower().endswith(LABEL_EXTENSIONS):
+            left_out.add("of a format without exact values", name)
+        elif not stem.endswith(suffix):
+            left_out.add(f"whose name does not end with {suffix}", name)
+        else:
             stem = stem[: len(stem) - len(suffix)]
             if stem in found:
                 raise DataError(
-                    f"data folder {folder}: {found[stem]} and {relative} would have the same partner; keep one of them"
+                    f"data folder {folder}: {escape_name(found[stem])} and {escape_name(name)} would have the same "
+                    "partner; keep one of them"
                 )
-            found[stem] = relative
+            found[stem] = name
     if not found:
-        behind = f" whose name ends with {suffix}" if suffix else ""
-        others = f"; it holds {', '.join(passed_over[:EXAMPLES])}" if passed_over else ""
-        expected = f" ({', '.join(LABEL_EXTENSIONS)})" if kind == "label images" else ""
-        raise DataError(f"data folder {folder}: holds no {kind}{behind}{expected}{others}; set data.path or {key}")
+        others = f"; it holds {left_out}" if left_out.counts else ""
+        formats = f" ({', '.join(LABEL_EXTENSIONS)})" if kind == "label images" else ""
+        raise DataError(f"data folder {folder}: holds no {kind}{formats}{others}; set data.path or {key}")
     return found
 
 
@@ -234,5 +238,5 @@ def _counted(stems: list[str], kind: str) -> str:
 
 
 def _some(stems: list[str], names: dict[str, str]) -> str:
-    shown = ", ".join(names[stem] for stem in stems[:EXAMPLES])
+    shown = ", ".join(escape_name(names[stem]) for stem in stems[:EXAMPLES])
     return f"{shown}, ..." if len(stems) > EXAMPLES else shown

@@ -2,12 +2,13 @@
 
 import io
 from dataclasses import dataclass
-from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from src.data.dataset import DataError
+from src.data.text_files import read_lines
 from src.data.transforms import UnreadableImage
 
 LABEL_EXTENSIONS = (".png", ".bmp", ".tif", ".tiff")
@@ -59,7 +60,7 @@ def read_label(content: np.ndarray, rules: LabelRules) -> np.ndarray:
     table[first : first + length], known[first : first + length] = np.arange(length), True
     for value in {*range(first), rules.ignore_index}:
         table[value], known[value] = rules.ignore_index, True
-    if not known[values].all():
+    if not _looked_up(values, known.astype(np.uint8)).all():
         counts = np.bincount(values.ravel(), minlength=len(table)) * ~known
         wrong = np.flatnonzero(counts)
         others = f" (and {len(wrong) - 1} other values)" if len(wrong) > 1 else ""
@@ -68,7 +69,12 @@ def read_label(content: np.ndarray, rules: LabelRules) -> np.ndarray:
             f"{first} .. {first + length - 1}, and not data.ignore_index {rules.ignore_index}; "
             "set model.num_classes, data.ignore_index or data.reduce_zero_label to what the files hold"
         )
-    return table.astype(rules.dtype)[values]
+    return _looked_up(values, table.astype(rules.dtype))
+
+
+def _looked_up(values: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Look values up in a table; OpenCV is five times as fast as NumPy, and takes bytes only."""
+    return cv2.LUT(values, table[:256]) if values.dtype == np.uint8 else table[values]
 
 
 def _values(content: bytes) -> np.ndarray:
@@ -113,11 +119,7 @@ def read_class_names(names: list[str] | str | None, num_classes: int) -> tuple[s
     source = "data.classes"
     if isinstance(names, str):
         source = f"data.classes: {names}"
-        try:
-            lines = Path(names).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{source}: cannot be read ({error}); it needs a class name on each line") from error
-        names = [line.strip() for line in lines if line.strip()]
+        names = [line.strip() for line in read_lines(names, source) if line.strip()]
     if len(names) != num_classes:
         raise DataError(f"{source}: names {len(names)} classes, and the model has {num_classes} (model.num_classes)")
     if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:

@@ -5,6 +5,7 @@ number of images and checksum. The images of all parts together are in the order
 readable, a run on them repeats one on the folder bit for bit.
 """
 
+import hashlib
 import json
 import os
 from functools import cached_property
@@ -14,7 +15,8 @@ import mindspore.dataset as ds
 import numpy as np
 
 from src.data.dataset import DataError
-from src.data.image_set import ImageSet, reader_threads
+from src.data.image_set import ImageSet
+from src.files.names import unescape_name
 
 INDEX_SUFFIX = ".mindrecord.json"
 DAMAGED = "damaged after it was made"
@@ -25,8 +27,14 @@ class MindRecordImages(ImageSet):
 
     fixed_order = True
 
-    def __init__(self, path: Path, classes: tuple[str, ...], parts: list[Path], size: int):
+    def __init__(self, path: Path, classes: tuple[str, ...], parts: list[Path], size: int, listing: str):
+        """Hold what the index says.
+
+        Args:
+            listing: see Dataset; it is made of the index, since the names would have to be read from all parts.
+        """
         self.path = path
+        self.listing = listing
         self.classes = classes
         self.parts = parts
         self.size = size
@@ -52,15 +60,20 @@ class MindRecordImages(ImageSet):
                     raise DataError(
                         f"data file {file}: missing or not of {size} bytes; scripts/make_mindrecord.py makes it anew"
                     )
-        return cls(path, classes, [path.with_name(part["file"]) for part in parts], sum(p["images"] for p in parts))
+        checksum = hashlib.sha256(json.dumps([part["sha256"] for part in parts]).encode()).hexdigest()
+        files, size = [path.with_name(part["file"]) for part in parts], sum(part["images"] for part in parts)
+        return cls(path, classes, files, size, f"{cls.__name__}:{checksum[:16]}")
 
     def reader(self, sampler):
         return ds.MindDataset(
             [str(part) for part in self.parts],
             columns_list=["image", "label"],
-            num_parallel_workers=reader_threads(),
+            num_parallel_workers=min(4, os.cpu_count() or 1),
             sampler=sampler,
         )
+
+    def file_content(self, image):
+        return image
 
     def _read_column(self, name: str) -> list:
         parts = [str(part) for part in self.parts]
@@ -72,7 +85,7 @@ class MindRecordImages(ImageSet):
 
     @cached_property
     def names(self):
-        return [str(name) for name in self._read_column("name")]
+        return [unescape_name(str(name)) for name in self._read_column("name")]
 
     @cached_property
     def labels(self):  # type: ignore[override]  # read when first asked for

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,6 +19,7 @@ from src.data.open_images import open_images
 from src.data.transforms import UnreadableImage, decode
 from src.files.atomic import replace_synced, write_text
 from src.files.file_digest import sha256
+from src.files.names import escape_name
 
 ROWS_PER_WRITE = 256
 SCHEMA = {"image": {"type": "bytes"}, "label": {"type": "int32"}, "name": {"type": "string"}}
@@ -42,6 +44,8 @@ def make_mindrecord(
         DataError: no images, none that is readable, an output where they would be overlooked, or no room.
     """
     images = open_images(root, name, classes)
+    for notice in images.notices:
+        print(notice, flush=True)
     if output.resolve() == root.resolve():
         raise DataError(f"--output {output}: holds the images themselves, which are read first; name another folder")
     if isinstance(images, MindRecordImages):
@@ -66,7 +70,7 @@ def make_mindrecord(
     except OSError as error:
         raise DataError(f"data folder {output}: cannot be written ({error})") from error
     for image in left_out:
-        print(f"unreadable image {images.path / image}: left out")
+        print(f"unreadable image {escape_name(images.path / image)}: left out")
     if left_out:
         print(f"{len(left_out)} unreadable images left out")
     return index
@@ -78,7 +82,7 @@ def _make_part(images: ImageSet, chosen: range, path: Path, pool) -> dict:
     A file that an earlier call completed is kept.
     """
     names = [images.names[i] for i in chosen]
-    source = hashlib.sha256("\n".join([str(images.path.resolve()), *names]).encode()).hexdigest()
+    source = hashlib.sha256(os.fsencode("\n".join([str(images.path.resolve()), *names]))).hexdigest()
     record = path.with_name(f"{path.name}.json")
     files = [path, path.with_name(f"{path.name}.db")]
     if record.is_file():
@@ -104,7 +108,10 @@ def _make_part(images: ImageSet, chosen: range, path: Path, pool) -> dict:
                 written.update(content)
             if kept:
                 writer.write_raw_data(
-                    [{"image": c, "label": int(images.labels[i]), "name": images.names[i]} for c, i in kept]
+                    [
+                        {"image": c, "label": int(images.labels[i]), "name": escape_name(images.names[i])}
+                        for c, i in kept
+                    ]
                 )
             count += len(kept)
         if count:

@@ -1,11 +1,11 @@
 """Makes batches of a data set's files for training and evaluation.
 
-MindSpore's datasets find and read the files in C++. A batch of them, with the key (epoch, position) of each, then goes
-to a Python worker process, where a task's `sample` decodes and augments them. (Sent image by image, the way to the
-workers and back would take a fifth of the whole time.) A task's `batch` comes last, on whole batches and in a thread,
-one batch ahead of training: it turns bytes into floats, which are four times as large. Order and randomness depend on
-(seed, epoch, position) and (seed, update, rank) alone, not on the state of any operator: they are the same with any
-number of workers and after a resume.
+MindSpore's datasets give the samples in order: their numbers, or what they read in C++. A batch of them, with the key
+(epoch, position) of each, then goes to a Python worker process, where a task's `sample` opens, decodes and augments
+them. (Sent image by image, the way to the workers and back would take a fifth of the whole time.) A task's `batch`
+comes last, on whole batches and in a thread, one batch ahead of training: it turns bytes into floats, which are four
+times as large. Order and randomness depend on (seed, epoch, position) and (seed, update, rank) alone, not on the state
+of any operator: they are the same with any number of workers and after a resume.
 """
 
 import ctypes
@@ -24,6 +24,7 @@ import mindspore.dataset as ds
 import numpy as np
 
 from src.data.dataset import DataError, Dataset
+from src.files.names import escape_name, unescape_name
 from src.random_streams import Stream, generator
 
 # Options of mallopt, from malloc.h.
@@ -88,7 +89,10 @@ class EpochKeys:
 
 
 class UnreadableImages:
-    """Gathers the names of unreadable images from worker processes through a file."""
+    """Gathers the names of unreadable images from worker processes through a file: lines of name, tab, reason.
+
+    Names are written by `escape_name`, so that each is what the file system calls the image, whatever is in it.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -96,16 +100,19 @@ class UnreadableImages:
     def add(self, image: Path | str, reason: str) -> None:
         """Add one image; workers call this.
 
-        One short append is atomic. On a full disk the name is left out, which is better than ending the run.
+        One append is atomic. On a full disk the name is left out, which is better than ending the run.
         """
-        with suppress(OSError), open(self.path, "a", encoding="utf-8") as file:
-            file.write(f"{image}\t{' '.join(reason.split())[:200]}\n")
+        line = f"{escape_name(image)}\t{escape_name(' '.join(reason.split())[:200])}\n".encode()
+        with suppress(OSError), open(self.path, "ab", buffering=0) as file:
+            file.write(line)
 
     def read(self) -> dict[str, str]:
         """Return the reason of each image, each image once."""
         if not self.path.exists():
             return {}
-        return dict(line.split("\t", 1) for line in self.path.read_text(encoding="utf-8").splitlines() if "\t" in line)
+        lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+        fields = (line.split("\t", 1) for line in lines if "\t" in line)
+        return {unescape_name(image): unescape_name(reason) for image, reason in fields}
 
 
 @dataclass(frozen=True)

@@ -51,12 +51,14 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically, with the folders above it.
+    r"""Write a text file atomically, with the folders above it.
+
+    What Python makes of bytes in file names that are not UTF-8 becomes \udcHH, which JSON reads as the same name.
 
     Raises:
         UserError: no room or no permission; an earlier file is untouched.
     """
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -8,6 +8,7 @@ from src.data.pipeline import EvalBatches, UnreadableImages, configure_reading, 
 from src.distributed.compile_cache import CompileCache
 from src.distributed.ranks import Dist
 from src.errors import UserError
+from src.files.names import escape_name
 from src.inference.trained import load_for_inference, run_checkpoint
 from src.models.precision import apply_precision, missing_kernels_named
 from src.tasks.evaluation_file import evaluation_path, write_evaluation
@@ -24,13 +25,15 @@ def evaluate_checkpoint(
         json_path: path of the report; None for `evaluation_path`, where failing to write is only a warning.
 
     Raises:
-        UserError: no checkpoint, weights of another model, data of other classes, or a `json_path` that cannot be
-            written.
+        UserError: no checkpoint, weights of another model, data of other classes, no readable image, or a `json_path`
+            that cannot be written.
     """
     path = run_checkpoint(config, checkpoint)
     trained = load_for_inference(config, path, weights, dist.device_target)
     task = create_task(config)
     data = task.open("val", trained.classes)
+    for notice in data.notices if dist.is_main else ():
+        print(notice, flush=True)
     evaluator = task.evaluator(trained.network, data, dist, trained.classes, f"checkpoint {path}")
     if evaluator.notice and dist.is_main:
         print(evaluator.notice, flush=True)
@@ -53,9 +56,11 @@ def evaluate_checkpoint(
     if not dist.is_main:
         return result
     for image, reason in skipped.items():
-        print(f"unreadable image {image} ({reason}); not counted")
+        print(f"unreadable image {escape_name(image)} ({reason}); not counted")
     if skipped:
         print(f"{len(skipped)} unreadable images")
+    if skipped and len(skipped) == len(range(dist.rank, data.size, dist.size)):
+        raise UserError(f"data folder {data.path}: none of its images could be read, so nothing was measured")
     print(f"{path} ({trained.weights} weights): {result}", flush=True)
     for remark in result.remarks():
         print(remark, flush=True)

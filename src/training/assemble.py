@@ -69,6 +69,8 @@ def assemble(config: Config, dist: Dist) -> Assembly:
     task.check()
     train_data = task.open("train")
     val_data = task.open("val", train_data.classes)
+    for notice in (*train_data.notices, *val_data.notices):
+        announce(notice)
     task.check_data(train_data, val_data)
 
     model = config.build_model(dist.device_target)
@@ -85,7 +87,8 @@ def assemble(config: Config, dist: Dist) -> Assembly:
     saved_config = state.restore(saved, resume_from) if saved is not None and resume_from is not None else None
     del saved  # frees gigabytes
     saved_progress = replace(state.progress)
-    check_same_start(config, dist, state)
+    state.progress.samples, state.progress.listing = train_data.size, train_data.listing
+    check_same_start(config, dist, state, (train_data, val_data))
 
     network = apply_precision(model, config.amp.level)
     global_batch = config.train.batch_size * config.train.accumulation_steps * dist.size
@@ -132,12 +135,15 @@ def new_state(config: Config, model: nn.Cell, classes: tuple[str, ...]) -> Train
     )
 
 
-def check_same_start(config: Config, dist: Dist, state: TrainState) -> None:
-    """Check that all ranks start from the same progress and the same weights.
+def check_same_start(config: Config, dist: Dist, state: TrainState, data: tuple[Dataset, ...]) -> None:
+    """Check that all ranks start from the same progress and the same weights, and have found the same samples.
 
     Raises:
         UserError: they do not.
     """
+    for found in data:
+        if not dist.agree(np.array([int(found.listing.rpartition(":")[2][:12], 16)])).all():
+            raise UserError(f"the processes found different files in {found.path}; they need a folder that all see")
     if not dist.agree(np.array([state.progress.epoch, state.progress.images])).all():
         raise UserError(
             f"the processes found different checkpoints under {config.output}; a run needs a folder that all see"

@@ -56,6 +56,8 @@ class Progress:
     best_epoch: int = 0
     devices: int = 0  # number of devices that trained together; 0 in files of earlier versions, which did not keep it
     global_batch: int = 0  # images of one update on all devices; 0 in such files
+    samples: int = 0  # number of training samples, which their order depends on; 0 in such files
+    listing: str = ""  # which they are: see Dataset
 
     @staticmethod
     def of_texts(texts: dict) -> "Progress":

@@ -45,6 +45,10 @@ def changes(
             f"{images // saved.global_batch} -> {updates_per_epoch}, learning rate "
             + (f"times {scaled:g} (it scales with the batch)" if scaled != 1 else "as before")
         )
+    if saved.samples and saved.samples != now.samples:
+        lines.append(f"training samples {saved.samples} -> {now.samples}: they come in another order from here on")
+    elif _are_others(saved.listing, now.listing):
+        lines.append("names of the training samples: some come in the places of others from here on")
     lines = [f"changed since: {line}" for line in lines]
     begun = (now.update - now.epoch * updates_per_epoch) * now.global_batch
     if begun != saved.images:
@@ -64,3 +68,8 @@ def changed_keys(then: dict, config: Config) -> list[tuple[str, object, object]]
     then = flatten(config.defaults()) | flatten(then)
     keys = [key for key in {**then, **now} if key not in INCIDENTAL]
     return [(key, then.get(key), now.get(key)) for key in keys if then.get(key) != now.get(key)]
+
+
+def _are_others(before: str, now: str) -> bool:
+    """Return whether two listings of a data set differ; those of different formats cannot be compared."""
+    return before != now and before.partition(":")[0] == now.partition(":")[0]

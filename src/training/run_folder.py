@@ -10,6 +10,7 @@ from src.config.load import Config
 from src.data.pipeline import UnreadableImages
 from src.errors import UserError
 from src.files.atomic import remove_unfinished, write_text
+from src.files.names import escape_name
 from src.files.weights import read_checkpoint
 from src.tasks.evaluation_file import write_evaluation
 from src.training.checkpoint import CheckpointFolder, Progress
@@ -126,8 +127,8 @@ class RunFolder:
         new = [image for image in found if image not in self.announced]
         for image in new:
             announce(
-                f"unreadable image {image} ({found[image]}): another takes its place in training, evaluation does not "
-                "count it"
+                f"unreadable image {escape_name(image)} ({found[image]}): another takes its place in training, "
+                "evaluation does not count it"
             )
         self.announced.update(new)
         if new:

@@ -1,10 +1,22 @@
 """The scripts around the data pipeline, as a user runs them."""
 
 import json
+import re
 import subprocess
 import sys
 
+import numpy as np
+import pytest
+
+from scripts import benchmark_segmentation_data
+from scripts.benchmark_segmentation_data import CLASSES, OriginalOperations, make_images
+from src.config.segmentation import SegmentationAugment
+from src.data.label_folders import LabelledFolders
+from src.data.label_images import LabelRules
 from src.data.open_images import open_images
+from src.data.pipeline import UnreadableImages
+from src.errors import UserError
+from src.tasks.segmentation.samples import SegmentationTrainSamples
 from tests.conftest import ROOT
 from tests.image_files import make_folder
 
@@ -46,3 +58,33 @@ def test_benchmark_data_measures_every_stage(tmp_path):
     done = script("benchmark_data.py", "--timm", "no/python", "--workers", 1)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "--workers: must be at least 2" in done.stderr
+
+
+def test_segmentations_pipeline_does_what_the_operations_beside_it_do(tmp_path):
+    """What scripts/benchmark_segmentation_data.py times are two ways to the same batches."""
+    make_images(tmp_path, 6)
+    pairs = LabelledFolders.open(
+        tmp_path / "images", tmp_path / "annotations", LabelRules(CLASSES), tuple(map(str, range(CLASSES)))
+    )
+    batches = []
+    for samples_of in (SegmentationTrainSamples, OriginalOperations):
+        unreadable = UnreadableImages(tmp_path / "unreadable.txt")
+        mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+        samples = samples_of(pairs, (512, 512), SegmentationAugment(cat_max_ratio=0.2), mean, std, 0, unreadable)
+        arrays = [samples.sample((np.int64(index),), 0, index) for index in range(6)]
+        batches.append(samples.batch(tuple(map(np.stack, zip(*arrays, strict=True))), None))
+    (images, labels), (expected, expected_labels) = batches
+    np.testing.assert_allclose(images, expected, atol=1e-5)
+    np.testing.assert_array_equal(labels, expected_labels.reshape(6, -1))
+    assert (labels == 255).any() and (labels != 255).any(axis=1).all()
+
+
+def test_benchmark_segmentation_data_measures_both_pipelines():
+    few = ["--images", 4, "--batch-size", 2, "--epochs", 1, "--repeats", 1, "--workers", 1]
+    done = script("benchmark_segmentation_data.py", *few)
+    assert done.returncode == 0, done.stderr
+    rates = re.findall(r"^(own|originals) +(\d+) img/s with 1 workers", done.stdout, re.M)
+    assert [name for name, _ in rates] == ["own", "originals"] and all(int(rate) > 0 for _, rate in rates)
+    assert re.search(r"^ratio +[\d.]+, of CPU time [\d.]+", done.stdout, re.M)
+    with pytest.raises(UserError, match="--images: 8 do not fill a batch of 16"):
+        benchmark_segmentation_data.main(["--images", "8"])

@@ -144,6 +144,12 @@ def test_a_crop_without_labelled_pixels_moves_to_one(limit):
     assert dense.draw_crop(np.random.default_rng(0), empty, (20, 30), limit, 255) == (0, 0)
 
 
+@pytest.mark.parametrize("shape", [(5, 4, 3), (5, 4, 1), (5, 4)])
+def test_mirroring_is_from_left_to_right(shape):
+    array = np.arange(np.prod(shape), dtype=np.int32).reshape(shape)
+    np.testing.assert_array_equal(dense.mirror(array[1:]), array[1:, ::-1])
+
+
 def test_padding_is_right_and_below():
     padded = dense.pad(np.ones((2, 3), np.uint8), (4, 4), 255)
     assert padded.tolist() == [[1, 1, 1, 255], [1, 1, 1, 255], [255] * 4, [255] * 4]

@@ -10,6 +10,7 @@ from PIL import Image
 from src.data.dataset import DataError
 from src.data.label_folders import LabelledFolders
 from src.data.label_images import LabelRules
+from src.data.transforms import UnreadableImage
 from tests.label_files import make_label_folders, make_pair, save_png
 
 RULES = LabelRules(4)
@@ -42,6 +43,11 @@ def test_pairs_are_in_the_order_of_their_names(tmp_path):
     assert data.names == ["Z.png", "a.1.png", "b.png", "town/10.png", "town/9.png"]
     assert (data.size, data.classes, data.label_name(3)) == (5, ("a", "b", "c", "d"), "town/10.png")
     assert data.description == "4 classes"
+    images, labels = data.notices
+    assert (
+        "1 hidden or of the system (.hidden.png)" in images and "1 without the ending of an image (list.txt)" in images
+    )
+    assert labels == f"data folder {data.label_path}: left out 1 hidden or of the system (.hidden.png)"
 
 
 def test_the_reader_gives_indices_in_the_order_of_a_sampler(root):
@@ -68,7 +74,9 @@ def test_names_may_have_ends_of_their_own(tmp_path):
     save_png(labels / "1_gtFine_color.png", np.zeros((8, 8, 4), np.uint8))
     data = opened(tmp_path, RULES, ("_leftImg8bit", "_gtFine_labelTrainIds"))
     assert data.files == [("ulm/1_leftImg8bit.png", "ulm/1_gtFine_labelTrainIds.png")]
-    assert "holds no images whose name ends with _left; it holds ulm/1_leftImg8bit.png" in refusal(
+    (notice,) = data.notices
+    assert notice.endswith("left out 1 whose name does not end with _gtFine_labelTrainIds (ulm/1_gtFine_color.png)")
+    assert "holds no images; it holds 1 whose name does not end with _left (ulm/1_leftImg8bit.png)" in refusal(
         tmp_path, RULES, ("_left", "")
     )
 
@@ -95,7 +103,7 @@ def test_missing_and_empty_folders_are_refused(root):
     (root / "annotations/training").mkdir()
     assert "holds no label images (.png, .bmp, .tif, .tiff); set data.path or data.labels" in refusal(root)
     save_png(root / "annotations/training/scene0.jpg", np.zeros((3, 3), np.uint8))
-    assert "it holds scene0.jpg" in refusal(root)
+    assert "it holds 1 of a format without exact values (scene0.jpg)" in refusal(root)
     shutil.rmtree(root / "images/training")
     (root / "images/training").mkdir()
     assert "holds no images; set data.path or data.images" in refusal(root)
@@ -130,11 +138,11 @@ def test_damaged_files_are_left_to_the_pipeline(root):
     assert opened(root).size == 6
 
 
-def test_a_file_that_vanishes_is_named(root):
+def test_files_that_cannot_be_opened_are_unreadable(root):
     data = opened(root)
     (root / "images/training/scene0.png").unlink()
     (root / "annotations/training/scene1.png").unlink()
-    with pytest.raises(DataError, match=r"image .*images.training.scene0.png: cannot be read \(No such file"):
+    with pytest.raises(UnreadableImage, match=r"^No such file"):
         data.pair(0, 3)
-    with pytest.raises(DataError, match=r"label image .*scene1.png: cannot be read \(No such file"):
+    with pytest.raises(UnreadableImage, match=r"^its label image .*annotations.training.scene1.png: No such file"):
         data.pair(1, 3)

@@ -1,6 +1,7 @@
 """What a run that resumes says of the differences to the run it goes on from."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -43,6 +44,22 @@ def test_another_number_of_devices(lr_batch_size, rate):
         f"changed since: images of an update 96 -> 384, updates of an epoch 14 -> 3, learning rate {rate}",
         "of the epoch begun, 960 images were trained on: it goes on after 768, 192 are trained on again",
     ]
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "said"),
+    [
+        ((21, "ImageFolder:aa"), (20, "ImageFolder:bb"), "training samples 21 -> 20: they come in another order"),
+        ((21, "ImageFolder:aa"), (21, "ImageFolder:bb"), "names of the training samples: some come in the places"),
+        ((21, "ImageFolder:aa"), (21, "MindRecordImages:bb"), None),
+        ((0, ""), (21, "ImageFolder:bb"), None),
+    ],
+)
+def test_other_samples(then, now, said):
+    """A file that was added or removed since moves all others; packing them does not."""
+    then, now = (replace(THEN, samples=samples, listing=listing) for samples, listing in (then, now))
+    told = lines(now, 14, then=then)
+    assert [line.startswith(f"changed since: {said}") for line in told] == ([True] if said else [])
 
 
 def test_saves_without_numbers_of_devices_say_what_is_known(tmp_path):

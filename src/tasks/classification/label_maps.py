@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from src.data.dataset import DataError
+from src.data.text_files import read_text
+from src.files.names import NameIndex
 
 NUMBER = re.compile(r"_val_0*([1-9]\d*)")  # finds the number in ILSVRC2012_val_00000293.JPEG
 
@@ -61,8 +63,9 @@ def read_class_map(
     """Read the label space of a class-map file.
 
     The file is a JSON object {folder: class}, where a class is an index of the model's outputs or one of its class
-    names, or a text of lines "folder index". Predictions are chosen among the classes of the map, also those whose
-    folder the data set lacks. Every class has one folder at most, because a prediction could not tell two apart.
+    names, or a text of lines "folder index", where a folder's name may be written by `escape_name`. Predictions are
+    chosen among the classes of the map, also those whose folder the data set lacks. Every class has one folder at most,
+    because a prediction could not tell two apart.
 
     Args:
         folders: folders of the data set; the map must have an entry for each.
@@ -72,7 +75,7 @@ def read_class_map(
         DataError: no such file, or an invalid entry; the message names both.
     """
     label = f"class map {path}"
-    text = _read_text(path, label)
+    text = read_text(path, label)
     entries = _parse_json(text, label) if text.lstrip()[:1] in ("{", "[") else _parse_lines(text, label)
     if not isinstance(entries, dict):
         raise DataError(f"{label}: must be an object {{folder: class}}, or lines of a folder and a class index")
@@ -83,9 +86,12 @@ def read_class_map(
         if output in folder_of:
             raise DataError(f"{label}: folders {folder_of[output]!r} and {folder!r} have the same class {value!r}")
         outputs[folder], folder_of[output] = output, folder
+    index = NameIndex(folder_of.values())
     for folder in folders:
-        if folder not in outputs:
+        found = index.find(folder)
+        if found is None:
             raise DataError(f"{label}: has no entry for the folder {folder!r}")
+        outputs[folder] = outputs[found]
     names = class_names or [folder_of.get(output, str(output)) for output in range(num_classes)]
     return LabelSpace.of(outputs, folders, names, num_classes)
 
@@ -102,13 +108,14 @@ def read_valid_labels(path: str | Path, images: Sequence[str], num_classes: int)
         DataError: no such file, an image without an entry, or an invalid entry; the message names both.
     """
     label = f"valid labels {path}"
-    content = _parse_json(_read_text(path, label), label)
+    content = _parse_json(read_text(path, label), label)
     if not isinstance(content, list | dict):
         raise DataError(f"{label}: must be a list of lists of classes, or an object {{file name: list of classes}}")
     if isinstance(content, list):
         entries = (_entry_by_number(content, image, label) for image in images)
     else:
-        entries = (_entry_by_name(content, image, label) for image in images)
+        index = NameIndex(content)
+        entries = (_entry_by_name(content, index, image, label) for image in images)
     return [_check_classes(classes, image, num_classes, label) for image, classes in zip(images, entries, strict=True)]
 
 
@@ -121,10 +128,11 @@ def _entry_by_number(content: list, image: str, label: str):
     return content[int(number[1]) - 1]
 
 
-def _entry_by_name(content: dict, image: str, label: str):
+def _entry_by_name(content: dict, index: NameIndex, image: str, label: str):
     for name in (image, image.rpartition("/")[2]):
-        if name in content:
-            return content[name]
+        found = index.find(name)
+        if found is not None:
+            return content[found]
     raise DataError(f"{label}: has no entry for the image {image}")
 
 
@@ -154,15 +162,6 @@ def _is_output(value, num_classes: int) -> bool:
     return type(value) is int and 0 <= value < num_classes  # True is an int, but no class
 
 
-def _read_text(path: str | Path, label: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{label}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{label}: not a text file") from error
-
-
 def _parse_json(text: str, label: str):
     """Parse JSON, in which no key may come twice."""
 
@@ -183,7 +182,7 @@ def _parse_json(text: str, label: str):
 def _parse_lines(text: str, label: str) -> dict[str, int]:
     """Parse lines of a folder and an index into {folder: index}; a folder's name may have spaces."""
     entries: dict[str, int] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         parts = line.strip().rsplit(maxsplit=1)
         if not parts:
             continue

@@ -5,12 +5,14 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from src.data.image_files import read_file, reason_of
+from src.data.text_files import read_lines
 from src.data.transforms import Preprocessing, UnreadableImage
 from src.errors import UserError
+from src.files.names import escape_name
 from src.tasks.task import Predictor
 
 
@@ -88,12 +90,9 @@ def read_names(path: str) -> list[str]:
     """Return the lines of a file of class names.
 
     Raises:
-        UserError: the file cannot be read.
+        DataError: the file cannot be read, or is not UTF-8.
     """
-    try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--classes {path}: cannot be read ({error})") from error
+    return read_lines(path, f"--classes {path}")
 
 
 def predict(classifier: Classifier, images: list[str], batch_size: int, workers: int) -> Iterator[Prediction]:
@@ -120,11 +119,9 @@ def predict(classifier: Classifier, images: list[str], batch_size: int, workers:
 def _read_pixels(preprocessing: Preprocessing, name: str) -> np.ndarray | str:
     """Return the pixels [H, W, C] of a file, or the reason why it cannot be read."""
     try:
-        return preprocessing.pixels(np.fromfile(name, np.uint8))
-    except UnreadableImage as error:
-        return str(error)
-    except OSError as error:
-        return error.strerror or str(error)
+        return preprocessing.pixels(read_file(name))
+    except (UnreadableImage, OSError) as error:
+        return reason_of(error)
 
 
 def _classify_batch(
@@ -152,7 +149,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 class TextWriter:
-    """Writes a line per image: its name, then classes and their probabilities.
+    """Writes a line per image: its name, then classes and their probabilities. Names are written by `escape_name`.
 
     Args:
         top: number of classes to write.
@@ -173,12 +170,15 @@ class TextWriter:
         return [(index, self.names[index] if self.names else None, p) for index, p in prediction.top(self.top)]
 
     def write(self, prediction: Prediction) -> None:
-        classes = [f"{f'class {index}' if name is None else name} {p:.2%}" for index, name, p in self.best(prediction)]
-        self.stream.write(f"{prediction.image}: {', '.join(classes)}\n")
+        classes = [
+            f"{f'class {index}' if name is None else escape_name(name)} {p:.2%}"
+            for index, name, p in self.best(prediction)
+        ]
+        self.stream.write(f"{escape_name(prediction.image)}: {', '.join(classes)}\n")
 
 
 class CsvWriter(TextWriter):
-    """Writes a row per image and class, the most probable first."""
+    """Writes a row per image and class, the most probable first. Names are written by `escape_name`."""
 
     def __enter__(self):
         self.rows = csv.writer(self.stream, lineterminator="\n")
@@ -187,7 +187,8 @@ class CsvWriter(TextWriter):
 
     def write(self, prediction):
         for rank, (index, name, probability) in enumerate(self.best(prediction), 1):
-            self.rows.writerow([prediction.image, rank, index, name or "", f"{probability:.6g}"])
+            names = escape_name(prediction.image), escape_name(name or "")
+            self.rows.writerow([names[0], rank, index, names[1], f"{probability:.6g}"])
 
 
 class JsonWriter(TextWriter):
@@ -200,7 +201,8 @@ class JsonWriter(TextWriter):
     def write(self, prediction):
         classes = [{"index": i, "class": name, "probability": p} for i, name, p in self.best(prediction)]
         line = json.dumps({"image": prediction.image, "predictions": classes}, ensure_ascii=False)
-        self.stream.write(self.separator + line)
+        # Bytes that are not UTF-8 become \\udcHH, as JSON writes what Python makes of them.
+        self.stream.write(self.separator + line.encode("utf-8", "backslashreplace").decode())
         self.separator = ",\n"
 
     def __exit__(self, *_):

@@ -1,10 +1,9 @@
 """Turns labelled image files into batches for a classifier."""
 
-from pathlib import Path
-
 import numpy as np
 
 from src.data.dataset import DataError
+from src.data.image_files import reason_of
 from src.data.image_set import ImageSet
 from src.data.mixup import draw_mixing, is_mixing_enabled, mix_images, mix_targets, soft_targets
 from src.data.pipeline import BatchKey, EvalSamples, TrainSamples, UnreadableImages, epoch_order
@@ -37,13 +36,13 @@ class LabelledTrainSamples(TrainSamples):
         self.mean, self.std = mean, std
 
     def sample(self, columns, epoch, position):
-        content, label = columns
+        image, label = columns
         try:
-            array = decode(content, len(self.mean))
-        except UnreadableImage as error:
+            array = decode(self.images.file_content(image), len(self.mean))
+        except (UnreadableImage, OSError) as error:
             augment = self.transform.augment
             order = epoch_order(self.transform.seed, epoch, self.images.size, augment.repeats)
-            array = self.replacement(int(order[position]), str(error))
+            array = self.replacement(int(order[position]), reason_of(error))
         return self.transform(array, epoch, position), label
 
     def replacement(self, index: int, reason: str) -> np.ndarray:
@@ -99,11 +98,12 @@ class LabelledEvalSamples(EvalSamples):
         self.images, self.preprocessing, self.unreadable = images, preprocessing, unreadable
 
     def sample(self, columns, index):
-        content, label = columns
+        image, label = columns
         try:
-            return self.preprocessing.pixels(content), label, np.float32(1), np.int64(index)
-        except UnreadableImage as error:
-            self.unreadable.add(Path(self.images.path / self.images.name(index)), str(error))
+            pixels = self.preprocessing.pixels(self.images.file_content(image))
+            return pixels, label, np.float32(1), np.int64(index)
+        except (UnreadableImage, OSError) as error:
+            self.unreadable.add(self.images.path / self.images.name(index), reason_of(error))
             return self.preprocessing.blank(), label, np.float32(0), np.int64(index)
 
     def batch(self, arrays):

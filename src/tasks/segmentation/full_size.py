@@ -36,11 +36,13 @@ class Piece:
         """(height, width) of the image."""
         return len(self.rows), len(self.columns)
 
-    def tile(self, rows: slice, columns: slice) -> np.ndarray:
-        """Return the part of the image's logits [rows, columns, classes] that comes from this piece."""
+    def tile(self, rows: slice, columns: slice) -> np.ndarray | None:
+        """Return the part of the image's logits [rows, columns, classes] that comes from this piece; None for none."""
         row_weights, row_band = _band(self.rows[rows])
         column_weights, column_band = _band(self.columns[columns])
         part = self.logits[row_band, column_band]
+        if not part.size:
+            return None
         h, w, classes = part.shape
         by_rows = (row_weights @ part.reshape(h, w * classes)).reshape(-1, w, classes)
         return column_weights @ by_rows  # [columns, w] @ [rows, w, classes]
@@ -75,9 +77,8 @@ class View:
         if self.mirrored:
             width = self.size[1]
             columns = slice(width - columns.stop, width - columns.start)
-        logits = self.pieces[0].tile(rows, columns)
-        for piece in self.pieces[1:]:
-            logits += piece.tile(rows, columns)
+        first, *others = [part for piece in self.pieces if (part := piece.tile(rows, columns)) is not None]
+        logits = sum(others, start=first)
         return logits[:, ::-1] if self.mirrored else logits
 
 

@@ -7,6 +7,7 @@ from src.data.dense_transforms import (
     distort,
     draw_crop,
     draw_distortion,
+    mirror,
     pad,
     rescaled_size,
     resize_label,
@@ -61,7 +62,7 @@ class SegmentationTrainSamples(TrainSamples):
         window = slice(top, top + self.size[0]), slice(left, left + self.size[1])
         pixels, label = resize_pixels(pixels, size)[window], label[window]
         if choices.random() < augment.hflip:
-            pixels, label = pixels[:, ::-1], label[:, ::-1]
+            pixels, label = mirror(pixels), mirror(label)
         if augment.photometric:
             drawn = draw_distortion(choices, augment.brightness, augment.contrast, augment.saturation, augment.hue)
             pixels = distort(pixels, drawn)

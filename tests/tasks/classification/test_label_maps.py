@@ -88,7 +88,11 @@ def test_wrong_maps_are_one_line(file, content, names, expected):
 
 def test_files_that_cannot_be_read_are_one_line(tmp_path):
     (tmp_path / "image").write_bytes(b"\xff\xfe\x00")
-    for name, expected in (("none", "No such file"), (".", "Is a directory"), ("image", "not a text file")):
+    for name, expected in (
+        ("none", "No such file"),
+        (".", "Is a directory"),
+        ("image", "is UTF-16; convert it"),
+    ):
         for read in (lambda path: read_class_map(path, (), 1, None), lambda path: read_valid_labels(path, (), 1)):
             with pytest.raises(DataError, match=expected):
                 read(tmp_path / name)
