@@ -132,14 +132,17 @@ def shrink(config: Path) -> None:
 
 
 def shrink_segmentation(config: Path) -> None:
-    """The segmentation quickstart for one epoch, on the shrunk classifier's stage and a second one."""
+    """The segmentation quickstart for one epoch of a small network, which has a stage more than the shrunk classifier.
+
+    That its own network starts from the real classifier's weights is tested in test_quickstart.py.
+    """
     content = yaml.safe_load(config.read_text())
     content["backbone"] |= {
         "window_size": 2, "embed_dim": 16, "depths": [2, 1], "num_heads": [1, 2], "focal_stages": [0, 1],
         "focal_levels": [1, 1], "focal_topK": 8,
     }  # fmt: skip
     content["model"] |= {"channels": 8, "pool_scales": [1], "auxiliary_weight": 0.0}
-    content["train"] |= {"epochs": 1, "batch_size": 48}
+    content["train"] |= {"epochs": 1, "batch_size": 48, "pretrained": None}
     content["schedule"]["warmup_epochs"] = 0
     content["data"]["workers"] = 1
     config.write_text(yaml.safe_dump(content))
