@@ -66,11 +66,11 @@ class Recipe:
     size: int = 144
     seed: int = 0
     digits: tuple[int, int] = (3, 6)
-    height: tuple[float, float] = (0.2, 0.45)
+    height: tuple[float, float] = (0.26, 0.48)
     rotation: float = 20.0
-    visible: float = 0.75
+    visible: float = 0.8
     empty: float = 0.05
-    crowds: float = 0.08
+    crowds: float = 0.06
     photograph: float = 0.6
     light: tuple[float, float] = (0.35, 0.75)
 
