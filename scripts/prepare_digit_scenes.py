@@ -40,7 +40,7 @@ CLASSES = ("background", *map(str, range(10)))
 CROWD_SIZE = (5, 9)
 CROWD_HEIGHT = (0.11, 0.17)  # of the scene's side
 MARGIN = 16  # rows of a photograph between the part of the training scenes and that of the validation scenes
-CONTRAST = 60  # grey levels by which a digit is lighter than the mean of the photograph under it, at least
+CONTRAST = 100  # grey levels by which a digit is lighter than the mean of the photograph under it, at least
 JPEG_QUALITY = 95
 
 
@@ -55,6 +55,7 @@ class Recipe:
         digits: how many a scene has, from and to.
         height: of a scan by the scene's side, from and to.
         rotation: largest angle in degrees, to either side.
+        overlapping: share of digits that may lie on others; the boxes of the rest keep clear of those before.
         visible: what must stay to be seen of a digit's ink where others lie on it.
         empty, crowds: shares of scenes without digits and with a crowd.
         photograph: share of the photographs' height that belongs to the training scenes.
@@ -65,14 +66,15 @@ class Recipe:
     validation: int = 200
     size: int = 144
     seed: int = 0
-    digits: tuple[int, int] = (3, 6)
-    height: tuple[float, float] = (0.26, 0.48)
-    rotation: float = 20.0
+    digits: tuple[int, int] = (2, 5)
+    height: tuple[float, float] = (0.24, 0.42)
+    rotation: float = 12.0
+    overlapping: float = 0.25
     visible: float = 0.8
     empty: float = 0.05
     crowds: float = 0.06
     photograph: float = 0.6
-    light: tuple[float, float] = (0.35, 0.75)
+    light: tuple[float, float] = (0.15, 0.5)
 
 
 @dataclass
@@ -136,7 +138,7 @@ def draw_ink(generator: np.random.Generator, scan: np.ndarray, height: float, ro
     side = max(10, round(height * 10 / 8))
     enlarged = Image.fromarray(padded).resize((side, side), Image.Resampling.BICUBIC)
     turned = enlarged.rotate(generator.uniform(-rotation, rotation), Image.Resampling.BICUBIC, expand=True)
-    ink = np.clip((np.asarray(turned) - 0.2) / 0.4, 0, 1)  # an edge of half a pixel of the scan, as of a pen
+    ink = np.clip((np.asarray(turned) - 0.1) / 0.6, 0, 1)  # an edge of half a pixel of the scan, as of a pen
     rows, columns = (np.flatnonzero(ink.max(axis)) for axis in (1, 0))
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
@@ -172,10 +174,14 @@ def draw_scene(generator: np.random.Generator, material: Material, recipe: Recip
     image = background.copy()
     instances: list[Instance] = []
 
-    def place(scans: list[int], inks: list[np.ndarray], corners: list[tuple[int, int]], crowd: bool) -> bool:
-        """Lay an instance on the others, unless too little could be seen of one of them."""
+    def place(
+        scans: list[int], inks: list[np.ndarray], corners: list[tuple[int, int]], crowd: bool, apart: bool
+    ) -> bool:
+        """Lay an instance on the others, unless too little could be seen of one of them, or of any with `apart`."""
         masks = [mask_of(ink, *corner, size) for ink, corner in zip(inks, corners, strict=True)]
         mask = np.any(masks, axis=0)
+        if apart and any(boxes_meet(instance.mask, mask) for instance in instances):
+            return False
         covered = [instance for instance in instances if (instance.mask & mask).any()]
         if any((instance.mask & ~mask).sum() < recipe.visible * instance.whole for instance in covered):
             return False
@@ -192,17 +198,30 @@ def draw_scene(generator: np.random.Generator, material: Material, recipe: Recip
     kind = generator.random()
     count = 0 if kind < recipe.empty else int(generator.integers(recipe.digits[0], recipe.digits[1] + 1))
     if recipe.empty <= kind < recipe.empty + recipe.crowds:
-        place(*draw_crowd(generator, material, recipe), crowd=True)
+        place(*draw_crowd(generator, material, recipe), crowd=True, apart=False)
     numbers = list(material.scans)
     for _ in range(count):
         number = numbers[generator.integers(len(numbers))]
         height = size * np.exp(generator.uniform(*np.log(recipe.height)))
         ink = draw_ink(generator, material.scans[number], height, recipe.rotation)
-        for _ in range(20):  # a scene that has no room left gets fewer digits
-            if place([number], [ink], [draw_corner(generator, ink, size)], crowd=False):
+        apart = generator.random() >= recipe.overlapping
+        for _ in range(40):  # a scene that has no room left gets fewer digits
+            if place([number], [ink], [draw_corner(generator, ink, size)], False, apart):
                 break
     noisy = image + generator.normal(0, 3, image.shape)
     return np.clip(np.round(noisy), 0, 255).astype(np.uint8), instances
+
+
+def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Give the top, bottom, left and right of a mask; bottom and right are the first pixels behind it."""
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+
+
+def boxes_meet(one: np.ndarray, other: np.ndarray) -> bool:
+    """Say whether the boxes around two masks have a pixel in common."""
+    (top, bottom, left, right), (t, b, le, r) = box_of(one), box_of(other)
+    return top < b and t < bottom and left < r and le < right
 
 
 def draw_corner(generator: np.random.Generator, ink: np.ndarray, size: int) -> tuple[int, int]:
@@ -302,8 +321,7 @@ def packed_lengths(lengths: Sequence[int]) -> str:
 
 def annotation_of(instance: Instance) -> dict:
     """Describe an instance as COCO does, without the numbers of the annotation and its image."""
-    rows, columns = (np.flatnonzero(instance.mask.any(axis)) for axis in (1, 0))
-    top, bottom, left, right = (int(v) for v in (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1))
+    top, bottom, left, right = box_of(instance.mask)
     polygons, holes = outlines(instance.mask)
     lengths = run_lengths(instance.mask)
     size = list(instance.mask.shape)
