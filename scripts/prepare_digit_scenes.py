@@ -57,7 +57,7 @@ class Recipe:
         rotation: largest angle in degrees, to either side.
         overlapping: share of digits that may lie on others; the boxes of the rest keep clear of those before.
         visible: what must stay to be seen of a digit's ink where others lie on it.
-        empty, crowds: shares of scenes without digits and with a crowd.
+        empty, crowds: one scene in so many has no digit, or a crowd.
         photograph: share of the photographs' height that belongs to the training scenes.
         light: of the photographs, from and to; 1 leaves them as they are.
     """
@@ -71,8 +71,8 @@ class Recipe:
     rotation: float = 12.0
     overlapping: float = 0.25
     visible: float = 0.8
-    empty: float = 0.05
-    crowds: float = 0.06
+    empty: int = 20
+    crowds: int = 16
     photograph: float = 0.6
     light: tuple[float, float] = (0.15, 0.5)
 
@@ -167,8 +167,14 @@ def mask_of(ink: np.ndarray, top: int, left: int, size: int) -> np.ndarray:
     return mask
 
 
-def draw_scene(generator: np.random.Generator, material: Material, recipe: Recipe) -> tuple[np.ndarray, list[Instance]]:
-    """Draw a scene: its image [size, size] uint8 and its instances, whose masks do not overlap."""
+def draw_scene(
+    generator: np.random.Generator, material: Material, recipe: Recipe, number: int
+) -> tuple[np.ndarray, list[Instance]]:
+    """Draw a scene: its image [size, size] uint8 and its instances, whose masks do not overlap.
+
+    Args:
+        number: of the scene, which decides whether it is empty and whether it has a crowd.
+    """
     size = recipe.size
     background = draw_background(generator, material.photographs, size) * np.float32(generator.uniform(*recipe.light))
     image = background.copy()
@@ -195,18 +201,18 @@ def draw_scene(generator: np.random.Generator, material: Material, recipe: Recip
         instances.append(Instance(material.digits[scans[0]], scans, levels, mask, int(mask.sum()), crowd))
         return True
 
-    kind = generator.random()
-    count = 0 if kind < recipe.empty else int(generator.integers(recipe.digits[0], recipe.digits[1] + 1))
-    if recipe.empty <= kind < recipe.empty + recipe.crowds:
+    is_empty = number % recipe.empty == recipe.empty - 1
+    count = 0 if is_empty else int(generator.integers(recipe.digits[0], recipe.digits[1] + 1))
+    if number % recipe.crowds == recipe.crowds - 1 and not is_empty:
         place(*draw_crowd(generator, material, recipe), crowd=True, apart=False)
-    numbers = list(material.scans)
+    scans = list(material.scans)
     for _ in range(count):
-        number = numbers[generator.integers(len(numbers))]
+        scan = scans[generator.integers(len(scans))]
         height = size * np.exp(generator.uniform(*np.log(recipe.height)))
-        ink = draw_ink(generator, material.scans[number], height, recipe.rotation)
+        ink = draw_ink(generator, material.scans[scan], height, recipe.rotation)
         apart = generator.random() >= recipe.overlapping
         for _ in range(40):  # a scene that has no room left gets fewer digits
-            if place([number], [ink], [draw_corner(generator, ink, size)], False, apart):
+            if place([scan], [ink], [draw_corner(generator, ink, size)], False, apart):
                 break
     noisy = image + generator.normal(0, 3, image.shape)
     return np.clip(np.round(noisy), 0, 255).astype(np.uint8), instances
@@ -347,7 +353,7 @@ def write_split(folder: Path, split: str, material: Material, recipe: Recipe) ->
         (folder / kind / split).mkdir(parents=True)
     for number in range(getattr(recipe, split)):
         generator = np.random.default_rng([recipe.seed, SPLITS.index(split), number])
-        image, instances = draw_scene(generator, material, recipe)
+        image, instances = draw_scene(generator, material, recipe, number)
         label = np.zeros(image.shape, np.uint8)
         images.append({"id": number, "file_name": f"{number:05d}.jpg", "width": recipe.size, "height": recipe.size})
         for instance in instances:
