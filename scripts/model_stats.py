@@ -1,13 +1,15 @@
 """Count parameters, multiply-accumulates and activation memory of models: python scripts/model_stats.py [NAME ...]
 
 It counts on the compiled graph of inference on one image (src/measuring/graph.py says how), and prints the authors' own
-figures beside.
+figures beside. A network that stands on a backbone goes by the name of its configuration (configs/segmentation).
 """
 
+import difflib
 import json
 import sys
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Python puts only scripts/ there
 
@@ -23,34 +25,57 @@ def image_size(text: str) -> tuple[int, int]:
     return sides[0], sides[-1]
 
 
-def resolved_size(name: str, size: tuple[int, int] | None) -> tuple[int, int]:
-    """Return the size to count a model at: the given one, else the model's own.
+def network_of(name: str, size: tuple[int, int] | None):
+    """Return a function that builds a network, and the size of its images: the given one, else the network's own.
+
+    Args:
+        name: a model, or a configuration of a network on a backbone.
 
     Raises:
-        UserError: unknown model, or a size that it cannot have.
+        UserError: unknown name, or a size that the network cannot have.
     """
-    from src.models import ArgumentError, resolve_arguments
+    from src.config.load import CONFIG_ROOT, ConfigError, load_config
+    from src.models import ArgumentError, create_model, find_model, resolve_arguments
 
+    configurations = [path.stem for path in sorted(CONFIG_ROOT.glob("segmentation/*.yaml"))]
+    if name in configurations:
+        try:
+            config = load_config(name, [] if size is None else [f"backbone.img_size={list(size)}"])
+        except ConfigError as error:
+            raise UserError(f"{name}: {str(error).partition(': ')[2]}") from error
+        assert config.backbone is not None
+        return lambda: config.build_model("CPU"), pair(config.backbone.resolved()["img_size"])
     try:
-        own = resolve_arguments(name, {} if size is None else {"img_size": list(size)})[1]["img_size"]
-        return (own, own) if isinstance(own, int) else tuple(own)
+        if find_model(name)[0].has_backbone:
+            raise UserError(f"{name}: stands on a backbone; name a configuration, such as {configurations[0]}")
+        overrides: dict[str, Any] = {} if size is None else {"img_size": list(size)}
+        own = resolve_arguments(name, overrides)[1]["img_size"]
+        return lambda: create_model(name, **overrides), pair(own)
     except ArgumentError as error:
         raise UserError(f"{name}: {error}") from error
     except ValueError as error:
-        raise UserError(str(error)) from error
+        near = difflib.get_close_matches(name, configurations, n=1, cutoff=0.8)
+        raise UserError(f"unknown model {name!r}; did you mean {near[0]}?" if near else str(error)) from error
 
 
-def measure(name: str, size: tuple[int, int]) -> dict:
-    """Count one model exactly at one image size."""
+def pair(size: int | list[int]) -> tuple[int, int]:
+    """Return (height, width) of an img_size."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def measure(name: str, build, size: tuple[int, int]) -> dict:
+    """Count one network exactly at one image size."""
     import mindspore as ms
     import numpy as np
+    from mindspore.nn.utils import no_init_parameters
 
     from src.measuring.graph import activation_bytes, compiled_operators, multiply_accumulates, peak_bytes
-    from src.models import create_model
     from src.models.device_options import set_device_options
 
-    # Unfolded convolutions cost the same, but also hold the patches, which belongs to the CPU and not to the model.
-    model = create_model(name, img_size=list(size)).set_train(False)
+    with no_init_parameters():  # nothing runs
+        model = build().set_train(False)
+    # Unfolded convolutions cost the same, but also hold the patches, which belongs to the CPU and not to the model; and
+    # enlarging after a convolution costs less than the convolution of the enlarged map that the published network has.
     set_device_options(model, conv_implementation="conv2d")
     image = ms.Tensor(np.zeros((1, model.in_chans, *size), np.float32))
     operators = compiled_operators(model, image)
@@ -67,7 +92,7 @@ def measure(name: str, size: tuple[int, int]) -> dict:
 
 HEADINGS = (
     f"{'model':42} {'image':>9} | {'parameters':>11} {'MACs':>8} {'activations':>11} {'peak':>8}"
-    f" | {'parameters':>10} {'MACs':>7} {'top-1':>6}"
+    f" | {'parameters':>10} {'MACs':>9} {'result':>6}"  # top-1 of classifiers, mIoU of segmentors
 )
 
 
@@ -80,10 +105,11 @@ def row(result: dict) -> str:
     )
     published = result["published"]
     if published is None:
-        figures = f"{'-':>10} {'-':>7} {'-':>6}"
+        figures = f"{'-':>10} {'-':>9} {'-':>6}"
     else:
         figures = (
-            f"{published['parameters']:8.1f} M {published['multiply_accumulates']:5.1f} G {published['top1']:5.1f}%"
+            f"{published['parameters']:8.1f} M {published['multiply_accumulates']:7.1f} G"
+            f" {published.get('top1', published.get('miou')):5.1f}%"
         )
     return f"{result['model']:42} {size:>9} | {counted} | {figures}"
 
@@ -101,28 +127,31 @@ def main(arguments: list[str]) -> None:
     import mindspore as ms
 
     from src.files.atomic import write_text
-    from src.measuring.published import IMAGE_SIZE, PUBLISHED
+    from src.measuring.published import IMAGE_SIZE, PUBLISHED, PUBLISHED_SEGMENTORS
     from src.models import list_models
 
     ms.set_device("CPU")  # the graph is the same, and counting needs no accelerator
     for name, size in product(options.names, options.img_size or [None]):
-        resolved_size(name, size)
+        network_of(name, size)
 
     print(f"{'':52} | {'counted, for one image':41} | published\n{HEADINGS}", flush=True)
     results = []
     for name, given_size in product(options.names or list_models(), options.img_size or [None]):
         try:
-            size = resolved_size(name, given_size)
+            build, size = network_of(name, given_size)
         except UserError as error:  # some models cannot have every size
             print(f"{name:42} {'x'.join(map(str, given_size)):>9} | {error.args[0].partition(': ')[2]}", flush=True)
             continue
         published = PUBLISHED.get(name) if size == IMAGE_SIZE else None
-        results.append(measure(name, size) | {"published": asdict(published) if published else None})
+        segmentor = PUBLISHED_SEGMENTORS.get(name)
+        if segmentor is not None and size == segmentor.image_size:
+            published = segmentor
+        results.append(measure(name, build, size) | {"published": asdict(published) if published else None})
         print(row(results[-1]), flush=True)
     if options.json:
         units = {
             "counted": "for one image, float32; definitions in src/measuring/graph.py",
-            "published": "parameters in millions, multiply-accumulates in 10^9 (there: FLOPs), top-1 in percent",
+            "published": "parameters in millions, multiply-accumulates in 10^9 (there: FLOPs), top-1 and mIoU in %",
         }
         write_text(options.json, json.dumps({"units": units, "mindspore": ms.__version__, "models": results}, indent=2))
 

@@ -250,7 +250,8 @@ def load_model_config(name: str, overrides: Sequence[str] = ()) -> ModelConfig:
             raise ConfigError(f"{COMMAND_LINE}: {text!r} is not of the form key=value")
         key, value = _parse_override(f"model.{text.removeprefix('model.')}")
         given[key.removeprefix("model.")] = value
-    return _validate_model("model", given, {f"model.{key}": COMMAND_LINE for key in given}, COMMAND_LINE)
+    sources = {f"model.{key}": COMMAND_LINE for key in given}
+    return _validate_model("model", given, sources, COMMAND_LINE, stands=False)
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -393,7 +394,7 @@ def _validate_model(section: str, given: dict, sources: dict, shown: str, stands
     """Check a section of a network against the constructor's signature, then by the network's own rules.
 
     Args:
-        stands: whether the network has to stand on a backbone; None: either is right.
+        stands: whether the network has to stand on a backbone; otherwise it must not.
     """
     given = dict(given)
     name = given.pop("name", None)
@@ -404,7 +405,7 @@ def _validate_model(section: str, given: dict, sources: dict, shown: str, stands
         family, _ = find_model(name)
     except ValueError as error:
         raise ConfigError(f"{sources[key]}: {key}: {error}") from error
-    if stands is not None and family.has_backbone != stands:
+    if family.has_backbone != stands:
         wanted = "stands on a backbone, and none is wanted" if family.has_backbone else "is no network on a backbone"
         raise ConfigError(f"{sources[key]}: {key}: {name} {wanted} here")
     is_backbone = section == "backbone"

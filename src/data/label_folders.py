@@ -6,6 +6,7 @@ from pathlib import Path
 
 import mindspore.dataset as ds
 import numpy as np
+from PIL import Image
 
 from src.data.dataset import DataError, Dataset
 from src.data.image_files import EXAMPLES, LeftOut, list_images, read_file, reason_of
@@ -148,6 +149,14 @@ class LabelledFolders(Dataset):
             raise DataError(f"label image {path}: {fault}") from fault
         except (UnreadableImage, OSError) as error:
             raise UnreadableImage(f"its label image {path}: {reason_of(error)}") from error
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Return (height, width) of a sample by the head of its file; (0, 0) where it cannot be read."""
+        try:
+            with Image.open(self.path / self.files[index][0]) as image:
+                return image.height, image.width
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return 0, 0
 
     def pixels(self, index: int, channels: int) -> np.ndarray:
         """Return the pixels [H, W, channels] uint8 of a sample.

@@ -9,6 +9,7 @@ of any operator: they are the same with any number of workers and after a resume
 """
 
 import ctypes
+import gc
 import os
 import re
 from abc import ABC, abstractmethod
@@ -150,6 +151,10 @@ class EvalSamples(ABC):
 
     outputs: tuple[str, ...]
 
+    def order(self, indices: list[int]) -> list[int]:
+        """Return the samples of a rank in the order in which they are to come; by default it stays."""
+        return indices
+
     @abstractmethod
     def sample(self, columns: tuple[np.ndarray, ...], index: int) -> tuple[np.ndarray, ...]:
         """Turn the columns of one sample into arrays. Runs in a worker process."""
@@ -240,6 +245,16 @@ def has_libnuma() -> bool:
     except OSError:
         return False
     return True
+
+
+def finish_abandoned_iterators() -> None:
+    """Collect garbage, before worker processes start as copies of this one.
+
+    An iterator of MindSpore's that nobody refers to any more, such as one that an error ended, would be in the copies,
+    too. Where a copy collects it, it is to stop threads that the copy does not have: the worker crashes, and the
+    process that waits for its batches stands still.
+    """
+    gc.collect()
 
 
 def _read(iterator):
@@ -363,6 +378,7 @@ class TrainBatches:
             python_multiprocessing=self.workers > 1,
         )
         passes = 1 if first_batch or self.data.fixed_order else self.epochs - epoch
+        finish_abandoned_iterators()
         return dataset.create_tuple_iterator(num_epochs=passes, output_numpy=True)
 
 
@@ -414,6 +430,7 @@ class EvalBatches:
         yield from prefetch(batches, self.samples.batch)
 
     def _open(self):
+        self.indices = self.samples.order(self.indices)
         keys = ds.GeneratorDataset(EvalKeys(self.indices), ["index"], shuffle=False, python_multiprocessing=False)
         columns = [*self.data.columns, "index"]
         dataset = ds.zip((self.data.reader(ds.SubsetSampler(self.indices)), keys)).batch(
@@ -425,4 +442,5 @@ class EvalBatches:
             num_parallel_workers=self.workers,
             python_multiprocessing=self.workers > 1,
         )
+        finish_abandoned_iterators()
         return dataset.create_tuple_iterator(num_epochs=self.passes, output_numpy=True)

@@ -1,11 +1,11 @@
-"""Lists the figures that the authors published of their models: size, cost and ImageNet-1K accuracy.
+"""Lists the figures that the authors published of their models: size, cost, and accuracy on ImageNet-1K or ADE20K.
 
 They stand beside the figures that are measured here.
 """
 
 from dataclasses import dataclass
 
-IMAGE_SIZE = (224, 224)  # size of images in all figures below
+IMAGE_SIZE = (224, 224)  # size of images in the figures of classifiers
 
 _FOCAL = "https://github.com/microsoft/Focal-Transformer (README.md, commit 57bb303)"
 _TWINS = "https://github.com/Meituan-AutoML/Twins (README.md, commit c1ff671)"
@@ -40,4 +40,32 @@ PUBLISHED: dict[str, Published] = {
     "twins_svt_small": Published(24.0, 2.8, 81.7, _TWINS),
     "twins_svt_base": Published(56.0, 8.3, 83.2, _TWINS),
     "twins_svt_large": Published(99.2, 14.8, 83.7, _TWINS),
+}
+
+
+@dataclass(frozen=True)
+class PublishedSegmentor:
+    """Holds the published figures of a network on ADE20K, by the name of its configuration.
+
+    Parameters are in millions, mIoU in percent, at a single scale. Multiply-accumulates, in 10^9 an image of
+    `image_size`, cannot be reproduced: the originals' code for
+    this was not, and no way of counting gives them (docs/models.md).
+    """
+
+    parameters: float
+    multiply_accumulates: float
+    miou: float
+    image_size: tuple[int, int]
+    source: str
+
+
+PUBLISHED_SEGMENTORS: dict[str, PublishedSegmentor] = {
+    f"upernet_focal_{size}_{embedding}ade20k": PublishedSegmentor(parameters, cost, miou, image_size, _FOCAL)
+    for size, parameters, cost, miou, image_size, embeddings in (
+        ("tiny", 62, 998, 45.8, (512, 2048), ("", "useconv_")),
+        ("small", 85, 1130, 48.0, (512, 2048), ("", "useconv_")),
+        ("base", 126, 1354, 49.0, (512, 2048), ("", "useconv_")),
+        ("large", 240, 3376, 54.0, (640, 2560), ("", "window12_")),
+    )
+    for embedding in embeddings
 }

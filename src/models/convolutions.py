@@ -9,7 +9,7 @@ from mindspore.common.initializer import Normal, Uniform, initializer
 
 from src.models.gathers import RowGather, with_padding_token
 from src.models.layers import AddBias, LayerNorm
-from src.models.resize import BilinearResize, LeftProduct, bilinear_matrix
+from src.models.resize import BilinearResize, LeftProduct, bilinear_matrix, padded_rows
 
 # How the weights of a convolution start, from the numbers of inputs and outputs of a place (fan-in, fan-out).
 WEIGHTS = {
@@ -247,14 +247,31 @@ class EnlargedConvolution(nn.Cell):
         self.implementation = "unfold"
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
         self.source, self.target = tuple(source), tuple(target)
-        # Each has the matrices of all offsets side by side: of columns [W, w, k], of rows [H, k, h].
-        rows, columns = (shifted_resizes(*sides, kernel_size) for sides in zip(source, target, strict=True))
-        self.rows = LeftProduct(rows.transpose(1, 0, 2).reshape(target[0], -1))
-        self.columns = LeftProduct(columns.transpose(1, 2, 0).reshape(target[1], -1))
+        rows, columns = self.matrices(target)
+        self.rows, self.columns = LeftProduct(rows), LeftProduct(columns)
         self.matmul = ops.MatMul()
         self.enlarge = BilinearResize(source, target)
         kernel = (kernel_size, kernel_size)
         self.conv2d = ops.Conv2D(out_channels, kernel, pad_mode="pad", pad=kernel_size // 2)
+
+    def matrices(self, part: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the matrices of rows and columns that enlarge to the top left part (H, W) of the target.
+
+        Each has the matrices of all offsets side by side: of rows [H, k, h], of columns [W, w, k].
+        """
+        rows, columns = (
+            shifted_resizes(source, filled, self.kernel_size, target)
+            for source, filled, target in zip(self.source, part, self.target, strict=True)
+        )
+        return (
+            rows.transpose(1, 0, 2).reshape(self.target[0], -1),
+            columns.transpose(1, 2, 0).reshape(self.target[1], -1),
+        )
+
+    def products_of(self, part: tuple[int, int]) -> list[tuple[LeftProduct, np.ndarray]]:
+        """Return the products, and the matrices by which the enlarged map is zero beyond its top left part (H, W)."""
+        rows, columns = self.matrices(part)
+        return [(self.rows, rows), (self.columns, columns), *self.enlarge.products_of(part)]
 
     def construct(self, x, weight):
         """Map tokens [B, h * w, C] and a weight [out, C, k, k] to tokens [B, H * W, out]."""
@@ -272,14 +289,17 @@ class EnlargedConvolution(nn.Cell):
         return x.reshape((-1, self.target[0] * self.target[1], out))
 
 
-def shifted_resizes(source: int, target: int, kernel_size: int) -> np.ndarray:
+def shifted_resizes(source: int, filled: int, kernel_size: int, target: int) -> np.ndarray:
     """Return a bilinear_matrix for each tap of a kernel, shifted so that its row i is what the tap sees at place i.
+
+    Args:
+        filled: places of the target that the source is resized to; the others see zeros.
 
     Returns:
         [kernel_size, target, source] float32; rows of zeros where the tap sees padding.
     """
     reach = kernel_size // 2
-    padded = np.pad(bilinear_matrix(source, target), ((reach, reach), (0, 0)))
+    padded = np.pad(padded_rows(bilinear_matrix(source, filled), target), ((reach, reach), (0, 0)))
     return np.stack([padded[tap : tap + target] for tap in range(kernel_size)])
 
 

@@ -7,7 +7,7 @@ the same on every device.
 import math
 
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 from mindspore.ops.functional import is_sequence_value_unknown
 
 from src.models.gathers import RowGather
@@ -46,6 +46,11 @@ def averaging_matrix(source: int, bins: int) -> np.ndarray:
     return matrix
 
 
+def padded_rows(matrix: np.ndarray, rows: int) -> np.ndarray:
+    """Append rows of zeros to a matrix, so that it has `rows`."""
+    return np.pad(matrix, ((0, rows - len(matrix)), (0, 0)))
+
+
 class LeftProduct(nn.Cell):
     """Multiplies a static matrix [T, S] by each of N matrices: [N, S, D] to [N, T, D]."""
 
@@ -55,6 +60,18 @@ class LeftProduct(nn.Cell):
         self.target, self.source = matrix.shape
         self.matmul = ops.MatMul()
         self.batched = ops.BatchMatMul()
+
+    def set_matrix(self, matrix: np.ndarray) -> None:
+        """Replace the matrix by another of its shape. Once called before a graph is compiled, the graph sees changes.
+
+        It is a parameter from then on, so this is for networks whose parameters nobody trains or saves.
+        """
+        value = Tensor(np.ascontiguousarray(matrix, np.float32))
+        if isinstance(self.matrix, Parameter):
+            self.matrix.set_data(value)
+        else:
+            del self.matrix
+            self.matrix = Parameter(value, name="matrix", requires_grad=False)
 
     def construct(self, x):
         matrix = self.matrix.astype(x.dtype)
@@ -84,6 +101,17 @@ class BilinearResize(nn.Cell):
                 LeftProduct(bilinear_matrix(side, wanted, align_corners))
                 for side, wanted in zip(source, target, strict=True)
             )
+
+    def products_of(self, part: tuple[int, int]) -> list[tuple[LeftProduct, np.ndarray]]:
+        """Return the products, and the matrices by which only the top left part (H, W) of the target is filled."""
+        if self.is_identity:
+            return []
+        return [
+            (product, padded_rows(bilinear_matrix(side, filled), whole))
+            for product, side, filled, whole in zip(
+                (self.rows, self.columns), self.source, part, self.target, strict=True
+            )
+        ]
 
     def construct(self, x):
         if self.is_identity:
@@ -120,8 +148,17 @@ class AdaptiveAveragePool(nn.Cell):
 
     def __init__(self, map_size: tuple[int, int], bins: int):
         super().__init__()
+        self.map_size, self.bins = tuple(map_size), bins
         rows, columns = (averaging_matrix(side, bins) for side in map_size)
         self.product = LeftProduct(np.kron(rows, columns))
+
+    def products_of(self, part: tuple[int, int]) -> list[tuple[LeftProduct, np.ndarray]]:
+        """Return the product, and the matrix that averages over the top left part (h, w) of the map alone."""
+        rows, columns = (
+            padded_rows(averaging_matrix(side, self.bins).T, whole).T
+            for side, whole in zip(part, self.map_size, strict=True)
+        )
+        return [(self.product, np.kron(rows, columns))]
 
     def construct(self, x):
         return self.product(x)

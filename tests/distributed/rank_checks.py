@@ -9,6 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
+import mindspore as ms
 import numpy as np
 
 from src.config.load import load_config
@@ -16,6 +17,7 @@ from src.distributed import ranks
 from src.distributed.launch import leave
 from src.models.batch_norm import synchronise_batch_norms
 from tests.models import test_batch_norm as batch_norm
+from tests.tasks.segmentation import small_step
 from tests.training import counted_losses as toy
 
 DTYPES = ("int64", "uint8", "bool", "float16", "float32", "float64", "<U7", "i4, f8", ">i2")
@@ -91,11 +93,23 @@ def batch_norm_is_that_of_the_whole_batch(dist):
     batch_norm.assert_equal([out, by_tokens, by_weight, by_bias, *running], whole)
 
 
+def segmentation_is_that_of_one_process(dist):
+    """Weights and running statistics: images of a rank have other shares of pixels without a class."""
+    ms.set_context(mode=ms.PYNATIVE_MODE, pynative_synchronize=True)  # as in tests/conftest.py
+    expected, losses = small_step.outcome_of_run()  # by this process alone
+    found, losses_of_ranks = small_step.outcome_of_run(dist.rank, dist.size, dist.gradient_reducer)
+    ms.set_context(mode=ms.GRAPH_MODE)
+    np.testing.assert_allclose(losses_of_ranks, losses, rtol=1e-5)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-4 * np.abs(value).max(), err_msg=name)
+
+
 CHECKS = (
     gather_brings_every_bit_in_the_order_of_ranks,
     counted_losses_are_those_of_one_process,
     one_overflow_skips_the_update_of_all,
     batch_norm_is_that_of_the_whole_batch,
+    segmentation_is_that_of_one_process,
 )
 
 

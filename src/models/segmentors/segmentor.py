@@ -16,6 +16,7 @@ from src.models.convolutions import convolution_parameters
 from src.models.device_options import device_options, set_device_options
 from src.models.layers import AddBias
 from src.models.registry import ArgumentError
+from src.models.resize import LeftProduct
 
 
 class Segmentor(nn.Cell):
@@ -146,8 +147,35 @@ class Segmentor(nn.Cell):
             ArgumentError: a size that the backbone cannot have; the message names the nearest.
         """
         backbone = self.backbone.at(size)
-        if backbone is self.backbone:
-            return self
+        return self if backbone is self.backbone else self._on(backbone)
+
+    def on_canvas(self, size: int | Sequence[int]) -> "Segmentor":
+        """Return a model for images of all sizes up to a canvas, which has this model's parameters.
+
+        Images stand in the canvas's top left corner, with zeros on the right and below; `set_part` tells their size
+        before each call. All have one graph.
+
+        Raises:
+            ArgumentError: a size that the backbone cannot have; the message names the nearest.
+        """
+        other = self._on(self.backbone.at(size))
+        other.set_part(other.img_size)
+        return other
+
+    def set_part(self, size: tuple[int, int]) -> None:
+        """Let pooling average over the top left (height, width) pixels of the images of a canvas; see on_canvas.
+
+        Other layers see the padding: convolutions at the edge, and attention whose windows reach beyond it.
+        """
+        for product, matrix in self.products_of(size):
+            product.set_matrix(matrix)
+
+    def products_of(self, part: tuple[int, int]) -> list[tuple[LeftProduct, np.ndarray]]:
+        """Return the products that pool whole maps, and the matrices by which they see a part of the images alone."""
+        return []
+
+    def _on(self, backbone: Backbone) -> "Segmentor":
+        """Return a model on another backbone of the same parameters."""
         with no_init_parameters():  # random values would be replaced below
             other = type(self)(backbone, **self.arguments)
         share_parameters(other, self)

@@ -2,12 +2,14 @@
 
 import itertools
 
+import numpy as np
 from mindspore import nn
 
 from src.models.backbones.backbone import Backbone
+from src.models.convolutions import EnlargedConvolution
 from src.models.pyramid import ConvNorm, PyramidConv, pooling_branches, same_conv
 from src.models.registry import ArgumentError, register_family
-from src.models.resize import BilinearResize
+from src.models.resize import BilinearResize, LeftProduct
 from src.models.segmentors.segmentor import PixelClassifier, Segmentor, check_segmentor, check_several_maps
 
 
@@ -35,6 +37,15 @@ class UPerHead(nn.Cell):
         self.enlarge = nn.CellList([BilinearResize(below, above) for above, below in itertools.pairwise(sizes)])
         self.fpn_bottleneck = ConvNorm(PyramidConv([(channels, size) for size in sizes], channels, 3, sizes[0]))
         self.conv_seg = PixelClassifier(channels, num_classes)
+
+    def products_of(self, part: tuple[int, int]) -> list[tuple[LeftProduct, np.ndarray]]:
+        """Return the products of pyramid pooling, and the matrices by which it sees the top left part (h, w) alone."""
+        products = []
+        for branch, enlarged in zip(self.psp_modules, list(self.bottleneck.conv.parts)[1:], strict=True):
+            products += branch[0].products_of(part)
+            if isinstance(enlarged, EnlargedConvolution):  # as many bins as the map has places need none
+                products += enlarged.products_of(part)
+        return products
 
     def construct(self, maps):
         """Map a tuple of tokens to the tokens [B, H * W, channels] of the largest map, which conv_seg classifies."""
@@ -127,6 +138,11 @@ class UPerNet(Segmentor):
             return ()
         features = self.auxiliary_head(maps[len(maps) - 2])
         return (self.auxiliary_head.conv_seg(features, self.scales_of_head(1, channel_scales)),)
+
+    def products_of(self, part):
+        deepest = self.backbone.feature_maps[-1]
+        height, width = (-(-side // deepest.stride) for side in part)
+        return self.decode_head.products_of((min(height, deepest.size[0]), min(width, deepest.size[1])))
 
     def batch_caveat(self, batch_size, ranks):
         if batch_size * ranks > 1 or 1 not in self.arguments["pool_scales"]:

@@ -1,6 +1,7 @@
 """Evaluates a segmentor: counts its answers over every pixel of every image once."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
@@ -132,7 +133,7 @@ class SegmentationEvaluator(Evaluator):
         """Return a view of each image, which is padded to a multiple of eval.canvas_step."""
         step, valid = self.config.eval.canvas_step, images.shape[2:]
         canvas = (-(-valid[0] // step) * step, -(-valid[1] // step) * step)
-        maps = self._maps(network, _padded(images, canvas))
+        maps = self._maps(partial(network, part=valid), _padded(images, canvas))
         return [whole_view(logits, canvas, size, valid, mirrored) for logits in maps]
 
     def _slide(self, network, images, size, mirrored) -> list[View]:

@@ -29,26 +29,33 @@ class NetworksBySize:
         self, model: Segmentor, network: nn.Cell, level: str, kept: int, call: Callable[..., Tensor] = call_cell
     ):
         self.model, self.network, self.level, self.kept, self.call = model, network, level, kept, call
-        self.others: OrderedDict[tuple[int, int], tuple[nn.Cell, tuple[int, int]]] = OrderedDict()
+        # By size and whether it is a canvas: the model of that size, and the same in the run's precision.
+        self.others: OrderedDict[tuple[tuple[int, int], bool], tuple[Segmentor, nn.Cell]] = OrderedDict()
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, part: tuple[int, int] | None = None) -> Tensor:
         """Map images [B, C, H, W] to logits [B, h, w, classes].
+
+        Args:
+            part: (height, width) of what is not padding, where images stand on a canvas; see Segmentor.on_canvas.
 
         Raises:
             ArgumentError: the network cannot have this size.
         """
-        network, map_size = self._at(images.shape[2:])
-        return self.call(network, images).reshape((images.shape[0], *map_size, -1))
+        model, network = self._of(images.shape[2:], part is not None)
+        if part is not None:
+            model.set_part(part)
+        return self.call(network, images).reshape((images.shape[0], *model.map_size, -1))
 
-    def _at(self, size: tuple[int, int]) -> tuple[nn.Cell, tuple[int, int]]:
-        """Return the network of an image size, and (h, w) of its logits."""
-        if size == self.model.img_size:
-            return self.network, self.model.map_size
-        if size not in self.others:
+    def _of(self, size: tuple[int, int], is_canvas: bool) -> tuple[Segmentor, nn.Cell]:
+        """Return the model of an image size, and the same in the run's precision."""
+        if size == self.model.img_size and not is_canvas:
+            return self.model, self.network
+        key = size, is_canvas
+        if key not in self.others:
             if len(self.others) == self.kept:
                 self.others.popitem(last=False)
                 gc.collect()  # cyclic references keep a cell and its graph alive
-            model = self.model.at(size)
-            self.others[size] = apply_precision(model, self.level).set_train(False), model.map_size
-        self.others.move_to_end(size)
-        return self.others[size]
+            model = self.model.on_canvas(size) if is_canvas else self.model.at(size)
+            self.others[key] = model, apply_precision(model, self.level).set_train(False)
+        self.others.move_to_end(key)
+        return self.others[key]

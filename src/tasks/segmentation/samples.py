@@ -124,6 +124,10 @@ class SegmentationEvalSamples(EvalSamples):
         self.mean, self.std = mean, std
         self.outputs = (*(f"pixels{number or ''}" for number in range(len(scales))), "label", "weight", "index")
 
+    def order(self, indices):
+        """Return samples by the size of their images: a network has a graph for each size, and compiles it once so."""
+        return sorted(indices, key=self.data.image_size)
+
     def sample(self, columns, index):
         weight = np.float32(1)
         try:

@@ -41,6 +41,11 @@ class ColourNetwork(nn.Cell):
             raise ArgumentError("img_size", "sides must be multiples of 4")
         return ColourNetwork(size, self.scale)
 
+    on_canvas = at
+
+    def set_part(self, size):
+        assert all(part <= whole for part, whole in zip(size, self.img_size, strict=True))
+
 
 class Scenes:
     """What an evaluator asks of a data set."""
@@ -126,7 +131,7 @@ def test_networks_of_a_bounded_number_of_sizes_are_kept_with_the_same_weights(ev
     built = evaluator(network, 4, "eval.graphs=2")
     evaluate(network, BATCHES, built)
     kept = built.networks
-    assert list(kept.others) == [(48, 32), (40, 40)]  # (32, 48) was used before these
+    assert list(kept.others) == [((48, 32), False), ((40, 40), False)]  # (32, 48) was used before these
     known = [cell for cell, _ in kept.others.values()]
     network.scale.set_data(Tensor(0.0, ms.float32))  # as the averaged weights are put in place of the others
     result = evaluate(network, BATCHES[1:], built)
@@ -214,3 +219,21 @@ def test_networks_of_other_sizes_have_the_parameters_at_any_precision(level):
     own = dict(model.parameters_and_names())
     apply_precision(model, level)
     assert {id(parameter) for parameter in model.at((40, 48)).get_parameters()} == {id(p) for p in own.values()}
+
+
+@pytest.mark.parametrize("precision", ["O0", "O2"])
+def test_pooling_on_a_canvas_sees_the_image_alone(precision):
+    """What remains is what convolutions and attention see beyond the image's edge."""
+    ms.set_seed(0)
+    backbone = create_model(features_only=True, **CONFIG["backbone"])
+    model: Segmentor = create_model(backbone=backbone, **CONFIG["model"]).set_train(False)
+    tokens = np.random.default_rng(0).standard_normal((1, 8 * 6, 16)).astype(np.float32)  # of stride 8: 64 x 48 pixels
+    maps = tokens.reshape(1, 8, 6, 16)
+    apply_precision(model, precision)
+    canvas = model.on_canvas((64, 64))
+    canvas.set_part((64, 48))
+    padded = np.concatenate([maps, np.full((1, 8, 2, 16), 100.0, np.float32)], 2)
+    pooled = [branch[0](Tensor(padded.reshape(1, 64, 16))).asnumpy() for branch in canvas.decode_head.psp_modules]
+    exact = [branch[0](Tensor(tokens)).asnumpy() for branch in model.at((64, 48)).decode_head.psp_modules]
+    for found, expected in zip(pooled, exact, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -158,7 +158,9 @@ def test_evaluation_resizes_images_and_not_labels(root):
         np.testing.assert_array_equal(labels[0], label)
         assert weights.tolist() == [1.0] and weights.dtype == np.float32
         seen += indices.tolist()
-    assert seen == list(range(12))
+    assert sorted(seen) == list(range(12))
+    sizes = [data.image_size(index) for index in seen]  # in order, so that a network compiles the graph of each once
+    assert sizes == sorted(sizes) and len(set(sizes)) == 3
 
 
 def test_evaluation_at_several_scales(root):
@@ -176,7 +178,8 @@ def test_images_of_one_size_make_batches_and_others_do_not(tmp_path):
     data = opened(tmp_path)
     shapes = [batch[0].shape for batch in EvalBatches(data, eval_samples(data), batch_size=2)]
     assert shapes == [(2, 3, 20, 24), (1, 3, 20, 24)]
-    make_pair(tmp_path, "training", "same1", (20, 25), 4, 0)
+    for name in ("same1", "same2"):
+        make_pair(tmp_path, "training", name, (20, 25), 4, 0)
     with pytest.raises(DataError, match=r"different shapes \(\(20, 24, 3\), \(20, 25, 3\)\); set eval.batch_size=1$"):
         list(EvalBatches(data, eval_samples(data), batch_size=2, workers=2))
 

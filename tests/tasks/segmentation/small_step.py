@@ -1,0 +1,54 @@
+"""Two updates of the smallest segmentor on six images, over one rank or several, without noise."""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+
+from src.config.schema import OptimizerConfig
+from src.models import create_model
+from src.models.batch_norm import synchronise_batch_norms
+from src.tasks.segmentation.loss import PixelLosses
+from src.training.optimizer import create_optimizer
+from src.training.train_step import LossScale, TrainStep
+from tests.tasks.segmentation.small_run import CLASSES, CONFIG
+
+IMAGES, UPDATES, IGNORED = 6, 2, 255
+
+
+def build(ranks=1, reducer_of=lambda parameters: None, accumulation_steps=1):
+    """The network and its training step, by plain gradient descent and the mean over valid pixels."""
+    ms.set_seed(3)
+    backbone = create_model(features_only=True, **CONFIG["backbone"] | {"drop_path_rate": 0.0})
+    model = create_model(backbone=backbone, **CONFIG["model"] | {"dropout": 0.0})
+    synchronise_batch_norms(model, ranks)
+    parameters = model.trainable_params()
+    step = TrainStep(
+        PixelLosses(model, model, IGNORED, "valid"),
+        parameters,
+        create_optimizer(model, OptimizerConfig(name="sgd", momentum=0.0, nesterov=False, weight_decay=0.0)),
+        LossScale(1024.0, dynamic=True, growth_interval=2000),
+        reducer=reducer_of(parameters),
+        ranks=ranks,
+        accumulation_steps=accumulation_steps,
+    )
+    return model, step.set_train()
+
+
+def batch_of(update):
+    """Six images and their labels, of which some have no class: each image another share."""
+    generator = np.random.default_rng(update)
+    images = generator.standard_normal((IMAGES, 3, 32, 32)).astype(np.float32)
+    labels = generator.integers(0, len(CLASSES), (IMAGES, 32 * 32)).astype(np.int32)
+    labels[generator.random(labels.shape) < np.linspace(0, 0.9, IMAGES)[:, None]] = IGNORED
+    return images, labels
+
+
+def outcome_of_run(rank=0, ranks=1, reducer_of=lambda parameters: None):
+    """All parameters after the updates, running statistics included, and the loss of each update."""
+    model, step = build(ranks, reducer_of)
+    losses = []
+    for update in range(UPDATES):
+        images, labels = (array[rank::ranks] for array in batch_of(update))
+        scalars = Tensor(0.1, ms.float32), True, Tensor(0.0, ms.float32)
+        losses.append(step(*scalars, Tensor(images), Tensor(labels), None, None).asnumpy()[0])
+    return {parameter.name: parameter.asnumpy() for parameter in model.get_parameters()}, losses
