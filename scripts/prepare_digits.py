@@ -18,6 +18,18 @@ VAL_FRACTION = 0.2
 SPLIT_SEED = 0
 
 
+def split_scans(targets: np.ndarray) -> tuple[list[int], list[int]]:
+    """Split the scans' numbers into those to train with and those held out, in the same proportion for every digit.
+
+    Args:
+        targets: the digit of each scan, as scikit-learn lists them.
+    """
+    train, val = train_test_split(
+        np.arange(len(targets)), test_size=VAL_FRACTION, stratify=targets, random_state=SPLIT_SEED
+    )
+    return train.tolist(), val.tolist()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--classes", type=int, nargs="+", choices=range(10), metavar="DIGIT", help="default: all")
@@ -27,9 +39,7 @@ def main() -> None:
     output = options.output or Path("data/digits" + (str(len(classes)) if options.classes else ""))
 
     digits = load_digits()
-    indices = np.arange(len(digits.target))
-    train, val = train_test_split(indices, test_size=VAL_FRACTION, stratify=digits.target, random_state=SPLIT_SEED)
-    train, val = ([index for index in part if digits.target[index] in classes] for part in (train, val))
+    train, val = ([i for i in part if digits.target[i] in classes] for part in split_scans(digits.target))
     images = {f"{digits.target[index]}/{index:04d}.png" for index in [*train, *val]}
     if {"/".join(path.parts[-2:]) for path in output.glob("*/*/*.png")} == images:
         print(f"{output}: {len(train)} training and {len(val)} validation images are there already")

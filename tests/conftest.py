@@ -118,6 +118,18 @@ def digits(made_once) -> Path:
     return made_once("digits", make)
 
 
+@pytest.fixture(scope="session")
+def digit_scenes(made_once) -> Path:
+    """A few scenes of handwritten digits: 24 to train with and 8 to validate."""
+
+    def make(folder):
+        numbers = ("--training", "24", "--validation", "8")
+        command = [sys.executable, "scripts/prepare_digit_scenes.py", "--output", folder, *numbers]
+        subprocess.run(command, cwd=ROOT, check=True)
+
+    return made_once("digit_scenes", make)
+
+
 @pytest.fixture
 def run_script(capsys, monkeypatch):
     """Run an entry point in this process: run_script("train.py", "--config", ...) -> (exit code, stdout, stderr).

@@ -131,6 +131,23 @@ def shrink(config: Path) -> None:
     config.write_text(yaml.safe_dump(content))
 
 
+def shrink_segmentation(config: Path) -> None:
+    """The segmentation quickstart for one epoch of a small network, which has a stage more than the shrunk classifier.
+
+    That its own network starts from the real classifier's weights is tested in test_quickstart.py.
+    """
+    content = yaml.safe_load(config.read_text())
+    content["backbone"] |= {
+        "window_size": 2, "embed_dim": 16, "depths": [2, 1], "num_heads": [1, 2], "focal_stages": [0, 1],
+        "focal_levels": [1, 1], "focal_topK": 8,
+    }  # fmt: skip
+    content["model"] |= {"channels": 8, "pool_scales": [1], "auxiliary_weight": 0.0}
+    content["train"] |= {"epochs": 1, "batch_size": 48, "pretrained": None}
+    content["schedule"]["warmup_epochs"] = 0
+    content["data"]["workers"] = 1
+    config.write_text(yaml.safe_dump(content))
+
+
 def shrink_checks(folder: Path) -> None:
     """Lint, types and tests as in the original, of less: the types of one file, and in this process a test or two."""
     settings = folder / "pyproject.toml"
@@ -160,6 +177,7 @@ class Workshop:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
         shrink(folder / "configs/quickstart/focalv2_digits.yaml")
+        shrink_segmentation(folder / "configs/quickstart/upernet_digits.yaml")
         shrink_checks(folder)
         five = folder / "configs/finetune/focalv2_digits5_64.yaml"
         five.write_text(five.read_text().replace("epochs: 5\n", "epochs: 1\n"))

@@ -1,11 +1,14 @@
-"""The quickstart's promises: its accuracy on the held-out digits, and that of its network fine-tuned."""
+"""The quickstarts: accuracy on the held-out digits, that of the network fine-tuned, and mIoU on scenes of digits."""
 
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from scripts.prepare_digit_scenes import CLASSES
+from src.config.load import load_config
 from tests.conftest import DIGITS_CONFIG, ROOT
 
 
@@ -46,6 +49,50 @@ def test_quickstart_network_fine_tunes_to_five_digits_of_another_size(quickstart
     assert summary["best"] >= 98
 
 
+@pytest.mark.slow
+def test_segmentation_quickstart_trains_from_the_digit_classifier(quickstart, digit_scenes, tmp_path):
+    """Three updates and an evaluation of the network itself, on a few scenes."""
+    output = segment(quickstart, digit_scenes, tmp_path, "train.epochs=1", "schedule.warmup_epochs=0")
+    figures = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [line["weights"] for line in figures if "miou" in line] == ["raw", "ema"]
+    assert all(0 <= line["miou"] <= 100 for line in figures if "miou" in line)
+    assert (output / "checkpoints" / "best.ckpt").exists()
+
+
+@pytest.mark.exhaustive
+def test_segmentation_quickstart_reaches_its_miou(quickstart, tmp_path):
+    scenes = tmp_path / "scenes"
+    python("scripts/prepare_digit_scenes.py", "--output", scenes)
+    output = segment(quickstart, scenes, tmp_path)
+    assert json.loads((output / "summary.json").read_text())["best"] >= 75
+
+
+def segment(quickstart, scenes, folder, *overrides) -> Path:
+    """Train the segmentation quickstart from the classifier's best checkpoint; returns the run's folder."""
+    source = quickstart[-1].removeprefix("runtime.output=")
+    options = [
+        f"data.path={scenes}",
+        f"train.pretrained={source}/checkpoints/best.ckpt",
+        f"runtime.output={folder}/run",
+        *overrides,
+    ]
+    python("train.py", "--config", "upernet_digits", *options)
+    return folder / "run"
+
+
+def test_segmentation_quickstart_has_the_classifiers_backbone():
+    """All but what sizes decide, so that all of its weights fit."""
+    classifier, segmentor = (
+        load_config(DIGITS_CONFIG.with_name(f"{name}_digits.yaml")) for name in ("focalv2", "upernet")
+    )
+    own = {"num_classes": 10, "img_size": 48}
+    assert segmentor.backbone.name == classifier.model.name
+    assert segmentor.backbone.arguments | own == classifier.model.arguments
+    assert (segmentor.data.mean, segmentor.data.std) == (classifier.data.mean, classifier.data.std)
+    assert segmentor.augment.hflip == 0
+    assert tuple(segmentor.data.classes) == CLASSES
+
+
 def test_the_summary_names_the_report_and_a_prediction(tmp_path):
     """As quickstart.sh leaves the folder; the prediction is a wrong one, which is to be seen."""
     run = tmp_path / "run"
@@ -65,8 +112,6 @@ def test_the_summary_names_the_report_and_a_prediction(tmp_path):
 
 def test_quickstart_configuration_is_a_focal_network():
     """Three stages, two levels in each, several windows in the first two, and no flips."""
-    from src.config.load import load_config
-
     config = load_config(DIGITS_CONFIG)
     model = config.build_model("CPU")
     attentions = [stage.blocks[0].attn for stage in model.layers]

@@ -7,7 +7,7 @@ image; whoever asks resizes them.
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 from mindspore.nn.utils import no_init_parameters
 
 from src.models.backbones.backbone import Backbone, share_parameters
@@ -187,12 +187,23 @@ class Segmentor(nn.Cell):
 
 
 class PixelClassifier(nn.Cell):
-    """Maps tokens to logits of classes, by a convolution of one token whose weights start at N(0, 0.01)."""
+    """Maps tokens to logits of classes, by a convolution of one token whose weights start at N(0, 0.01).
 
-    def __init__(self, channels: int, num_classes: int):
+    Args:
+        background_share: the share of all pixels that class 0 is expected to have. The bias starts where it predicts
+            class 0 with this probability, and the others alike; 0: it starts at zero, as in the originals. Where most
+            pixels are background, the first updates would otherwise teach this to every weight, by features that are
+            above 0 at the background and exactly 0 elsewhere: there ReLU passes no gradient, and no class is learned.
+    """
+
+    def __init__(self, channels: int, num_classes: int, background_share: float = 0.0):
         super().__init__()
         self.channels, self.num_classes = channels, num_classes
         self.weight, self.bias = convolution_parameters(num_classes, channels, 1, "small")
+        if background_share:
+            shares = np.full(num_classes, (1 - background_share) / max(num_classes - 1, 1))
+            shares[0] = background_share
+            self.bias = Parameter(Tensor(np.log(shares).astype(np.float32)), name="bias")
         self.matmul = ops.MatMul(transpose_b=True)
         self.of_samples = ops.BatchMatMul(transpose_b=True)
         self.add_bias = AddBias()
@@ -227,6 +238,8 @@ def check_segmentor(arguments: dict, positive: tuple[str, ...]) -> None:
             raise ArgumentError(key, f"must be at least 1, got {arguments[key]}")
     if not 0 <= arguments["dropout"] < 1:
         raise ArgumentError("dropout", f"must be in [0, 1), got {arguments['dropout']}")
+    if not 0 <= arguments["background_share"] < 1:
+        raise ArgumentError("background_share", f"must be in [0, 1), got {arguments['background_share']}")
 
 
 def check_several_maps(backbone: Backbone) -> None:

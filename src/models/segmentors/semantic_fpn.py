@@ -22,7 +22,7 @@ class FPNHead(nn.Cell):
         maps: descriptions of the maps, from the largest on; all have `in_channels` channels.
     """
 
-    def __init__(self, maps, in_channels, channels, num_classes):
+    def __init__(self, maps, in_channels, channels, num_classes, background_share=0.0):
         super().__init__()
         largest = maps[0]
         scale_heads, enlarge = [], []
@@ -41,7 +41,7 @@ class FPNHead(nn.Cell):
             enlarge.append(nn.SequentialCell([BilinearResize(size, last), BilinearResize(last, largest.size)]))
         self.scale_heads = nn.CellList(scale_heads)
         self.enlarge = nn.CellList(enlarge)
-        self.conv_seg = PixelClassifier(channels, num_classes)
+        self.conv_seg = PixelClassifier(channels, num_classes, background_share)
 
     def construct(self, maps):
         """Map a tuple of tokens to the tokens [B, H * W, channels] of the largest map, which conv_seg classifies."""
@@ -67,6 +67,7 @@ class SemanticFPN(Segmentor):
     Args:
         neck_channels: of the feature pyramid. channels: of the head.
         dropout: probability that training drops a channel before the classifier.
+        background_share: where the classifier's bias starts, see PixelClassifier.
     """
 
     check = staticmethod(check_semantic_fpn)
@@ -78,15 +79,22 @@ class SemanticFPN(Segmentor):
         neck_channels: int = 256,
         channels: int = 128,
         dropout: float = 0.1,
+        background_share: float = 0.0,
     ):
         super().__init__(
             backbone,
-            {"num_classes": num_classes, "neck_channels": neck_channels, "channels": channels, "dropout": dropout},
+            {
+                "num_classes": num_classes,
+                "neck_channels": neck_channels,
+                "channels": channels,
+                "dropout": dropout,
+                "background_share": background_share,
+            },
         )
         check_several_maps(backbone)
         maps = backbone.feature_maps
         self.neck = FPN(maps, neck_channels)
-        self.decode_head = FPNHead(maps, neck_channels, channels, num_classes)
+        self.decode_head = FPNHead(maps, neck_channels, channels, num_classes, background_share)
         self.set_heads([("decode", 1.0, self.decode_head.conv_seg, maps[0].size)])
 
     def decode_features(self, maps):

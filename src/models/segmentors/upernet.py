@@ -22,7 +22,7 @@ class UPerHead(nn.Cell):
         pool_scales: bins along each side that the deepest map is averaged over.
     """
 
-    def __init__(self, maps, channels, pool_scales, num_classes):
+    def __init__(self, maps, channels, pool_scales, num_classes, background_share=0.0):
         super().__init__()
         *upper, deepest = maps
         sizes = [feature.size for feature in maps]
@@ -36,7 +36,7 @@ class UPerHead(nn.Cell):
         self.fpn_convs = nn.CellList([ConvNorm(same_conv(channels, channels, 3, m.size)) for m in upper])
         self.enlarge = nn.CellList([BilinearResize(below, above) for above, below in itertools.pairwise(sizes)])
         self.fpn_bottleneck = ConvNorm(PyramidConv([(channels, size) for size in sizes], channels, 3, sizes[0]))
-        self.conv_seg = PixelClassifier(channels, num_classes)
+        self.conv_seg = PixelClassifier(channels, num_classes, background_share)
 
     def products_of(self, part: tuple[int, int]) -> list[tuple[LeftProduct, np.ndarray]]:
         """Return the products of pyramid pooling, and the matrices by which it sees the top left part (h, w) alone."""
@@ -64,10 +64,10 @@ class UPerHead(nn.Cell):
 class FCNHead(nn.Cell):
     """Convolves one map (3x3) before its classifier."""
 
-    def __init__(self, feature, channels, num_classes):
+    def __init__(self, feature, channels, num_classes, background_share=0.0):
         super().__init__()
         self.convs = nn.CellList([ConvNorm(same_conv(feature.channels, channels, 3, feature.size))])
-        self.conv_seg = PixelClassifier(channels, num_classes)
+        self.conv_seg = PixelClassifier(channels, num_classes, background_share)
 
     def construct(self, x):
         return self.convs[0](x)
@@ -95,6 +95,7 @@ class UPerNet(Segmentor):
         channels: of every map of the decode head. pool_scales: see UPerHead.
         auxiliary_channels: of the FCN head. auxiliary_weight: factor of its loss; 0 builds none.
         dropout: probability that training drops a channel before the classifiers.
+        background_share: where the classifiers' biases start, see PixelClassifier.
     """
 
     check = staticmethod(check_upernet)
@@ -108,6 +109,7 @@ class UPerNet(Segmentor):
         auxiliary_channels: int = 256,
         auxiliary_weight: float = 0.4,
         dropout: float = 0.1,
+        background_share: float = 0.0,
     ):
         super().__init__(
             backbone,
@@ -118,15 +120,16 @@ class UPerNet(Segmentor):
                 "auxiliary_channels": auxiliary_channels,
                 "auxiliary_weight": auxiliary_weight,
                 "dropout": dropout,
+                "background_share": background_share,
             },
         )
         check_several_maps(backbone)
         maps = backbone.feature_maps
-        self.decode_head = UPerHead(maps, channels, pool_scales, num_classes)
+        self.decode_head = UPerHead(maps, channels, pool_scales, num_classes, background_share)
         heads = [("decode", 1.0, self.decode_head.conv_seg, maps[0].size)]
         self.has_auxiliary = auxiliary_weight > 0
         if self.has_auxiliary:
-            self.auxiliary_head = FCNHead(maps[-2], auxiliary_channels, num_classes)
+            self.auxiliary_head = FCNHead(maps[-2], auxiliary_channels, num_classes, background_share)
             heads.append(("auxiliary", auxiliary_weight, self.auxiliary_head.conv_seg, maps[-2].size))
         self.set_heads(heads)
 

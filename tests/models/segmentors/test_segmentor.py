@@ -166,6 +166,17 @@ def test_without_an_auxiliary_head():
     assert not [name for name in official_names(model) if name.startswith("auxiliary_head")]
 
 
+@pytest.mark.parametrize("name", HEADS)
+def test_classifiers_start_at_the_share_of_the_background(name):
+    """Every head predicts it before the first update, at any size; the others' share is theirs alike."""
+    model = small(name, background_share=0.8)
+    for network in (model, model.at(64)):
+        for head in ("decode_head", "auxiliary_head")[: len(model.head_names)]:
+            bias = getattr(network, head).conv_seg.bias.asnumpy()
+            np.testing.assert_allclose(np.exp(bias), [0.8, 0.05, 0.05, 0.05, 0.05], rtol=1e-6)
+    assert not small(name).decode_head.conv_seg.bias.asnumpy().any()
+
+
 def test_rates_decay_from_the_heads_to_the_patch_embedding():
     model = small("semantic_fpn")
     names = [parameter.name for parameter in model.trainable_params()]
@@ -184,6 +195,7 @@ def test_rates_decay_from_the_heads_to_the_patch_embedding():
     [
         ("upernet", {"pool_scales": []}, "pool_scales"),
         ("upernet", {"dropout": 1.0}, "dropout"),
+        ("upernet", {"background_share": 1.0}, "background_share"),
         ("upernet", {"auxiliary_weight": -1.0}, "auxiliary_weight"),
         ("upernet", {"neck_channels": 3}, "neck_channels"),
         ("semantic_fpn", {"channels": 0}, "channels"),
