@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -154,8 +155,9 @@ def test_bad_input_is_one_line(call, checkpoint, scenes, tmp_path, flags, messag
 
 
 DESCRIBED = {
-    "channels": 3, "reading": {}, "resize": None, "scales": [1.0], "mean": [0.5] * 3, "std": [0.5] * 3, "num_classes": 3,
-    "mode": "whole", "window": [32, 32], "stride": [16, 16], "canvas_step": None, "flip": False, "output": None,
+    "channels": 3, "reading": {}, "resize": None, "scales": [1.0], "mean": [0.5] * 3, "std": [0.5] * 3,
+    "num_classes": 3, "mode": "whole", "window": [32, 32], "stride": [16, 16], "canvas_step": None,
+    "flip": False, "output": None,
 }  # fmt: skip
 NO_OPTIONS = SimpleNamespace(top=None, classes=None, output=None, overlay=None, opacity=None)
 
@@ -237,6 +239,19 @@ def test_exported_files_predict_by_windows(call, checkpoint, files, scenes, tmp_
             expected, got = (label_of(tmp_path / folder, name)[1] for folder in ("checkpoint", output))
             # Labels of overlapping windows are not averaged, and are resized as they are.
             assert (got == expected).mean() > (0.8 if output == "labels" else 0.999), (output, name)
+
+
+def test_exported_files_are_evaluated_by_windows(config, checkpoint, files, tmp_path):
+    """As the checkpoint is by windows; a file that gives labels is refused, for it has no probabilities."""
+    sliding = replace(config, eval=config.eval.model_copy(update={"mode": "slide"}))
+    expected, got = (
+        evaluate_checkpoint(settings, Dist(), str(path), json_path=str(tmp_path / f"{path.name}.json"))
+        for settings, path in ((sliding, checkpoint), (config, files["logits"]))
+    )
+    assert got.figures["aacc"] == pytest.approx(expected.figures["aacc"], abs=0.1)
+    assert got.counts.confusion.sum() == expected.counts.confusion.sum()
+    with pytest.raises(UserError, match="gives labels; evaluation needs logits: export with --outputs logits"):
+        evaluate_checkpoint(config, Dist(), str(files["labels"]))
 
 
 def test_windows_of_labels_share_their_overlap():
