@@ -40,8 +40,9 @@ CLASSES = ("background", *map(str, range(10)))
 CROWD_SIZE = (5, 9)
 CROWD_HEIGHT = (0.11, 0.17)  # of the scene's side
 MARGIN = 16  # rows of a photograph between the part of the training scenes and that of the validation scenes
-CONTRAST = 100  # grey levels by which a digit is lighter than the mean of the photograph under it, at least
+CONTRAST = 130  # grey levels by which a digit is lighter than the mean of the photograph under it, at least
 JPEG_QUALITY = 95
+INK = 0.4  # of a pixel that belongs to a digit; strokes of the scans are grey at their edges
 
 
 @dataclass(frozen=True)
@@ -62,19 +63,19 @@ class Recipe:
         light: of the photographs, from and to; 1 leaves them as they are.
     """
 
-    training: int = 1200
+    training: int = 1600
     validation: int = 200
-    size: int = 144
+    size: int = 96
     seed: int = 0
-    digits: tuple[int, int] = (2, 5)
-    height: tuple[float, float] = (0.24, 0.42)
-    rotation: float = 12.0
-    overlapping: float = 0.25
+    digits: tuple[int, int] = (2, 7)
+    height: tuple[float, float] = (0.3, 0.45)
+    rotation: float = 10.0
+    overlapping: float = 0.1
     visible: float = 0.8
     empty: int = 20
-    crowds: int = 16
+    crowds: int = 32
     photograph: float = 0.6
-    light: tuple[float, float] = (0.15, 0.5)
+    light: tuple[float, float] = (0.05, 0.3)
 
 
 @dataclass
@@ -138,7 +139,7 @@ def draw_ink(generator: np.random.Generator, scan: np.ndarray, height: float, ro
     side = max(10, round(height * 10 / 8))
     enlarged = Image.fromarray(padded).resize((side, side), Image.Resampling.BICUBIC)
     turned = enlarged.rotate(generator.uniform(-rotation, rotation), Image.Resampling.BICUBIC, expand=True)
-    ink = np.clip((np.asarray(turned) - 0.1) / 0.6, 0, 1)  # an edge of half a pixel of the scan, as of a pen
+    ink = np.clip(np.asarray(turned), 0, 1)  # soft edges, as the classifier's enlarged scans have
     rows, columns = (np.flatnonzero(ink.max(axis)) for axis in (1, 0))
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
@@ -163,7 +164,7 @@ def put(image: np.ndarray, ink: np.ndarray, top: int, left: int, level: float) -
 def mask_of(ink: np.ndarray, top: int, left: int, size: int) -> np.ndarray:
     """Give the pixels of a scene [size, size] that ink covers by half or more."""
     mask = np.zeros((size, size), bool)
-    mask[top : top + ink.shape[0], left : left + ink.shape[1]] = ink >= 0.5
+    mask[top : top + ink.shape[0], left : left + ink.shape[1]] = ink >= INK
     return mask
 
 
