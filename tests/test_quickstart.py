@@ -81,11 +81,11 @@ def segment(quickstart, scenes, folder, *overrides) -> Path:
 
 
 def test_segmentation_quickstart_has_the_classifiers_backbone():
-    """All but what sizes decide, so that all of its weights fit."""
+    """All but what sizes decide, and stochastic depth, so that all of its weights fit."""
     classifier, segmentor = (
         load_config(DIGITS_CONFIG.with_name(f"{name}_digits.yaml")) for name in ("focalv2", "upernet")
     )
-    own = {"num_classes": 10, "img_size": 48}
+    own = {"num_classes": 10, "img_size": 48, "drop_path_rate": 0.1}
     assert segmentor.backbone.name == classifier.model.name
     assert segmentor.backbone.arguments | own == classifier.model.arguments
     assert (segmentor.data.mean, segmentor.data.std) == (classifier.data.mean, classifier.data.std)
