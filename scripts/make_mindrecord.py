@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
             options.images_per_file,
             options.workers,
             classes,
-            options.max_pixels or MAX_PIXELS,
+            MAX_PIXELS if options.max_pixels is None else options.max_pixels,
         )
         classes = MindRecordImages.open(index).classes
         print(f"made {index}", flush=True)

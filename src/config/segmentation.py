@@ -6,6 +6,7 @@ from pydantic import Field, field_validator
 
 from src.config.images import ImageData, check_channels
 from src.config.schema import Fraction, PathText, Positive, Rate, Section
+from src.models.backbones.backbone import image_size
 
 PixelValue = Annotated[int, Field(ge=0, lt=2**16)]  # what a label image can hold
 Sides = Annotated[list[Positive], Field(min_length=2, max_length=2)]
@@ -95,15 +96,22 @@ def check_segmentation(config) -> None:
         raise config.error(
             "data.classes", f"names {len(data.classes)} classes, and the model has {num_classes} (model.num_classes)"
         )
-    if data.reduce_zero_label and data.ignore_index < num_classes:
+    if data.reduce_zero_label and data.ignore_index <= num_classes:
         raise config.error(
             "data.ignore_index",
-            f"{data.ignore_index} is also one of the {num_classes} classes once data.reduce_zero_label has taken 1 off",
+            f"{data.ignore_index} is also one of the {num_classes} classes, which are 1 to {num_classes} in the files "
+            f"and 0 to {num_classes - 1} once data.reduce_zero_label has taken 1 off",
         )
     if (config.eval.mode == "canvas") != (config.eval.canvas_step is not None):
         problem = "is needed by eval.mode canvas" if config.eval.mode == "canvas" else "is for eval.mode canvas alone"
         raise config.error("eval.canvas_step", problem)
-    if config.eval.stride is not None and config.eval.mode not in ("slide", "auto"):
-        raise config.error("eval.stride", "is for eval.mode slide alone")
+    if config.eval.stride is not None:
+        if config.eval.mode not in ("slide", "auto"):
+            raise config.error("eval.stride", "is for eval.mode slide alone")
+        sides = image_size(backbone["img_size"])
+        if any(step > side for step, side in zip(config.eval.stride, sides, strict=True)):
+            raise config.error(
+                "eval.stride", f"{config.eval.stride} leaves gaps between windows of {list(sides)} pixels (img_size)"
+            )
     if data.ignore_index == 255 and num_classes > 255:
         raise config.error("data.ignore_index", f"255 is one of the {num_classes} classes; name a value beyond them")

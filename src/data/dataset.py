@@ -23,6 +23,7 @@ class Dataset(ABC):
         size: number of samples.
         columns: names of the values that the reader gives for each sample.
         fixed_order: the reader takes samplers of one fixed order only, so that every epoch needs a reader of its own.
+        names_classes: the names are the data's own; False where they are numbers for want of names.
         notices: lines about what is odd here, such as files that were left out; whoever opens it prints them.
     """
 
@@ -31,6 +32,7 @@ class Dataset(ABC):
     size: int
     columns: tuple[str, ...]
     fixed_order = False
+    names_classes = True
     notices: tuple[str, ...] = ()
 
     @property

@@ -5,9 +5,12 @@ whatever case, in the folder or below it; hidden files and those of operating sy
 counted by its reason.
 """
 
+import io
 import os
 import stat
 from bisect import insort
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +27,7 @@ SYSTEM_NAMES = frozenset(
     ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information", "Thumbs.db", "desktop.ini")
 )
 LARGEST = 1 << 30  # bytes; what Pillow agrees to decode is smaller, and such a file would fill the memory
+BLOCK = 1 << 20  # bytes
 EXAMPLES = 3
 
 HIDDEN = "hidden or of the system"
@@ -50,15 +54,38 @@ def read_file(path: str | Path) -> np.ndarray:
     Raises:
         OSError: the file cannot be opened or read, or is no regular file, or of a gigabyte or more.
     """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size >= LARGEST:
+            raise OSError(f"{size} bytes are too many for an image")
+        return np.frombuffer(file.read(), np.uint8)
+
+
+def read_through(path: str | Path) -> None:
+    """Read a regular file of any size to its end, and keep nothing.
+
+    Raises:
+        OSError: the file cannot be opened or read, or is no regular file.
+    """
+    with open_regular(path) as file:
+        while file.read(BLOCK):
+            pass
+
+
+@contextmanager
+def open_regular(path: str | Path) -> Iterator[io.FileIO]:
+    """Open a regular file to read, without a buffer. It never waits, as opening a pipe for reading would.
+
+    Raises:
+        OSError: the file cannot be opened, or is no regular file.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError("a folder, not a file" if stat.S_ISDIR(status.st_mode) else "not a regular file")
-        if status.st_size >= LARGEST:
-            raise OSError(f"{status.st_size} bytes are too many for an image")
-        with open(descriptor, "rb", buffering=0, closefd=False) as file:
-            return np.frombuffer(file.read(), np.uint8)
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            raise OSError("a folder, not a file" if stat.S_ISDIR(mode) else "not a regular file")
+        with io.FileIO(descriptor, "rb", closefd=False) as file:
+            yield file
     finally:
         os.close(descriptor)
 

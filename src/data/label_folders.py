@@ -6,11 +6,11 @@ from pathlib import Path
 
 import mindspore.dataset as ds
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from src.data.dataset import DataError, Dataset
 from src.data.decoding import AS_STORED, Reading, UnreadableImage, decode
-from src.data.image_files import EXAMPLES, LeftOut, list_images, read_file, reason_of
+from src.data.image_files import EXAMPLES, LeftOut, list_images, open_regular, read_file, reason_of
 from src.data.label_images import LABEL_EXTENSIONS, LabelFault, LabelRules, read_class_names, read_label
 from src.files.names import escape_name
 
@@ -49,7 +49,7 @@ class LabelledFolders(Dataset):
         """Open the data set that a configuration names for a split, "train" or "val"; see `open`."""
         data, num_classes = config.data, config.model.resolved()["num_classes"]
         root, name = Path(data.path), getattr(data, split)
-        return cls.open(
+        found = cls.open(
             root / data.images / name,
             root / data.labels / name,
             LabelRules(num_classes, data.ignore_index, data.reduce_zero_label),
@@ -57,6 +57,8 @@ class LabelledFolders(Dataset):
             (data.image_suffix, data.label_suffix),
             Reading.from_dict(data.model_dump()),
         )
+        found.names_classes = data.classes is not None
+        return found
 
     @classmethod
     def open(
@@ -158,9 +160,12 @@ class LabelledFolders(Dataset):
     def image_size(self, index: int) -> tuple[int, int]:
         """Return (height, width) of a sample by the head of its file; (0, 0) where it cannot be read."""
         try:
-            with Image.open(self.path / self.files[index][0]) as image:
-                return image.height, image.width
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            with open_regular(self.path / self.files[index][0]) as file, Image.open(file) as image:
+                size = image.height, image.width
+                if self.reading.exif == "apply" and image.getexif().get(ExifTags.Base.Orientation, 1) > 4:
+                    return size[::-1]
+                return size
+        except Exception:  # Pillow's plugins raise nearly every type on damaged files
             return 0, 0
 
     def pixels(self, index: int, channels: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from src.data.dataset import DataError
-from src.data.decoding import UnreadableImage
+from src.data.decoding import BITS_PER_SAMPLE, UnreadableImage
 from src.data.text_files import read_lines
 
 LABEL_EXTENSIONS = (".png", ".bmp", ".tif", ".tiff")
@@ -96,13 +96,22 @@ def _values(content: bytes) -> np.ndarray:
             f"is an image of mode {image.mode}, in which a pixel is no class; convert its colours to class numbers, "
             "and save them as a grey or palette PNG"
         )
-    if image.mode == "L" and content.startswith(PNG_START) and content[PNG_KIND] == 0 and content[PNG_DEPTH] < 8:
-        values = values // (255 // ((1 << content[PNG_DEPTH]) - 1))  # Pillow stretches two and four bits to 0 .. 255
+    depth = _grey_bits(image, content)
+    if image.mode == "L" and depth < 8:
+        values = values // (255 // ((1 << depth) - 1))  # Pillow stretches two and four bits to 0 .. 255
     if values.dtype == bool:
         values = values.astype(np.uint8)
     if values.min(initial=0) < 0 or values.max(initial=0) >= 1 << 16:
         raise LabelFault("holds values beyond 16 bits; save class numbers as a grey or palette PNG")
     return values
+
+
+def _grey_bits(image: Image.Image, content: bytes) -> int:
+    """Return the bits that a file has for a grey pixel, where its format may have fewer than eight; else eight."""
+    if image.format == "TIFF":
+        return image.tag_v2.get(BITS_PER_SAMPLE, (8,))[0]  # type: ignore[attr-defined]
+    is_grey_png = content.startswith(PNG_START) and content[PNG_KIND] == 0
+    return content[PNG_DEPTH] if is_grey_png else 8
 
 
 def read_class_names(names: list[str] | str | None, num_classes: int, key: str = "data.classes") -> tuple[str, ...]:

@@ -91,6 +91,23 @@ class MindRecordImages(ImageSet):
     def labels(self):  # type: ignore[override]  # read when first asked for
         return np.array(self._read_column("label"), dtype=np.int32)
 
+    def name(self, index):
+        """Return the name of one sample; a worker process, which has no reader, can only number it."""
+        return self.names[index] if os.getpid() == self.creator else f"image {index}"
+
+    def successors(self, index):
+        """List the other samples of a sample's class.
+
+        Raises:
+            DataError: in a worker process, which has no reader for them.
+        """
+        if os.getpid() != self.creator:
+            raise DataError(
+                f"data file {self.path}: image {index} cannot be decoded, as one of more than data.max_pixels; make "
+                "the file anew by scripts/make_mindrecord.py (--max-pixels), which leaves such images out"
+            )
+        return super().successors(index)
+
     def content(self, index):
         if os.getpid() != self.creator:  # MindSpore's reader needs threads that a forked worker does not have
             raise OSError(f"{self.path}: {DAMAGED}")

@@ -15,6 +15,7 @@ from mindspore.mindrecord import FileWriter
 
 from src.data.dataset import DataError
 from src.data.decoding import MAX_PIXELS, Reading, UnreadableImage, decode
+from src.data.image_files import reason_of
 from src.data.image_set import ImageSet
 from src.data.mindrecord_images import INDEX_SUFFIX, MindRecordImages
 from src.data.open_images import open_images
@@ -58,12 +59,12 @@ def make_mindrecord(
     try:
         output.mkdir(parents=True, exist_ok=True)
         starts = range(0, images.size, images_per_file)
-        problem = partial(problem_of, reading=Reading(max_pixels=max_pixels))
+        reading = Reading(max_pixels=max_pixels)
         with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
             parts = []
             for number, start in enumerate(starts):
                 chosen = range(start, min(start + images_per_file, images.size))
-                parts.append(_make_part(images, chosen, output / f"{name}.mindrecord{number:05d}", pool, problem))
+                parts.append(_make_part(images, chosen, output / f"{name}.mindrecord{number:05d}", pool, reading))
                 print(f"{name}: {chosen.stop} of {images.size} images", flush=True)
         left_out = [entry for part in parts for entry in part["unreadable"]]
         index = output / f"{name}{INDEX_SUFFIX}"
@@ -80,16 +81,17 @@ def make_mindrecord(
     return index
 
 
-def _make_part(images: ImageSet, chosen: range, path: Path, pool, problem) -> dict:
+def _make_part(images: ImageSet, chosen: range, path: Path, pool, reading: Reading) -> dict:
     """Write the chosen samples to one MindRecord file and return its entry in the index.
 
     A file that an earlier call completed is kept.
 
     Args:
-        problem: says of a file's content why it is unreadable, or None; the pool calls it.
+        pool: worker processes that decode. reading: says which files are unreadable.
     """
     names = [images.names[i] for i in chosen]
-    source = hashlib.sha256(os.fsencode("\n".join([str(images.path.resolve()), *names]))).hexdigest()
+    described = [str(images.path.resolve()), f"max_pixels {reading.max_pixels}", *names]
+    source = hashlib.sha256(os.fsencode("\n".join(described))).hexdigest()
     record = path.with_name(f"{path.name}.json")
     files = [path, path.with_name(f"{path.name}.db")]
     if record.is_file():
@@ -108,8 +110,9 @@ def _make_part(images: ImageSet, chosen: range, path: Path, pool, problem) -> di
         writer.add_schema(SCHEMA)
         for begin in range(0, len(chosen), ROWS_PER_WRITE):
             rows = chosen[begin : begin + ROWS_PER_WRITE]
-            contents = [_read_content(images, i) for i in rows]
-            problems = list(pool.map(problem, contents, chunksize=16))
+            contents, reasons = zip(*(_read_content(images, i) for i in rows), strict=True)
+            found = pool.map(partial(problem_of, reading=reading), contents, chunksize=16)
+            problems = [reason or why for reason, why in zip(reasons, found, strict=True)]
             kept = [(c, i) for c, i, reason in zip(contents, rows, problems, strict=True) if reason is None]
             unreadable += [(images.names[i], why) for i, why in zip(rows, problems, strict=True) if why is not None]
             for content, _ in kept:
@@ -141,11 +144,12 @@ def _make_part(images: ImageSet, chosen: range, path: Path, pool, problem) -> di
     return part
 
 
-def _read_content(images: ImageSet, index: int) -> bytes:
+def _read_content(images: ImageSet, index: int) -> tuple[bytes, str | None]:
+    """Return the content of an image's file, and why it cannot be read."""
     try:
-        return images.content(index).tobytes()
-    except OSError:
-        return b""
+        return images.content(index).tobytes(), None
+    except OSError as error:
+        return b"", reason_of(error)
 
 
 def problem_of(content: bytes, reading: Reading) -> str | None:

@@ -13,7 +13,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from src.data.image_files import LeftOut, read_file, reason_of
+from src.data.image_files import LeftOut, read_through, reason_of
 from src.errors import UserError
 from src.files.atomic import write_text
 
@@ -96,7 +96,7 @@ def _pass_over_unreadable(data_url: str, error: shutil.Error) -> None:
     left_out = LeftOut()
     for source, _, _ in error.args[0]:
         try:
-            read_file(source)
+            read_through(source)
         except OSError as reason:
             left_out.add(f"not readable ({reason_of(reason)})", str(source))
         else:

@@ -8,6 +8,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -87,11 +88,14 @@ class ZipImages(IndexedImages):
             raise DataError(
                 f"{map_path}: no image has label {missing}, though {max(labels)} occurs; labels count from 0"
             )
-        names = _class_names(files) or classes or tuple(map(str, range(len(labels))))
+        known = _class_names(files) or classes
+        names = known or tuple(map(str, range(len(labels))))
         if len(names) != len(labels):
             raise DataError(f"{map_path}: has {len(labels)} labels for {len(names)} classes")
         check_class_count(path, names)
-        return cls(path, files, names, tuple(_notices(path, map_path, entries, files)))
+        found = cls(path, files, names, tuple(_notices(path, map_path, entries, files)))
+        found.names_classes = known is not None
+        return found
 
     @cached_property
     def names(self):
@@ -151,7 +155,8 @@ def _entry_spellings(entry: zipfile.ZipInfo) -> Iterator[str]:
     """
     yield from spellings(entry.filename)
     if not entry.flag_bits & NAME_IS_UTF8:
-        yield from spellings(os.fsdecode(entry.filename.encode("cp437")))
+        with suppress(UnicodeEncodeError):  # Python 3.12 takes the name of a field for UTF-8 where there is one
+            yield from spellings(os.fsdecode(entry.filename.encode("cp437")))
 
 
 def _notices(

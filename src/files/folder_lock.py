@@ -105,10 +105,12 @@ class FolderLock:
         self.ended = threading.Event()
 
     def __enter__(self) -> "FolderLock":
-        if self.folder.is_symlink() and not self.folder.exists():
-            target = os.readlink(self.folder)
-            raise UserError(f"output folder {self.folder}: a link to {target}, which is not there; make that folder")
         try:
+            if self.folder.is_symlink() and not self.folder.exists():
+                target = os.readlink(self.folder)
+                raise UserError(
+                    f"output folder {self.folder}: a link to {target}, which is not there; make that folder"
+                )
             missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
             self.folder.mkdir(parents=True, exist_ok=True)
             self.made = missing
@@ -236,7 +238,10 @@ class FolderLock:
     def _touch(self) -> None:
         while not self.ended.wait(BEAT_SECONDS):
             try:
-                if Owner.read(self.beat) != self.owner:
+                owner = Owner.read(self.beat)
+                if owner is None:  # a read that failed for a moment says nothing
+                    continue
+                if owner != self.owner:
                     self.announce(
                         f"output folder {self.folder}: another process has taken it, because this one gave no sign for "
                         f"{SILENT_SECONDS:g} s; stop one of the two"

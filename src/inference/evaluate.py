@@ -1,14 +1,16 @@
 """Evaluates a checkpoint, or an exported file, on a data set, every sample once."""
 
+import json
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from mindspore import Tensor, nn
 
 from src.config.load import Config
+from src.data.decoding import Reading
 from src.data.pipeline import EvalBatches, UnreadableImages, configure_reading, resolve_workers
 from src.distributed.compile_cache import CompileCache
 from src.distributed.ranks import Dist
@@ -19,7 +21,7 @@ from src.inference.trained import load_for_inference, run_checkpoint
 from src.models.precision import apply_precision, missing_kernels_named
 from src.tasks.evaluation_file import evaluation_path, write_evaluation
 from src.tasks.find_task import create_task
-from src.tasks.task import Evaluator, Result, evaluate
+from src.tasks.task import Evaluator, Result, evaluate, outputs_in_batches
 
 
 @dataclass(frozen=True)
@@ -80,14 +82,14 @@ def evaluate_checkpoint(
             workers=resolve_workers(config.data.workers, dist.local_size),
         )
         result = subject.evaluate(batches, evaluator)
-        skipped = unreadable.read()
+        skipped = unreadable_of_all(unreadable, dist)
     if not dist.is_main:
         return result
     for image, reason in skipped.items():
         print(f"unreadable image {escape_name(image)} ({reason}); not counted")
     if skipped:
         print(f"{len(skipped)} unreadable images")
-    if skipped and len(skipped) == len(range(dist.rank, data.size, dist.size)):
+    if len(skipped) == data.size:
         raise UserError(f"data folder {data.path}: none of its images could be read, so nothing was measured")
     print(f"{path} ({subject.weights} weights): {result}", flush=True)
     for remark in result.remarks():
@@ -102,6 +104,13 @@ def evaluate_checkpoint(
             raise
         print(f"warning: no report: {error}; --json FILE writes it elsewhere", flush=True)
     return result
+
+
+def unreadable_of_all(unreadable: UnreadableImages, dist: Dist) -> dict[str, str]:
+    """Return on the main rank the unreadable images of all ranks, with their reasons; all ranks call this together."""
+    found = json.dumps(unreadable.read()).encode()
+    texts = dist.gather(np.frombuffer(found, np.uint8)) or []
+    return {image: reason for text in texts for image, reason in json.loads(text.tobytes()).items()}
 
 
 def open_checkpoint(config: Config, path: Path, weights: str, dist: Dist) -> Subject:
@@ -126,8 +135,6 @@ def open_exported(config: Config, path: Path, weights: str, dist: Dist) -> Subje
     if weights != "auto":
         raise UserError(f"--weights {weights}: model {path} has one kind of weights, chosen when it was exported")
     exported = ExportedModel(path)
-    if exported.batch_size is not None:
-        config = replace(config, eval=config.eval.model_copy(update={"batch_size": exported.batch_size}))
     config = create_task(config).for_one_size(config)
     model, task = config.build_model(dist.device_target), create_task(config)
     logits = task.outputs[0]
@@ -145,7 +152,9 @@ def open_exported(config: Config, path: Path, weights: str, dist: Dist) -> Subje
                 "the configuration that it was exported with"
             )
     described = task.preprocessing(model, logits)
-    differing = [key for key, value in described.items() if exported.preprocessing.get(key) != value]
+    theirs = exported.preprocessing
+    theirs |= {"reading": Reading.from_dict(theirs.get("reading", {})).to_dict()}  # files of earlier versions have none
+    differing = [key for key, value in described.items() if theirs.get(key) != value]
     if differing and dist.is_main:
         print(
             f"model {path}: was exported for other images ({', '.join(differing)}); the configuration's are used",
@@ -153,7 +162,9 @@ def open_exported(config: Config, path: Path, weights: str, dist: Dist) -> Subje
         )
 
     def answer(images: Tensor) -> Tensor:
-        return Tensor(task.outputs_for_evaluator(exported.answer(images.asnumpy())))
+        given = images.asnumpy()
+        outputs = outputs_in_batches(exported.answer, given, exported.batch_size or len(given))
+        return Tensor(task.outputs_for_evaluator(outputs))
 
     def run(batches, evaluator: Evaluator) -> Result:
         for batch in batches:

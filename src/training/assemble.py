@@ -83,7 +83,8 @@ def assemble(config: Config, dist: Dist) -> Assembly:
                 "train.pretrained", f"{path}: no such file; name another, or null for random initial weights"
             )
         content, label = read_checkpoint(path), f"checkpoint {path}"
-        rows = choose_rows(config.train.pretrained_head, class_names(content), train_data.classes or None)
+        here = train_data.classes if train_data.classes and train_data.names_classes else None
+        rows = choose_rows(config.train.pretrained_head, class_names(content), here)
         load_weights(model, select_weights(content, label=label)[0], announce=announce, label=label, rows=rows)
         del content
     model.freeze(config.train.frozen_stages)

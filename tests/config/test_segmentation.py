@@ -15,14 +15,15 @@ from src.config.segmentation import (
 )
 
 
-def check(num_classes=150, in_chans=3, **data):
+def check(num_classes=150, in_chans=3, evaluation=None, **data):
     """Check sections around a network of so many classes, on a backbone of so many channels."""
     check_segmentation(
         SimpleNamespace(
-            backbone=SimpleNamespace(resolved=lambda: {"in_chans": in_chans}),
+            backbone=SimpleNamespace(resolved=lambda: {"in_chans": in_chans, "img_size": [64, 96]}),
             model=SimpleNamespace(resolved=lambda: {"num_classes": num_classes}),
             data=SegmentationData(**data),
             augment=SegmentationAugment(),
+            eval=SegmentationEval(**(evaluation or {})),
             error=lambda key, problem: ConfigError(f"{key}: {problem}"),
         )
     )
@@ -50,9 +51,13 @@ def test_defaults_are_the_originals_recipe_for_ade20k():
         ({"in_chans": 1}, "data.mean: has 3 values for 1 channels"),
         ({"num_classes": 3, "classes": ["a", "b"]}, "data.classes: names 2 classes, and the model has 3"),
         ({"num_classes": 3, "ignore_index": 0, "reduce_zero_label": True}, "data.ignore_index: 0 is also one of the 3"),
+        ({"num_classes": 255, "reduce_zero_label": True}, "255 is also one of the 255 classes, which are 1 to 255 in"),
+        ({"evaluation": {"mode": "slide", "stride": [64, 97]}}, r"eval.stride: \[64, 97\] leaves gaps .* \[64, 96\]"),
+        ({"evaluation": {"mode": "whole", "stride": [8, 8]}}, "eval.stride: is for eval.mode slide alone"),
+        ({"evaluation": {"mode": "canvas"}}, "eval.canvas_step: is needed by eval.mode canvas"),
         ({"num_classes": 300}, "data.ignore_index: 255 is one of the 300 classes; name a value beyond"),
     ],
-    ids=["channels", "mean", "classes", "reduced", "many classes"],
+    ids=["channels", "mean", "classes", "reduced", "last class", "gaps", "stride", "canvas", "many classes"],
 )
 def test_sections_that_do_not_fit_are_refused(given, expected):
     with pytest.raises(ConfigError, match=expected):

@@ -13,7 +13,7 @@ from src.tasks.segmentation.evaluation_report import report, worst_classes
 from src.tasks.segmentation.full_size import full_size_labels
 from src.tasks.segmentation.inference_rule import InferenceRule, unfit_size
 from src.tasks.segmentation.metrics import PixelCounts, confusion_matrix
-from src.tasks.segmentation.networks import NetworksBySize
+from src.tasks.segmentation.networks import NetworksBySize, kept_sizes
 from src.tasks.segmentation.worst_images import WorstImages
 from src.tasks.task import Evaluator, Result, call_cell, on_arrays, outputs_in_batches
 
@@ -99,7 +99,7 @@ class SegmentationEvaluator(Evaluator):
         ):  # ranks have images of different sizes: no call is common to all
             call = call_cell
         if self.networks is None or self.networks.network is not network:
-            precision, kept = self.config.amp.level, self.config.eval.graphs
+            precision, kept = self.config.amp.level, kept_sizes(self.config.eval)
             self.networks = NetworksBySize(self.model, network, precision, kept)
         self.networks.call = call
         return self.networks

@@ -11,6 +11,15 @@ from src.models.segmentors.segmentor import Segmentor
 from src.tasks.task import call_cell
 
 
+def kept_sizes(section) -> int:
+    """Return how many sizes of networks an evaluation keeps: at least one for each scale, which all images go through.
+
+    Args:
+        section: the section eval of a configuration.
+    """
+    return max(section.graphs, len(section.scales))
+
+
 class NetworksBySize:
     """Computes maps of logits of images of any size.
 

@@ -109,6 +109,7 @@ class SegmentationEvalSamples(EvalSamples):
         size: (height, width) of what stands for an image whose size is unknown, both its files being damaged.
         resize: bounds of the long and the short side; None for the image's own size.
         scales: factors of these bounds.
+        step: the network sees sizes that are multiples of this, as on canvases.
     """
 
     def __init__(
@@ -120,14 +121,23 @@ class SegmentationEvalSamples(EvalSamples):
         mean: list[float],
         std: list[float],
         unreadable: UnreadableImages,
+        step: int = 1,
     ):
         self.data, self.size, self.resize, self.scales, self.unreadable = data, size, resize, scales, unreadable
-        self.mean, self.std = mean, std
+        self.mean, self.std, self.step = mean, std, step
         self.outputs = (*(f"pixels{number or ''}" for number in range(len(scales))), "label", "weight", "index")
 
     def order(self, indices):
-        """Return samples by the size of their images: a network has a graph for each size, and compiles it once so."""
-        return sorted(indices, key=self.data.image_size)
+        """Return samples by the size at which the network sees them: it has a graph for each, compiled once so."""
+        return sorted(indices, key=self._network_size)
+
+    def _network_size(self, index: int) -> tuple[tuple[int, ...], tuple[int, int]]:
+        """Return the size (height, width) of a sample at the first scale, then its own."""
+        size = self.data.image_size(index)
+        if 0 in size:
+            return (0, 0), size
+        scaled = rescaled_size(size, scaled_bounds(self.resize, size, self.scales[0]))
+        return tuple(-(-side // self.step) * self.step for side in scaled), size
 
     def sample(self, columns, index):
         weight = np.float32(1)

@@ -16,7 +16,7 @@ from src.tasks.segmentation import run_sections
 from src.tasks.segmentation.evaluator import SegmentationEvaluator
 from src.tasks.segmentation.export_form import FULL_SIZE, LABELS, LOGITS, ExportForm
 from src.tasks.segmentation.loss import PixelLosses
-from src.tasks.segmentation.networks import NetworksBySize
+from src.tasks.segmentation.networks import NetworksBySize, kept_sizes
 from src.tasks.segmentation.predictor import SegmentPredictor
 from src.tasks.segmentation.preparation import ImagePreparation
 from src.tasks.segmentation.samples import SegmentationEvalSamples, SegmentationTrainSamples
@@ -78,6 +78,7 @@ class Segmentation(Task):
             config.data.mean,
             config.data.std,
             unreadable,
+            config.eval.canvas_step or 1,
         )
 
     def evaluator(self, model, data, dist, classes=None, label="the model"):
@@ -100,7 +101,11 @@ class Segmentation(Task):
 
     def for_one_size(self, config):
         """Evaluate by windows, at one scale, whatever the configuration asks for."""
-        update = {"mode": "slide", "canvas_step": None, "scales": [1.0]}
+        update = {"mode": "slide", "canvas_step": None, "scales": [1.0], "flip": False}
+        given = config.eval.model_dump()
+        changed = [f"eval.{key}={given[key]}" for key, value in update.items() if given[key] not in (value, "auto")]
+        if changed:
+            print(f"an exported file is evaluated by windows at one scale, not with {', '.join(changed)}", flush=True)
         return replace(config, eval=config.eval.model_copy(update=update))
 
     def outputs_for_evaluator(self, outputs):
@@ -133,7 +138,7 @@ class Segmentation(Task):
 
     def answer(self, model):
         """Return what computes logits [B, classes, h, w] of images of any size that the network can have."""
-        networks = NetworksBySize(model, model, "O0", self.config.eval.graphs)
+        networks = NetworksBySize(model, model, "O0", kept_sizes(self.config.eval))
         return lambda images, part=None: np.moveaxis(networks(Tensor(images), part).asnumpy(), -1, 1)
 
     def preprocessing(self, model, output):

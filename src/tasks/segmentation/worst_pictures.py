@@ -14,7 +14,7 @@ from src.errors import UserError
 from src.pages.page import picture
 from src.tasks.evaluation_file import PICTURES
 from src.tasks.segmentation.legend import legend
-from src.tasks.segmentation.palette import IGNORED, ignored_index
+from src.tasks.segmentation.palette import IGNORED, LARGEST_INDEX, colour_image, ignored_index
 from src.tasks.segmentation.worst_images import picture_names
 
 SMALL = 96  # a picture with fewer pixels a side is enlarged without smoothing
@@ -96,6 +96,8 @@ def _row(entry: dict, content: bytes | None, reading: Reading, pngs: list[bytes]
     label, predicted = maps
     name, is_small = entry["image"], max(label.shape) < SMALL
     pixels, problem = _pixels(content, reading, label.shape)
+    if ignored_index(classes) > LARGEST_INDEX:  # index images of so many classes are grey, and nearly black
+        pngs = [_png(colour_image(values, classes)) for values in maps]
     kinds = [
         picture(png, "png", f"{name}, {kind}", is_small)
         for png, kind in zip(pngs, ("label", "prediction"), strict=True)
@@ -138,6 +140,12 @@ def _differences(label: np.ndarray, predicted: np.ndarray, pixels: np.ndarray | 
     painted[label != predicted] = WRONG
     painted[label == ignored] = IGNORED
     return painted
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _jpeg(pixels: np.ndarray) -> bytes:
