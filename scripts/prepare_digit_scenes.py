@@ -63,7 +63,7 @@ class Recipe:
         light: of the photographs, from and to; 1 leaves them as they are.
     """
 
-    training: int = 1400
+    training: int = 1300
     validation: int = 200
     size: int = 96
     seed: int = 0
