@@ -30,7 +30,9 @@ KEYS: dict[str, set[str]] = {}
 for sections in TASK_SECTIONS.values():
     for section, schema in sections.schemas().items():
         KEYS.setdefault(section, set()).update(schema.model_fields)
-KEYS["model"] = {"name"}.union(*(find_model(family)[0].parameters() for family in ("focal", "focalv2", "twins")))
+BACKBONES, HEADS = ("focal", "focalv2", "twins"), ("upernet", "semantic_fpn")
+KEYS["backbone"] = {"name"}.union(*(find_model(family)[0].parameters() for family in BACKBONES))
+KEYS["model"] = KEYS["backbone"].union(*(find_model(family)[0].parameters() for family in HEADS))
 FOLDERS = ("src", "scripts", "configs", "docs", "tests")
 
 
