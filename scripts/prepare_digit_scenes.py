@@ -73,7 +73,7 @@ class Recipe:
     overlapping: float = 0.1
     visible: float = 0.8
     empty: int = 20
-    crowds: int = 32
+    crowds: int = 24
     photograph: float = 0.6
     light: tuple[float, float] = (0.05, 0.3)
 
