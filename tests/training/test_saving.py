@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from src.distributed.ranks import Dist
 from src.errors import UserError
 from src.files.weights import read_checkpoint
 from src.training.checkpoint import CheckpointError, CheckpointFolder, Progress
@@ -134,8 +135,10 @@ def test_what_a_run_could_not_write_is_tried_again(tmp_path, capsys):
 def test_a_save_that_failed_on_the_main_rank_is_an_error_on_all(trainer):
     """Else the others would exit as if all were saved, and a launcher takes the first exit code."""
     run = trainer("run")
-    run.saver, run.dist = None, SimpleNamespace(sum=lambda values: values + 1)  # of a rank that is not the main one
-    with pytest.raises(CheckpointError, match="the last save failed"):
+    rank = SimpleNamespace(is_main=False, sum=lambda values: values + 1)  # another than the main one, which failed
+    rank.on_main = lambda action, failure: Dist.on_main(rank, action, failure)
+    run.saver, run.dist = None, rank
+    with pytest.raises(UserError, match="the last save failed"):
         run._await_saves()
 
 

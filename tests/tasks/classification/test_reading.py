@@ -51,7 +51,7 @@ def test_training_evaluation_and_prediction_see_the_same(folder, tmp_path, choic
     images = open_images(folder, "val")
     record = UnreadableImages(tmp_path / "unreadable.txt")
     evaluated = task.eval_samples(MODEL, images, record)
-    described = json.loads(json.dumps(task.preprocessing(MODEL)))
+    described = json.loads(json.dumps(task.preprocessing(MODEL, None)))
     preprocessing = Preprocessing.from_dict(described)
     trained = task.train_samples(MODEL, images, record, 1)
     for index in (0, 1):
