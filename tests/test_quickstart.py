@@ -38,21 +38,17 @@ def test_quickstart_configuration_reaches_its_accuracy(quickstart, run_script):
 def test_quickstart_network_fine_tunes_to_five_digits_of_another_size(quickstart, tmp_path):
     digits5 = tmp_path / "digits5"
     python("scripts/prepare_digits.py", "--classes", 0, 1, 2, 3, 4, "--output", digits5)
-    source = quickstart[-1].removeprefix("runtime.output=")
-    options = [
-        f"data.path={digits5}",
-        f"train.pretrained={source}/checkpoints/best.ckpt",
-        f"runtime.output={tmp_path}/run",
-    ]
-    python("train.py", "--config", "focalv2_digits5_64", *options)
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    output = train_from(quickstart, "focalv2_digits5_64", digits5, tmp_path)
+    summary = json.loads((output / "summary.json").read_text())
     assert summary["best"] >= 98
 
 
 @pytest.mark.slow
 def test_segmentation_quickstart_trains_from_the_digit_classifier(quickstart, digit_scenes, tmp_path):
     """Three updates and an evaluation of the network itself, on a few scenes."""
-    output = segment(quickstart, digit_scenes, tmp_path, "train.epochs=1", "schedule.warmup_epochs=0")
+    output = train_from(
+        quickstart, "upernet_digits", digit_scenes, tmp_path, "train.epochs=1", "schedule.warmup_epochs=0"
+    )
     figures = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert [line["weights"] for line in figures if "miou" in line] == ["raw", "ema"]
     assert all(0 <= line["miou"] <= 100 for line in figures if "miou" in line)
@@ -63,20 +59,20 @@ def test_segmentation_quickstart_trains_from_the_digit_classifier(quickstart, di
 def test_segmentation_quickstart_reaches_its_miou(quickstart, tmp_path):
     scenes = tmp_path / "scenes"
     python("scripts/prepare_digit_scenes.py", "--output", scenes)
-    output = segment(quickstart, scenes, tmp_path)
+    output = train_from(quickstart, "upernet_digits", scenes, tmp_path)
     assert json.loads((output / "summary.json").read_text())["best"] >= 75
 
 
-def segment(quickstart, scenes, folder, *overrides) -> Path:
-    """Train the segmentation quickstart from the classifier's best checkpoint; returns the run's folder."""
+def train_from(quickstart, config, data, folder, *overrides) -> Path:
+    """Train a configuration from the classifier's best checkpoint; returns the run's folder."""
     source = quickstart[-1].removeprefix("runtime.output=")
     options = [
-        f"data.path={scenes}",
+        f"data.path={data}",
         f"train.pretrained={source}/checkpoints/best.ckpt",
         f"runtime.output={folder}/run",
         *overrides,
     ]
-    python("train.py", "--config", "upernet_digits", *options)
+    python("train.py", "--config", config, *options)
     return folder / "run"
 
 

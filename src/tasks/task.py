@@ -10,14 +10,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from mindspore import Tensor, nn
 
 from src.config.load import Config
-from src.data.dataset import Dataset
+from src.data.dataset import DataError, Dataset
 from src.data.pipeline import EvalSamples, TrainSamples, UnreadableImages
 from src.distributed.ranks import Dist
 from src.pages.page import Section
@@ -260,6 +261,31 @@ class Task(ABC):
     @abstractmethod
     def sample_inputs(self, model: nn.Cell, count: int) -> tuple[np.ndarray, str]:
         """Return inputs [count, ...] to verify an exported model with, and a few words that describe them."""
+
+    def images_or_noise(
+        self,
+        readable: Callable[[Any], Iterable[np.ndarray]],
+        normalise: Callable[[np.ndarray], np.ndarray],
+        shape: tuple[int, ...],
+        count: int,
+    ) -> tuple[np.ndarray, str]:
+        """Return what `sample_inputs` does, of the first readable validation images; without any, of noise.
+
+        Args:
+            readable: lists the pixels [H, W, C] of a data set's readable images, at the model's size.
+            normalise: turns pixels [B, H, W, C] into inputs.
+            shape: [C, H, W] of an input.
+        """
+        try:
+            images = self.open("val")
+        except DataError:
+            images = None
+        pixels = list(islice(readable(images), count)) if images is not None else []
+        if not pixels:
+            noise = np.random.default_rng(0).standard_normal((count, *shape), dtype=np.float32)
+            return noise, "random input (no validation images here)"
+        repeated = np.stack([pixels[index % len(pixels)] for index in range(count)])
+        return normalise(repeated), "validation images"
 
     def answer(self, model: nn.Cell) -> Callable[[np.ndarray], np.ndarray]:
         """Return what computes, for a predictor, the outputs of inputs as an exported model gives them."""

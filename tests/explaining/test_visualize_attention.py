@@ -3,15 +3,13 @@
 import base64
 import io
 import re
-import sys
+from functools import partial
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from scripts import visualize_attention as script
-from src.cli import run
 from src.config.load import load_config
 from src.data.transforms import EvalTransform
 from src.explaining.attention_maps import KeyGroup, token_at
@@ -33,17 +31,9 @@ def digit(digits):
 
 
 @pytest.fixture
-def call(capsys, monkeypatch):
+def call(run_script):
     """call(*arguments) -> (exit code, stdout, stderr)"""
-
-    def call_script(*arguments):
-        monkeypatch.setattr(sys, "argv", ["visualize_attention.py", *map(str, arguments)])
-        capsys.readouterr()
-        code = run(script.main, "visualize_attention.py")
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call_script
+    return partial(run_script, "scripts/visualize_attention.py")
 
 
 class Page(HTMLParser):

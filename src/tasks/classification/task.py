@@ -1,13 +1,12 @@
 """Defines the task of classifying images that have one label each."""
 
 import math
-from itertools import chain, islice, zip_longest
+from itertools import chain, zip_longest
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from src.data.dataset import DataError
 from src.data.decoding import Reading, UnreadableImage
 from src.data.image_set import ImageSet, check_classes
 from src.data.open_images import open_images
@@ -82,17 +81,10 @@ class Classification(Task):
     def sample_inputs(self, model, count):
         """Return the first readable images of the validation set, one of each class in turn; without any, noise."""
         preprocessing = self._preprocessing(model)
-        try:
-            images = self.open("val")
-        except DataError:
-            images = None
-        pixels = list(islice(_readable_pixels(images, preprocessing), count)) if images is not None else []
-        if not pixels:
-            shape = (count, model.in_chans, *model.img_size)
-            noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-            return noise, "random input (no validation images here)"
-        repeated = np.stack([pixels[index % len(pixels)] for index in range(count)])
-        return preprocessing.normalise(repeated), "validation images"
+        shape = (model.in_chans, *model.img_size)
+        return self.images_or_noise(
+            lambda images: _readable_pixels(images, preprocessing), preprocessing.normalise, shape, count
+        )
 
     def preprocessing(self, model, output):
         return self._preprocessing(model).to_dict()

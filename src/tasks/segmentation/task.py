@@ -1,7 +1,6 @@
 """Defines the task of giving a class to every pixel of an image."""
 
 from dataclasses import replace
-from itertools import islice
 
 import numpy as np
 from mindspore import Tensor
@@ -123,18 +122,11 @@ class Segmentation(Task):
 
     def sample_inputs(self, model, count):
         """Return the first readable validation images, resized to the model's size; without any, noise."""
-        data = self.config.data
-        try:
-            images = self.open("val")
-        except DataError:
-            images = None
-        pixels = list(islice(_readable_pixels(images, model), count)) if images is not None else []
-        if not pixels:
-            shape = (count, model.in_chans, *model.img_size)
-            noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-            return noise, "random input (no validation images here)"
-        repeated = np.stack([pixels[index % len(pixels)] for index in range(count)])
-        return normalise(repeated, data.mean, data.std), "validation images"
+        mean, std = self.config.data.mean, self.config.data.std
+        shape = (model.in_chans, *model.img_size)
+        return self.images_or_noise(
+            lambda images: _readable_pixels(images, model), lambda pixels: normalise(pixels, mean, std), shape, count
+        )
 
     def answer(self, model):
         """Return what computes logits [B, classes, h, w] of images of any size that the network can have."""

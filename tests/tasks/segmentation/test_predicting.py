@@ -5,6 +5,7 @@ import io
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -58,17 +59,9 @@ def scenes(config):
 
 
 @pytest.fixture
-def call(capsys, monkeypatch):
+def call(run_script):
     """call(*arguments) -> (exit code, stdout, stderr)"""
-
-    def call_script(*arguments):
-        monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
-        capsys.readouterr()
-        code = run(script.main, "predict.py")
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call_script
+    return partial(run_script, "scripts/predict.py")
 
 
 @pytest.fixture(scope="module")
