@@ -66,3 +66,16 @@ class Dataset(ABC):
         Raises:
             OSError: the file cannot be read.
         """
+
+
+class NumberedSamples:
+    """Gives MindSpore's reading thread random access to the number of a sample, and its values in further columns."""
+
+    def __init__(self, size: int, *columns: np.ndarray):
+        self.size, self.columns = size, columns
+
+    def __getitem__(self, index):
+        return np.int64(index), *(column[index] for column in self.columns)
+
+    def __len__(self):
+        return self.size

@@ -12,7 +12,7 @@ from pathlib import Path
 import mindspore.dataset as ds
 import numpy as np
 
-from src.data.dataset import DataError, Dataset
+from src.data.dataset import DataError, Dataset, NumberedSamples
 
 
 class ImageSet(Dataset):
@@ -48,7 +48,7 @@ class IndexedImages(ImageSet):
 
     def reader(self, sampler):
         return ds.GeneratorDataset(
-            NumberedLabels(self.labels),
+            NumberedSamples(self.size, self.labels),
             list(self.columns),
             sampler=sampler,
             num_parallel_workers=1,
@@ -57,19 +57,6 @@ class IndexedImages(ImageSet):
 
     def file_content(self, image):
         return self.content(int(image))
-
-
-class NumberedLabels:
-    """Gives MindSpore's reading thread random access to (number, label)."""
-
-    def __init__(self, labels: np.ndarray):
-        self.labels = labels
-
-    def __getitem__(self, index):
-        return np.int64(index), self.labels[index]
-
-    def __len__(self):
-        return len(self.labels)
 
 
 def check_classes(train: ImageSet, val: ImageSet, num_classes: int) -> None:

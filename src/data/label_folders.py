@@ -8,7 +8,7 @@ import mindspore.dataset as ds
 import numpy as np
 from PIL import ExifTags, Image
 
-from src.data.dataset import DataError, Dataset
+from src.data.dataset import DataError, Dataset, NumberedSamples
 from src.data.decoding import AS_STORED, Reading, UnreadableImage, decode
 from src.data.image_files import EXAMPLES, LeftOut, list_images, open_regular, read_file, reason_of
 from src.data.label_images import LABEL_EXTENSIONS, LabelFault, LabelRules, read_class_names, read_label
@@ -121,7 +121,9 @@ class LabelledFolders(Dataset):
             )
 
     def reader(self, sampler):
-        return ds.GeneratorDataset(Indices(self.size), ["sample"], sampler=sampler, python_multiprocessing=False)
+        return ds.GeneratorDataset(
+            NumberedSamples(self.size), ["sample"], sampler=sampler, python_multiprocessing=False
+        )
 
     @cached_property
     def names(self):
@@ -196,19 +198,6 @@ class LabelledFolders(Dataset):
                 f"label image {self.label_path / self.label_name(index)}: is {label_size[1]} x {label_size[0]} pixels, "
                 f"its image {self.path / self.name(index)} {size[1]} x {size[0]}; a label needs its image's size"
             )
-
-
-class Indices:
-    """Gives the index of a sample, for MindSpore's reader."""
-
-    def __init__(self, size: int):
-        self.size = size
-
-    def __getitem__(self, index):
-        return (np.int64(index),)
-
-    def __len__(self):
-        return self.size
 
 
 def _by_stem(folder: Path, suffix: str, kind: str, left_out: LeftOut) -> dict[str, str]:

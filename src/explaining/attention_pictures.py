@@ -1,7 +1,6 @@
 """Draws what src/explaining/attention_maps.py finds, and writes a page that explains the pictures."""
 
 import html
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from src.explaining.attention_maps import AttentionView, BlockAddress, KeyGroup
 from src.files.atomic import write_bytes, write_text
-from src.pages.page import Section, page
+from src.pages.page import Section, encode, page
 from src.pages.page import picture as embedded
 
 SIDE = 448  # pixels that a picture's short side has
@@ -305,13 +304,6 @@ def overview(made: list[Picture], columns: int = 2) -> Image.Image:
     return sheet
 
 
-def png(image: Image.Image) -> bytes:
-    """Encode an image as the bytes of a PNG file."""
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return stream.getvalue()
-
-
 READING = {
     "focal attention": "All tokens of a small window ask at once where to take information from: nearby they see "
     "single tokens, farther away pooled ones, which stand for many tokens each.",
@@ -354,8 +346,8 @@ def write_pictures(
     Raises:
         UserError: the folder cannot be written.
     """
-    files = [png(picture.image) for picture in made]
+    files = [encode(picture.image) for picture in made]
     for picture, file in zip(made, files, strict=True):
         write_bytes(folder / f"{picture.name}.png", file)
-    write_bytes(folder / "overview.png", png(overview(made)))
+    write_bytes(folder / "overview.png", encode(overview(made)))
     write_text(folder / "index.html", explained(title, kind, made, files, predictions))

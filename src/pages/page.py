@@ -2,10 +2,13 @@
 
 import base64
 import html
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
+
+from PIL import Image
 
 from src.pages.charts import OPENING, format_number
 
@@ -118,6 +121,13 @@ def _cell_content(value: object, spec: str) -> str:
 def details(summary: str, content: str) -> str:
     """Wrap content that the reader unfolds by clicking its summary."""
     return f"<details><summary>{html.escape(summary)}</summary>{content}</details>"
+
+
+def encode(image: Image.Image, kind: str = "png", **options) -> bytes:
+    """Encode an image as the content of a file: "png" or "jpeg", with options of Pillow's for it."""
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
 
 
 def picture(content: bytes, kind: str, alt: str, is_small: bool) -> str:

@@ -102,7 +102,7 @@ class Trainer:
         return self._finish()
 
     def _prepare_folder(self) -> None:
-        """Prepare the run's folder: the first change on disk."""
+        """Prepare the run's folder; before this, nothing but the lock (train.py) has changed on disk."""
         self.folder.make()
         if self.dist.is_main:  # before any rank reads images: the others wait at the barrier
             self.folder.prepare(self.parts.resume_from, self.parts.saved_progress)

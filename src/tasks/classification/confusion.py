@@ -1,7 +1,6 @@
 """Shows which classes an evaluation took for which: as a confusion matrix, and with examples."""
 
 import html
-import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from src.data.decoding import Reading, UnreadableImage, decode
 from src.data.image_set import ImageSet
 from src.data.open_images import open_images
 from src.errors import UserError
-from src.pages.page import picture
+from src.pages.page import encode, picture
 
 DRAWN_CLASSES = 20  # of a data set with more classes, only those that are confused most are drawn
 THUMBNAIL = 168  # pixels of the long side; the page shows 84, so that dense screens show it sharp
@@ -131,12 +130,8 @@ def thumbnail(content: bytes | None, name: str, reading: Reading) -> str:
         return f'<span class="missing" title="{html.escape(name, quote=True)}">{html.escape(str(problem))}</span>'
     is_small = max(image.size) < SMALL
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
-    stream = io.BytesIO()
-    if is_small:
-        image.save(stream, "PNG")
-    else:
-        image.save(stream, "JPEG", quality=85)
-    return picture(stream.getvalue(), "png" if is_small else "jpeg", name, is_small)
+    content = encode(image) if is_small else encode(image, "jpeg", quality=85)
+    return picture(content, "png" if is_small else "jpeg", name, is_small)
 
 
 def confused_pairs(evaluation: dict, find: Callable[[str], bytes | None], reading: Reading) -> str:

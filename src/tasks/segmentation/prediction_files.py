@@ -1,7 +1,6 @@
 """Writes a segmentor's predictions: as pictures in a folder, and in several forms on a stream."""
 
 import csv
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from PIL import Image
 from src.errors import UserError
 from src.files.atomic import write_bytes, write_text
 from src.files.names import escape_name
-from src.pages.page import Section, page
+from src.pages.page import Section, encode, page
 from src.tasks.segmentation.legend import legend
 from src.tasks.segmentation.palette import hexadecimal, index_image, overlay
 
@@ -115,12 +114,7 @@ def _lines(records: list[dict]) -> str:
 
 
 def _save(image: Image.Image, path: Path) -> None:
-    buffer = io.BytesIO()
-    if path.suffix == ".jpg":
-        image.save(buffer, "JPEG", quality=JPEG_QUALITY)
-    else:
-        image.save(buffer, "PNG")
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, encode(image, "jpeg", quality=JPEG_QUALITY) if path.suffix == ".jpg" else encode(image))
 
 
 class TextWriter:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from src.distributed.ranks import Dist
+from src.pages.page import encode
 from src.tasks.segmentation.palette import index_image
 
 KEPT = 12  # images
@@ -84,9 +85,7 @@ class WorstImages:
         found = {}
         for image in self.images:
             for name, labels in zip(picture_names(image.index), (image.label, image.predicted), strict=True):
-                file = io.BytesIO()
-                index_image(labels, self.classes).save(file, "PNG")
-                found[name] = file.getvalue()
+                found[name] = encode(index_image(labels, self.classes))
         return found
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from src.data.decoding import Reading, UnreadableImage, decode
 from src.errors import UserError
-from src.pages.page import picture
+from src.pages.page import encode, picture
 from src.tasks.evaluation_file import PICTURES
 from src.tasks.segmentation.legend import legend
 from src.tasks.segmentation.palette import IGNORED, LARGEST_INDEX, colour_image, ignored_index
@@ -97,7 +97,7 @@ def _row(entry: dict, content: bytes | None, reading: Reading, pngs: list[bytes]
     name, is_small = entry["image"], max(label.shape) < SMALL
     pixels, problem = _pixels(content, reading, label.shape)
     if ignored_index(classes) > LARGEST_INDEX:  # index images of so many classes are grey, and nearly black
-        pngs = [_png(colour_image(values, classes)) for values in maps]
+        pngs = [encode(Image.fromarray(colour_image(values, classes))) for values in maps]
     kinds = [
         picture(png, "png", f"{name}, {kind}", is_small)
         for png, kind in zip(pngs, ("label", "prediction"), strict=True)
@@ -142,13 +142,5 @@ def _differences(label: np.ndarray, predicted: np.ndarray, pixels: np.ndarray | 
     return painted
 
 
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def _jpeg(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
+    return encode(Image.fromarray(pixels), "jpeg", quality=90)

@@ -150,17 +150,27 @@ def test_a_faulty_label_ends_the_run_in_one_line(root):
 
 def test_evaluation_resizes_images_and_not_labels(root):
     data = opened(root)
+    resized = {(24, 40): (20, 33), (30, 30): (20, 20), (41, 26): (32, 20)}
     seen = []
     for images, labels, weights, indices in EvalBatches(data, eval_samples(data, [64, 20]), batch_size=1, workers=2):
         pixels, label = data.pair(int(indices[0]), 3)
-        size = {(24, 40): (20, 33), (30, 30): (20, 20), (41, 26): (32, 20)}[label.shape]
+        size = resized[label.shape]
         np.testing.assert_array_equal(images, normalise(resize_pixels(pixels, size)[None], MEAN, STD))
         np.testing.assert_array_equal(labels[0], label)
         assert weights.tolist() == [1.0] and weights.dtype == np.float32
         seen += indices.tolist()
     assert sorted(seen) == list(range(12))
-    sizes = [data.image_size(index) for index in seen]  # in order, so that a network compiles the graph of each once
+    # In the order of what the network sees, so that it compiles the graph of each size once.
+    sizes = [resized[data.image_size(index)] for index in seen]
     assert sizes == sorted(sizes) and len(set(sizes)) == 3
+
+
+def test_images_that_come_to_one_size_follow_each_other(root, monkeypatch):
+    """Of different sizes in their files: 24 x 32 and 48 x 64 are both 20 x 27 to the network, and 26 x 40 is 20 x 31."""
+    data = opened(root)
+    sizes = [(24, 32), (26, 40), (48, 64), (0, 0), (52, 80), (36, 48)]
+    monkeypatch.setattr(data, "image_size", sizes.__getitem__)
+    assert eval_samples(data, [64, 20]).order(range(6)) == [3, 0, 5, 2, 1, 4]
 
 
 def test_evaluation_at_several_scales(root):
