@@ -14,14 +14,15 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src.cli import Parser, run
 from src.errors import UserError
-from src.measuring.machine import QUIET, OthersLoad, idle_load
-from src.measuring.turns import PROCESSORS, Worker
+from src.measuring.machine import QUIET, idle_load
+from src.measuring.turns import PROCESSORS, Worker, time_pipeline
 
 SCRIPTS = Path(__file__).resolve().parent
 SIZE = 224
@@ -136,16 +137,8 @@ def measure(pipeline: str, interpreter: str, folder: Path, options) -> dict:
     command = [interpreter, SCRIPTS / PIPELINES[pipeline], "--recipe", json.dumps(recipe)]
     # The work is the worker processes'. More threads in the process that collects it slow timm's loader by a fifth.
     worker = Worker(f"the {pipeline} pipeline", command, threads=1, all_processors=True)
-    try:
-        worker.call("epoch")
-        load = OthersLoad()
-        answer = worker.call("epochs")
-        others = load.share()
-    finally:
-        worker.close()
-    busy = answer["busy_children"]
-    if busy != (options.workers if options.workers > 1 else 0):  # a single worker is a thread
-        raise UserError(f"the {pipeline} pipeline worked with {busy} processes in place of {options.workers}")
+    with closing(worker):
+        answer, others = time_pipeline(worker, options.workers)
     return {
         "images_per_second": answer["result"] / answer["seconds"],
         "cpu_us_per_image": answer["cpu_seconds"] / answer["result"] * 1e6,

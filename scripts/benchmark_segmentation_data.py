@@ -11,6 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -28,8 +29,8 @@ from src.data.label_folders import LabelledFolders
 from src.data.label_images import LabelRules
 from src.data.pipeline import BatchKey, TrainBatches, UnreadableImages, configure_reading
 from src.errors import UserError
-from src.measuring.machine import QUIET, OthersLoad
-from src.measuring.turns import Worker, serve
+from src.measuring.machine import QUIET
+from src.measuring.turns import Worker, serve, time_pipeline
 from src.random_streams import Stream, generator
 from src.tasks.segmentation.samples import SegmentationTrainSamples
 
@@ -167,14 +168,9 @@ def measure(name: str, folder: Path, options) -> dict:
     command = [sys.executable, __file__, "--serve", name, "--folder", folder, "--workers", options.workers]
     command += ["--batch-size", options.batch_size, "--epochs", options.epochs]
     worker = Worker(f"the {name} pipeline", command, threads=1, all_processors=True)
-    try:
+    with closing(worker):
         alone = worker.call("alone")["result"]
-        worker.call("epoch")
-        load = OthersLoad()
-        answer = worker.call("epochs")
-        others = load.share()
-    finally:
-        worker.close()
+        answer, others = time_pipeline(worker, options.workers)
     return {
         "rate": answer["result"] / answer["seconds"],
         "cpu": answer["cpu_seconds"] / answer["result"] * 1e6,

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from src.errors import UserError
-from src.measuring.machine import descendants, process_seconds
+from src.measuring.machine import OthersLoad, descendants, process_seconds
 
 # Variables that decide how many threads libraries use, where these run and how they wait.
 THREAD_VARIABLES = re.compile(r"(OMP|GOMP|KMP)_.*|\w+_NUM_THREADS|MKL_DYNAMIC")
@@ -152,6 +152,29 @@ class Worker:
             exceptions = [line for line in lines if re.match(r"[\w.]+(Error|Exception): \S", line)]
             raise UserError(f"{self.name}: {(exceptions or lines)[-1]}")
         return json.loads(answer)
+
+
+def time_pipeline(worker: Worker, workers: int) -> tuple[dict, float]:
+    """Measure a data pipeline over some epochs after one that does not count.
+
+    Args:
+        worker: a process that serves "epoch" and "epochs".
+        workers: number of processes that the pipeline was told to work with; a single one is a thread.
+
+    Returns:
+        The answer to "epochs" (see Worker.call), and the share of the cores that others took meanwhile.
+
+    Raises:
+        UserError: the process has ended, or another number of processes did the work.
+    """
+    worker.call("epoch")
+    load = OthersLoad()
+    answer = worker.call("epochs")
+    others = load.share()
+    busy = answer["busy_children"]
+    if busy != (workers if workers > 1 else 0):
+        raise UserError(f"{worker.name} worked with {busy} processes in place of {workers}")
+    return answer, others
 
 
 def check_same_threads(workers: dict[str, Worker]) -> dict[str, dict]:

@@ -166,7 +166,7 @@ def test_evaluation_resizes_images_and_not_labels(root):
 
 
 def test_images_that_come_to_one_size_follow_each_other(root, monkeypatch):
-    """Of different sizes in their files: 24 x 32 and 48 x 64 are both 20 x 27 to the network, and 26 x 40 is 20 x 31."""
+    """Files of 24 x 32 and 48 x 64 are both 20 x 27 to the network, one of 26 x 40 is 20 x 31."""
     data = opened(root)
     sizes = [(24, 32), (26, 40), (48, 64), (0, 0), (52, 80), (36, 48)]
     monkeypatch.setattr(data, "image_size", sizes.__getitem__)
