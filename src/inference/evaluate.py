@@ -29,7 +29,7 @@ class Subject:
     """Holds what is evaluated.
 
     Attributes:
-        config: the configuration, with the batch size of the evaluation.
+        config: the configuration by which it is evaluated.
         model: a model that has the inputs and outputs of what is evaluated.
         weights: "raw" or "ema".
         classes: names of the classes by label, or None.
