@@ -1,7 +1,7 @@
 """Defines what networks on a backbone have in common, whatever they predict: segmentors and detectors."""
 
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import TypeVar
 
 import numpy as np
 from mindspore import Tensor, nn
@@ -11,6 +11,8 @@ from src.models.backbones.backbone import Backbone, share_parameters
 from src.models.batch_norm import batch_norms, synchronise_batch_norms
 from src.models.device_options import device_options, set_device_options
 from src.models.registry import ArgumentError
+
+Network = TypeVar("Network", bound="NetworkOnBackbone")
 
 
 class NetworkOnBackbone(nn.Cell):
@@ -60,7 +62,7 @@ class NetworkOnBackbone(nn.Cell):
 
     # --- other sizes -------------------------------------------------------------------------------------------------
 
-    def at(self, size: int | Sequence[int]) -> Self:
+    def at(self: Network, size: int | Sequence[int]) -> Network:
         """Return this model for images of another size: the same parameter objects, see Backbone.at.
 
         Raises:
@@ -69,7 +71,7 @@ class NetworkOnBackbone(nn.Cell):
         backbone = self.backbone.at(size)
         return self if backbone is self.backbone else self.on(backbone)
 
-    def on(self, backbone: Backbone) -> Self:
+    def on(self: Network, backbone: Backbone) -> Network:
         """Return a model on another backbone, which has the same parameters as this model's."""
         with no_init_parameters():  # random values would be replaced below
             other = type(self)(backbone, **self.arguments)
