@@ -1,17 +1,18 @@
 """Defines the sections of a configuration that only detection has, and checks that its sections fit together."""
 
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from src.config.images import ImageData, Sides, check_ascending, check_channels
 from src.config.schema import Fraction, PathText, Positive, Section
-from src.models import ArgumentError, resolve_arguments
-from src.models.backbones.backbone import image_size
+from src.models import ArgumentError
+from src.models.backbones.backbone import image_size, size_of_pretraining
+from src.models.detectors.detector import PAD_DIVISOR, check_canvas
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Lengths = Annotated[list[Positive], Field(min_length=1)]
-PAD_DIVISOR = 32  # the originals pad images to multiples of it, so sides of a canvas are best such
 
 
 class DetectionData(ImageData):
@@ -89,12 +90,13 @@ def check_detection(config) -> None:
                 f"names {len(data.classes)} classes, and the model has {num_classes} (model.num_classes)",
             )
     for canvas in data.canvases or ():
+        shown = f"{canvas[0]} x {canvas[1]}"
+        sizes = {"img_size": canvas, "pretrain_size": list(size_of_pretraining(backbone))}
         try:
-            resolve_arguments(
-                config.backbone.name, config.backbone.arguments_of_constructor | {"img_size": canvas}, True
-            )
+            check_canvas((canvas[0], canvas[1]))
+            replace(config.backbone, arguments=config.backbone.arguments | sizes).resolved()
         except ArgumentError as error:
-            raise config.error("data.canvases", f"{canvas[0]} x {canvas[1]}: {error.reason}") from error
+            raise config.error("data.canvases", f"{shown}: {error.reason}") from error
     _check_sides(config, max(config.augment.short_sides), config.augment.long_side, "augment.short_sides")
     _check_sides(config, config.eval.short_side, config.eval.long_side, "eval.short_side")
 
