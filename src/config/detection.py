@@ -30,7 +30,7 @@ class DetectionData(ImageData):
     # from their names and split_seed, whatever the run's seed is and whichever other images there are.
     val_fraction: Share | None = None
     split_seed: Annotated[int, Field(ge=0)] = 0  # also of subsets by share
-    # Names of the classes to learn, or a file with a name on each line; null: all of the JSON, in the order of their ids.
+    # Names of the classes to learn, or a file with a name on each line; null: all of the JSON, in order of their ids.
     classes: list[str] | str | None = None
     # Null: all images; a share of them; or a file with the file_name of an image on each line.
     train_subset: Share | PathText | None = None

@@ -57,14 +57,14 @@ def test_what_does_not_fit_is_one_line_that_names_the_key(load, override, expect
 def test_a_canvas_needs_a_size_that_the_backbone_can_have(load):
     overrides = ["backbone.name=focalv2_tiny_useconv_patch4_window7_224", "backbone.img_size=[896, 1344]"]
     load(*overrides, "data.canvases=[[896, 1344], [1344, 896]]")
-    with pytest.raises(ConfigError, match="data.canvases: 800 x 1344: "):
+    with pytest.raises(ConfigError, match=r"data.canvases: 800 x 1344: .*"):
         load(*overrides)
 
 
 def test_the_canvas_is_the_networks_size_by_default(load):
     assert canvases_of(load()) == [(800, 1344), (1344, 800)]
     assert canvases_of(load("data.canvases=null")) == [(800, 1344)]
-    with pytest.raises(ConfigError, match="backbone.img_size: no canvas holds images of 800 x 1333"):
+    with pytest.raises(ConfigError, match=r"backbone.img_size: no canvas holds images of 800 x 1333"):
         load("data.canvases=null", "backbone.img_size=224")
 
 
@@ -74,5 +74,5 @@ def test_a_share_for_validation_takes_the_place_of_a_file(load, tmp_path):
     saved = tmp_path / "config.yaml"
     saved.write_text(config.to_yaml())
     assert load_config(saved, []).data == config.data
-    with pytest.raises(ConfigError, match="data.val_fraction: takes the place of data.val_annotations"):
+    with pytest.raises(ConfigError, match=r"data.val_fraction: takes the place of data.val_annotations"):
         load("data.val_fraction=0.2", "data.val_annotations=other.json")
