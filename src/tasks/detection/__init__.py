@@ -1,0 +1,1 @@
+"""Answers the questions of training and evaluation for object detection."""
