@@ -97,21 +97,25 @@ def check_detection(config) -> None:
             replace(config.backbone, arguments=config.backbone.arguments | sizes).resolved()
         except ArgumentError as error:
             raise config.error("data.canvases", f"{shown}: {error.reason}") from error
-    _check_sides(config, max(config.augment.short_sides), config.augment.long_side, "augment.short_sides")
-    _check_sides(config, config.eval.short_side, config.eval.long_side, "eval.short_side")
+    augment = config.augment
+    _check_sides(config, "augment", "short_sides", max(augment.short_sides))
+    if augment.crop and max(augment.crop_short_sides) > augment.long_side:
+        raise config.error("augment.crop_short_sides", f"exceed augment.long_side {augment.long_side}")
+    _check_sides(config, "eval", "short_side", config.eval.short_side)
 
 
-def _check_sides(config, short_side: int, long_side: int, key: str) -> None:
-    """Check that a canvas holds images as large as the bounds of their sides allow, lying or standing.
+def _check_sides(config, section: str, key: str, short_side: int) -> None:
+    """Check the greatest short side of a section, and that a canvas holds such an image, lying or standing.
 
-    Whether every image finds one depends on the shapes of the images, too: see DetectionTrainSamples.
+    Whether every image finds a canvas depends on the images' shapes, too: see DetectionTrainSamples.
     """
-    short_side, canvases = min(short_side, long_side), canvases_of(config)
+    long_side, canvases = getattr(config, section).long_side, canvases_of(config)
+    if short_side > long_side:
+        raise config.error(f"{section}.{key}", f"{short_side} exceeds {section}.long_side {long_side}")
     if not any(min(canvas) >= short_side and max(canvas) >= long_side for canvas in canvases):
-        section = key.partition(".")[0]
         raise config.error(
             "data.canvases" if config.data.canvases else "backbone.img_size",
-            f"no canvas holds images of {short_side} x {long_side} ({key}, {section}.long_side); "
+            f"no canvas holds images of {short_side} x {long_side} ({section}.{key}, {section}.long_side); "
             f"{nearest(canvases, (short_side, long_side))}",
         )
 

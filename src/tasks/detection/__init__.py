@@ -1,1 +1,1 @@
-"""Answers the questions of training and evaluation for object detection."""
+"""The task of finding objects: their boxes, classes and, with some networks, masks."""
