@@ -1,0 +1,3 @@
+"""Draws detections."""
+
+SHOWN_SCORE = 0.3
