@@ -1,5 +1,6 @@
 """A few images with objects, as an evaluation asks a data set for them, and what a detector finds in them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,8 @@ def detections(boxes, scores, masks=False):
     """Detections of boxes with labels (x1, y1, x2, y2, label)."""
     array = np.array(boxes, np.float32).reshape(-1, 5)
     filled = np.ones((len(array), 28, 28), np.float32) if masks else None
-    return Detections(array[:, :4], np.array(scores, np.float32), array[:, 4].astype(np.int32), filled)
+    labels, candidates = array[:, 4].astype(np.int32), np.arange(len(array))
+    return Detections(array[:, :4], np.array(scores, np.float32), labels, candidates, filled)
 
 
 def found_in(index, masks=False):
@@ -90,4 +92,4 @@ def found_in(index, masks=False):
 def on_canvas(found, scale):
     """Detections as they are on a canvas, to which the image was resized by (vertical, horizontal) factors."""
     factors = np.array([scale[1], scale[0]] * 2, np.float32)
-    return Detections(found.boxes * factors, found.scores, found.labels, found.masks)
+    return replace(found, boxes=found.boxes * factors)
