@@ -218,29 +218,36 @@ def worst_images(evaluated: EvaluatedDetections) -> list[dict]:
 
 
 def _objects_of(evaluated: EvaluatedDetections, index: int) -> list[dict]:
+    """List the objects of an image."""
     objects, annotations = evaluated.objects, evaluated.truth["annotations"]
     return [
-        {
-            "class": int(objects.label[number]),
-            "bbox": [round(float(value), 2) for value in annotations[objects.place[number]]["bbox"]],
-            "found": bool(objects.is_found[number]),
-        }
+        {"class": int(objects.label[number]), "found": bool(objects.is_found[number])}
+        | _outline(annotations[objects.place[number]], evaluated)
         for number in np.flatnonzero(objects.image == index)
     ]
 
 
 def _detections_of(evaluated: EvaluatedDetections, index: int) -> list[dict]:
+    """List the detections of an image that are certain enough to be shown, the most certain first."""
     shown, results = evaluated.shown, evaluated.results
     chosen = [
         {
             "class": int(shown.label[number]),
-            "bbox": [round(value, 2) for value in results[shown.place[number]]["bbox"]],
             "score": results[shown.place[number]]["score"],
             "invented": bool(shown.is_wrong[number]),
         }
+        | _outline(results[shown.place[number]], evaluated)
         for number in np.flatnonzero(shown.image == index)
     ]
     return sorted(chosen, key=lambda entry: -entry["score"])
+
+
+def _outline(entry: dict, evaluated: EvaluatedDetections) -> dict:
+    """Return what of an annotation or result says where it is: the box and, where masks are evaluated, the mask."""
+    outline: dict = {"bbox": [round(float(value), 2) for value in entry["bbox"]]}
+    if "mask" in evaluated.figures:
+        outline["segmentation"] = entry["segmentation"]
+    return outline
 
 
 def worst_classes(evaluated: EvaluatedDetections) -> str | None:
