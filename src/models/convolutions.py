@@ -146,7 +146,8 @@ class MapConvolution(nn.Cell):
         self.implementation = "unfold"
         self.out_channels = out_channels
         self.map_size = tuple(map_size)
-        self.by_patches = ConvolutionByPatches(in_channels, out_channels, kernel_size, map_size)
+        table = patch_tokens(map_size, kernel_size, 1, kernel_size // 2)
+        self.by_patches = ConvolutionByPatches(in_channels, out_channels, table)
         kernel = (kernel_size, kernel_size)
         self.conv2d = ops.Conv2D(out_channels, kernel, pad_mode="pad", pad=kernel_size // 2)
 
@@ -170,13 +171,16 @@ class ConvolutionByPatches(nn.Cell):
     Its gradient needs no patches of the input, which are k * k times the map and would be kept for it: one gather of
     patches of the output's gradient gives both gradients. With d the offset of a tap,
     dx(q) = sum over d of w(d)^T dy(q - d), and dw(d) = sum over q of dy(q - d) x(q)^T.
+
+    Args:
+        table: [L, k * k], the tokens that each place sees, from tap to tap; L is padding (see patch_tokens). The last
+            tap's offset is the opposite of the first's, and so on.
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size, map_size):
+    def __init__(self, in_channels: int, out_channels: int, table: np.ndarray):
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.taps = kernel_size * kernel_size
-        table = patch_tokens(map_size, kernel_size, 1, kernel_size // 2)
+        self.taps = table.shape[1]
         self.pick = RowGather(table)
         self.pick_back = RowGather(table[:, ::-1])
         self.matmul = ops.MatMul()
