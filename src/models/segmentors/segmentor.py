@@ -4,22 +4,20 @@ A family (upernet.py, semantic_fpn.py) is a class on Segmentor. Its heads give t
 image; whoever asks resizes them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
-from mindspore.nn.utils import no_init_parameters
 
-from src.models.backbones.backbone import Backbone, share_parameters
-from src.models.batch_norm import batch_norms, synchronise_batch_norms
+from src.models.backbones.backbone import Backbone
 from src.models.convolutions import convolution_parameters
-from src.models.device_options import device_options, set_device_options
 from src.models.layers import AddBias
+from src.models.network_on_backbone import NetworkOnBackbone
 from src.models.registry import ArgumentError
 from src.models.resize import LeftProduct
 
 
-class Segmentor(nn.Cell):
+class Segmentor(NetworkOnBackbone):
     """Runs images through a backbone and heads; the first head is what predicts, the others only help it to learn.
 
     A family's constructor sets the heads and describes them by `set_heads`; its methods `decode_features` and
@@ -27,31 +25,18 @@ class Segmentor(nn.Cell):
     names are those of the published checkpoints: `backbone.*`, `neck.*`, `decode_head.*`, `auxiliary_head.*`.
 
     Attributes:
-        arguments: the constructor's arguments by name, without the backbone.
-        img_size: (H, W) of the images. in_chans: their channels.
         head_names, head_weights: the name of each head, and the factor of its loss.
         head_map_sizes: (h, w) of each head's logits; `map_size` is the first.
-        classifiers: the layers, by name, whose parameters have a row for each class.
         dropout_channels: channels of all heads together that training drops, see draw_channel_scales; 0 for none.
     """
 
-    check: Callable[[dict], None]
     head_names: tuple[str, ...]
     head_weights: tuple[float, ...]
     head_map_sizes: tuple[tuple[int, int], ...]
 
     def __init__(self, backbone: Backbone, arguments: dict):
-        super().__init__()
-        if backbone.out_indices is None:
-            raise ArgumentError("backbone", "is a classifier; build it with features_only=True")
-        self.backbone = backbone
-        self.arguments = arguments
-        self.num_classes = arguments["num_classes"]
+        super().__init__(backbone, arguments)
         self.dropout = arguments["dropout"]
-        self.img_size = backbone.img_size
-        self.in_chans = backbone.in_chans
-        self.depths = backbone.depths
-        self.no_weight_decay = backbone.no_weight_decay
 
     def set_heads(self, heads: Sequence[tuple[str, float, "PixelClassifier", tuple[int, int]]]) -> None:
         """Describe the heads: name, factor of the loss, classifier, (h, w) of the logits; the predicting one first."""
@@ -122,32 +107,7 @@ class Segmentor(nn.Cell):
         kept = generator.random((batch_size, self.dropout_channels)) < keep
         return Tensor((kept / keep).astype(np.float32))
 
-    def draw_drop_path(self, generator: np.random.Generator, batch_size: int) -> Tensor | None:
-        """Draw the backbone's stochastic-depth scales for one training step, see Backbone."""
-        return self.backbone.draw_drop_path(generator, batch_size)
-
-    def batch_caveat(self, batch_size: int, ranks: int) -> str | None:
-        """Return a line on what a batch of this size on each rank is too small for; None where there is nothing."""
-        return None
-
-    def freeze(self, stages: int) -> None:
-        """Exclude the backbone's first stages from training, see Backbone."""
-        self.backbone.freeze(stages)
-
-    def block_index(self, name: str) -> int:
-        """Return where in the network a parameter is, see Backbone; necks and heads come after the last block."""
-        if name.startswith("backbone."):
-            return self.backbone.block_index(name.removeprefix("backbone."))
-        return sum(self.depths) + 1
-
-    def at(self, size: int | Sequence[int]) -> "Segmentor":
-        """Return this model for images of another size: the same parameter objects, see Backbone.at.
-
-        Raises:
-            ArgumentError: a size that the backbone cannot have; the message names the nearest.
-        """
-        backbone = self.backbone.at(size)
-        return self if backbone is self.backbone else self._on(backbone)
+    # --- other sizes -------------------------------------------------------------------------------------------------
 
     def on_canvas(self, size: int | Sequence[int]) -> "Segmentor":
         """Return a model for images of all sizes up to a canvas, which has this model's parameters.
@@ -158,7 +118,7 @@ class Segmentor(nn.Cell):
         Raises:
             ArgumentError: a size that the backbone cannot have; the message names the nearest.
         """
-        other = self._on(self.backbone.at(size))
+        other = self.on(self.backbone.at(size))
         other.set_part(other.img_size)
         return other
 
@@ -173,17 +133,6 @@ class Segmentor(nn.Cell):
     def products_of(self, part: tuple[int, int]) -> list[tuple[LeftProduct, np.ndarray]]:
         """Return the products that pool whole maps, and the matrices by which they see a part of the images alone."""
         return []
-
-    def _on(self, backbone: Backbone) -> "Segmentor":
-        """Return a model on another backbone of the same parameters."""
-        with no_init_parameters():  # random values would be replaced below
-            other = type(self)(backbone, **self.arguments)
-        share_parameters(other, self)
-        set_device_options(other, **device_options(self))
-        norms = batch_norms(self)
-        if norms:
-            synchronise_batch_norms(other, norms[0].ranks)
-        return other.set_train(self.training)
 
 
 class PixelClassifier(nn.Cell):
@@ -240,13 +189,3 @@ def check_segmentor(arguments: dict, positive: tuple[str, ...]) -> None:
         raise ArgumentError("dropout", f"must be in [0, 1), got {arguments['dropout']}")
     if not 0 <= arguments["background_share"] < 1:
         raise ArgumentError("background_share", f"must be in [0, 1), got {arguments['background_share']}")
-
-
-def check_several_maps(backbone: Backbone) -> None:
-    """Refuse a backbone that gives fewer maps than a pyramid needs.
-
-    Raises:
-        ArgumentError: it gives one map.
-    """
-    if len(backbone.feature_maps) < 2:
-        raise ArgumentError("backbone", "gives one map; a pyramid needs at least two (out_indices)")

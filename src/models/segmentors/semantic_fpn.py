@@ -6,10 +6,11 @@ from collections import OrderedDict
 from mindspore import nn
 
 from src.models.backbones.backbone import Backbone
+from src.models.network_on_backbone import check_several_maps
 from src.models.pyramid import FPN, ConvNorm, EnlargingConv, same_conv
 from src.models.registry import register_family
 from src.models.resize import BilinearResize
-from src.models.segmentors.segmentor import PixelClassifier, Segmentor, check_segmentor, check_several_maps
+from src.models.segmentors.segmentor import PixelClassifier, Segmentor, check_segmentor
 
 
 class FPNHead(nn.Cell):

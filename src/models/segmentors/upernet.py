@@ -7,10 +7,11 @@ from mindspore import nn
 
 from src.models.backbones.backbone import Backbone
 from src.models.convolutions import EnlargedConvolution
+from src.models.network_on_backbone import check_several_maps
 from src.models.pyramid import ConvNorm, PyramidConv, pooling_branches, same_conv
 from src.models.registry import ArgumentError, register_family
 from src.models.resize import BilinearResize, LeftProduct
-from src.models.segmentors.segmentor import PixelClassifier, Segmentor, check_segmentor, check_several_maps
+from src.models.segmentors.segmentor import PixelClassifier, Segmentor, check_segmentor
 
 
 class UPerHead(nn.Cell):

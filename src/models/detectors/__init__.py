@@ -1,0 +1,1 @@
+"""Networks that find the objects in an image and box them, each on a backbone."""

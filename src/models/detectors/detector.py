@@ -1,0 +1,151 @@
+"""Defines what a detector is to the rest of the project: candidates for detections, a loss, and the targets it takes.
+
+A family (retinanet.py, atss.py, ...) is a class on Detector. Images of a batch stand in the top left corner of frames
+of one size, the canvas; the extent of an image is its (height, width) there, and what lies beyond is zero. Boxes are
+(x1, y1, x2, y2) float32 in pixels of the canvas; a width is x2 - x1.
+"""
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+from mindspore import nn
+
+from src.models.backbones.backbone import Backbone
+from src.models.network_on_backbone import NetworkOnBackbone
+from src.models.registry import ArgumentError
+
+PAD_DIVISOR = 32  # of images, in the originals: what is padded to whole multiples of it counts as image
+
+
+class TargetMaker(ABC):
+    """Turns the boxes of one image into the arrays that a detector's training takes, in the workers that read images.
+
+    It can be pickled, and computes with NumPy alone. What depends on the canvas, such as anchors, it computes when it
+    first meets that canvas, and keeps.
+
+    Attributes:
+        names: names of the arrays that it returns, in their order.
+    """
+
+    names: tuple[str, ...]
+
+    @abstractmethod
+    def __call__(
+        self,
+        canvas: tuple[int, int],
+        extent: tuple[int, int],
+        boxes: np.ndarray,
+        labels: np.ndarray,
+        generator: np.random.Generator,
+        masks: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, ...]:
+        """Return arrays whose shapes follow from the canvas alone.
+
+        Args:
+            canvas: (H, W) of the frame. extent: (h, w) of the image in it.
+            boxes: [n, 4] float32 of the objects, within the extent. labels: [n] int32 of their classes.
+            generator: draws what is drawn for this image.
+            masks: of the objects, for a detector that has masks.
+        """
+
+
+class Detector(NetworkOnBackbone):
+    """Runs images through a backbone, a neck and heads, which give candidates for detections.
+
+    Parameter names are those of the published checkpoints: `backbone.*`, `neck.*`, `bbox_head.*`, `rpn_head.*`,
+    `roi_head.*`. A subclass defines the four methods that raise NotImplementedError here.
+
+    Attributes:
+        loss_names: names of the parts of the loss.
+        loss_floors: the least divisor of each, see src/tasks/losses.py.
+        score_threshold: detections have higher scores than this.
+        nms_iou: of two detections of one class that overlap by more than this, the weaker is dropped; None: none is.
+        max_detections: the most that an image has.
+        has_factor: candidates carry a factor, by which their scores are multiplied for the ranking alone.
+        class_boxes: candidates have a box for each class.
+        has_masks: it gives a mask for each detection, too.
+    """
+
+    loss_names: tuple[str, ...]
+    loss_floors: tuple[float, ...]
+    score_threshold = 0.05
+    nms_iou: float | None = 0.5
+    max_detections = 100
+    has_factor = False
+    class_boxes = False
+    has_masks = False
+
+    def __init__(self, backbone: Backbone, arguments: dict):
+        super().__init__(backbone, arguments)
+        check_canvas(self.img_size)
+
+    # --- what a family defines ---------------------------------------------------------------------------------------
+
+    def training_outputs(self, images, extents, targets, drop_path):
+        """Return the tuple of tensors that the loss takes; arguments as those of construct."""
+        raise NotImplementedError
+
+    def candidates(self, images, extents):
+        """Return the candidates [B, K, D] that construct describes."""
+        raise NotImplementedError
+
+    def loss(self) -> nn.Cell:
+        """Create the loss: a cell that maps (training outputs, targets) to sums [K] and weights [K], float32.
+
+        The parts and divisors are those of src/tasks/losses.py, of this batch alone; each sum has its factor already.
+        It has no parameters and computes in float32, whatever the precision of the network, of which it is no part.
+        """
+        raise NotImplementedError
+
+    def target_maker(self) -> TargetMaker:
+        """Create the maker of the arrays that training takes as targets."""
+        raise NotImplementedError
+
+    # --- detection ---------------------------------------------------------------------------------------------------
+
+    def construct(self, images, extents=None, targets=(), drop_path=None):
+        """Map images to candidates for detections; in training, to what the loss takes.
+
+        One method does both, because mixed precision changes or wraps `construct` alone.
+
+        Args:
+            images: [B, in_chans, *img_size]. extents: [B, 2] int32; None: images fill the canvas.
+            targets: arrays of the target maker, in batches; a network takes them that samples them itself.
+            drop_path: see draw_drop_path.
+
+        Returns:
+            Candidates [B, K, D] float32. Each is a box, in pixels of the canvas, and the scores of the classes:
+            (x1, y1, x2, y2, score 0, ..., score C - 1), with `has_factor` followed by the factor. With `class_boxes`
+            it begins with the boxes of all classes in place of one: (x1, y1, x2, y2) x C. Candidates that lie in
+            padding have scores of 0.
+        """
+        if self.training:
+            return self.training_outputs(images, extents, targets, drop_path)
+        return self.candidates(images, extents)
+
+
+def check_canvas(size: tuple[int, int]) -> None:
+    """Refuse a size of images in which the strides of the maps do not fit.
+
+    Raises:
+        ArgumentError: a side is no multiple of PAD_DIVISOR; the message gives the nearest that is.
+    """
+    if any(side % PAD_DIVISOR for side in size):
+        nearest = [max(PAD_DIVISOR, round(side / PAD_DIVISOR) * PAD_DIVISOR) for side in size]
+        raise ArgumentError(
+            "img_size", f"a detector needs sides that are multiples of {PAD_DIVISOR}, got {list(size)}; try {nearest}"
+        )
+
+
+def check_detector(arguments: dict, positive: tuple[str, ...]) -> None:
+    """Refuse arguments that no detector of any family can have.
+
+    Args:
+        positive: names of numbers that must be at least 1, beside num_classes.
+
+    Raises:
+        ArgumentError: names the argument.
+    """
+    for key in ("num_classes", *positive):
+        if arguments[key] < 1:
+            raise ArgumentError(key, f"must be at least 1, got {arguments[key]}")
