@@ -1,4 +1,4 @@
-"""Defines BiFPN (arXiv 1911.09070) as RepPoints v2's configurations of Swin have it: GroupNorm behind every convolution.
+"""Defines BiFPN (arXiv 1911.09070) as Swin's configuration of RepPoints v2 has it: with GroupNorm behind every convolution.
 
 Source: necks/bifpn.py of SwinTransformer/Swin-Transformer-Object-Detection.
 """
@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from src.models.backbones.backbone import FeatureMap
-from src.models.levels import SharedConvNorm
+from src.models.level_layers import SharedConvNorm
 from src.models.resize import MaxPool, NearestResize
 
 
@@ -39,7 +39,7 @@ class WeightedFusion(nn.Cell):
 
 def fused_conv(channels: int, size: tuple[int, int]) -> SharedConvNorm:
     """Create the 3x3 convolution behind a fusion."""
-    return SharedConvNorm(channels, channels, 3, (size,), "xavier", has_relu=False)
+    return SharedConvNorm(channels, channels, 3, (size,), "xavier")
 
 
 class SingleBiFPN(nn.Cell):
@@ -60,7 +60,7 @@ class SingleBiFPN(nn.Cell):
             [
                 nn.Identity()
                 if m.channels == channels
-                else SharedConvNorm(m.channels, channels, 1, (m.size,), "xavier", has_relu=False)
+                else SharedConvNorm(m.channels, channels, 1, (m.size,), "xavier")
                 for m in maps
             ]
         )
@@ -117,7 +117,9 @@ class BiFPN(nn.Cell):
             maps.append(FeatureMap(deepest.channels, 2 * deepest.stride, pools[-1].size))
         self.pools = nn.CellList(pools)
         self.feature_maps = tuple(FeatureMap(channels, m.stride, m.size) for m in maps)
-        self.bi_fpn = nn.CellList([SingleBiFPN(maps if i == 0 else self.feature_maps, channels) for i in range(repeats)])
+        self.bi_fpn = nn.CellList(
+            [SingleBiFPN(maps if i == 0 else self.feature_maps, channels) for i in range(repeats)]
+        )
 
     def construct(self, maps):
         """Map a tuple of tokens [B, H * W, C] to a tuple of `levels` tokens [B, H * W, channels]."""

@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.models.convolutions import convolution_parameters, rows_of_taps
-from src.models.levels import Sizes, level_spans
+from src.models.level_layers import MapSizes, level_spans
 
 CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # (row, column) of the cells around a place, from the one above and left
 
@@ -54,7 +54,7 @@ class PlacesOnLevels(nn.Cell):
         places: how many places each token has; they are on the map of the token's own level.
     """
 
-    def __init__(self, sizes: Sizes, places: int):
+    def __init__(self, sizes: MapSizes, places: int):
         super().__init__()
         spans = level_spans(sizes)
         lengths = [end - first for first, end in spans]

@@ -4,10 +4,9 @@ from mindspore import nn
 
 from src.models.convolutions import Conv2d, DepthwiseConv2d, EnlargedConvolution, MapConvolution
 from src.models.layers import Gelu, LayerNorm
-from src.models.levels import SharedConv
 from src.models.registry import ArgumentError
 
-_CONVOLUTIONS = (Conv2d, MapConvolution, EnlargedConvolution, DepthwiseConv2d, SharedConv)
+_CONVOLUTIONS = (Conv2d, MapConvolution, EnlargedConvolution, DepthwiseConv2d)
 
 # For each option its layers, their attribute, and its values: first the CPU's choice, which layers start with.
 _OPTIONS: dict[str, tuple[tuple[type[nn.Cell], ...], str, tuple[str, str]]] = {

@@ -7,7 +7,7 @@ import numpy as np
 from mindspore import nn, ops
 
 from src.models.gathers import RowGather
-from src.models.levels import LevelGroupNorm, SharedConv, SharedConvNorm, Sizes, level_spans
+from src.models.level_layers import LevelGroupNorm, MapSizes, SharedConv, SharedConvNorm, level_spans
 
 # Where each kind of corner looks for the edges that meet in it, as (rows, columns) per step: a top left corner for the
 # object's left edge below it and its top edge to the right.
@@ -24,7 +24,7 @@ class CornerPool(nn.Cell):
         direction: (rows, columns), one of them 0 and the other 1 or -1.
     """
 
-    def __init__(self, sizes: Sizes, direction: tuple[int, int]):
+    def __init__(self, sizes: MapSizes, direction: tuple[int, int]):
         super().__init__()
         furthest = max(size[0] if direction[0] else size[1] for size in sizes) - 1
         self.steps = nn.CellList(
@@ -39,7 +39,7 @@ class CornerPool(nn.Cell):
         return x
 
 
-def shifted_tokens(sizes: Sizes, direction: tuple[int, int], distance: int) -> np.ndarray:
+def shifted_tokens(sizes: MapSizes, direction: tuple[int, int], distance: int) -> np.ndarray:
     """List the token that stands at a distance from each in a direction: [L]; at the edge that of the edge."""
     tokens = []
     for (height, width), (first, _) in zip(sizes, level_spans(sizes), strict=True):
@@ -57,21 +57,21 @@ class CornerFeatures(nn.Cell):
         corner: a key of LOOKS.
     """
 
-    def __init__(self, channels: int, corner_channels: int, sizes: Sizes, corner: str, groups: int = 32):
+    def __init__(self, channels: int, corner_channels: int, sizes: MapSizes, corner: str, groups: int = 32):
         super().__init__()
         along, across = LOOKS[corner]
         self.p1_conv1 = SharedConvNorm(channels, corner_channels, 3, sizes, "fan_out", groups)
         self.p2_conv1 = SharedConvNorm(channels, corner_channels, 3, sizes, "fan_out", groups)
         self.pool1, self.pool2 = CornerPool(sizes, along), CornerPool(sizes, across)
         self.p_conv1 = SharedConv(corner_channels, channels, 3, sizes, "uniform", has_bias=False)
-        self.p_gn1 = LevelGroupNorm(channels, groups, sizes)
+        self.p_gn1 = LevelGroupNorm(groups, channels, sizes)
         self.conv1 = SharedConv(channels, channels, 1, sizes, "uniform", has_bias=False)
-        self.gn1 = LevelGroupNorm(channels, groups, sizes)
+        self.gn1 = LevelGroupNorm(groups, channels, sizes)
         self.relu = ops.ReLU()
         self.conv2 = SharedConvNorm(channels, channels, 1, sizes, "fan_out", groups)
 
     def construct(self, x):
         """Map tokens [B, L, channels] of all levels to the same shape."""
-        pooled = self.pool1(self.p1_conv1(x)) + self.pool2(self.p2_conv1(x))
+        pooled = self.pool1(self.relu(self.p1_conv1(x))) + self.pool2(self.relu(self.p2_conv1(x)))
         x = self.relu(self.p_gn1(self.p_conv1(pooled)) + self.gn1(self.conv1(x)))
-        return self.conv2(x)
+        return self.relu(self.conv2(x))

@@ -9,9 +9,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from src.models.detectors.boxes import IOU_EPS
+from src.models.detectors.box_layers import paired_iou
 from src.models.detectors.point_targets import NEAREST
-from src.models.levels import Sizes, level_spans
+from src.models.level_layers import MapSizes, level_spans
 
 
 class GraphATSS(nn.Cell):
@@ -28,7 +28,7 @@ class GraphATSS(nn.Cell):
         sizes: (h, w) of each level.
     """
 
-    def __init__(self, sizes: Sizes):
+    def __init__(self, sizes: MapSizes):
         super().__init__()
         self.spans = level_spans(sizes)
         self.candidates = NEAREST * len(self.spans)
@@ -62,8 +62,8 @@ class GraphATSS(nn.Cell):
         numbers = ops.concat(chosen, 2)  # [B, G, K]
         rows = numbers + Tensor(np.arange(batch, dtype=np.int32).reshape(-1, 1, 1) * length)
         of_objects = ops.gather(boxes.reshape((-1, 4)), rows.reshape(-1), 0).reshape((batch, count, -1, 4))
-        objects = ops.tile(objects.reshape((batch, count, 1, 4)), (1, 1, self.candidates, 1))
-        overlaps = pair_ious(of_objects, objects)  # [B, G, K]
+        objects = objects.reshape((batch, count, 1, 4))
+        overlaps = paired_iou(of_objects, objects)  # [B, G, K]
         mean = overlaps.mean(2, keep_dims=True)
         variance = ops.square(overlaps - mean).sum(2, keepdims=True) / (self.candidates - 1)
         is_taken = ops.logical_and(overlaps >= mean + ops.sqrt(variance), lies_inside(middles_of(of_objects), objects))
@@ -72,7 +72,9 @@ class GraphATSS(nn.Cell):
         first_of_row = Tensor(np.arange(batch * count, dtype=np.int32).reshape(batch, count, 1) * length)
         taken = ops.select(is_taken, overlaps, -ops.ones_like(overlaps))
         taken = self.update(
-            -ops.ones((batch * count * length,), ms.float32), (first_of_row + numbers).reshape((-1, 1)), taken.reshape(-1)
+            -ops.ones((batch * count * length,), ms.float32),
+            (first_of_row + numbers).reshape((-1, 1)),
+            taken.reshape(-1),
         )
         owner, overlap = self.largest(taken.reshape((batch, count, length)))
         return ops.stop_gradient(ops.select(overlap >= 0, owner, -ops.ones_like(owner)))
@@ -89,17 +91,3 @@ def lies_inside(middles, objects):
         ops.logical_and(middles[..., 0] - objects[..., 0] > 0.01, objects[..., 2] - middles[..., 0] > 0.01),
         ops.logical_and(middles[..., 1] - objects[..., 1] > 0.01, objects[..., 3] - middles[..., 1] > 0.01),
     )
-
-
-def pair_ious(boxes, others):
-    """Return the intersection over union [...] of boxes [..., 4] with others of the same shape."""
-    corner = ops.maximum(boxes[..., :2], others[..., :2])
-    sides = ops.relu(ops.minimum(boxes[..., 2:], others[..., 2:]) - corner)
-    shared = sides[..., 0] * sides[..., 1]
-    union = areas_of(boxes) + areas_of(others) - shared
-    return shared / ops.maximum(union, Tensor(IOU_EPS, ms.float32))
-
-
-def areas_of(boxes):
-    """Return the areas [...] of boxes [..., 4]."""
-    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])

@@ -11,7 +11,7 @@ import numpy as np
 
 from src.models.detectors.anchors import map_sizes, padded_extent
 from src.models.detectors.detector import TargetMaker
-from src.models.levels import level_spans
+from src.models.level_layers import level_spans
 
 NEAREST = 9  # places of each level that the second assignment considers for an object
 POINT_SCALE = 4  # strides that the side of an object has on the level whose point starts from it

@@ -7,7 +7,7 @@ from mindspore import Tensor, nn, ops
 
 from src.models.convolutions import Conv2d
 from src.models.device_options import set_device_options
-from src.models.levels import LevelGroupNorm, SharedConv, SharedConvNorm, level_spans
+from src.models.level_layers import LevelGroupNorm, SharedConv, SharedConvNorm, level_spans
 from src.models.resize import MaxPool
 
 SIZES = ((5, 7), (3, 4), (1, 2))
@@ -79,7 +79,7 @@ class OperatorNorm(nn.Cell):
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_groups_are_normalised_by_image_and_level(batch):
-    shared = LevelGroupNorm(8, 4, SIZES)
+    shared = LevelGroupNorm(4, 8, SIZES)
     for seed, parameter in enumerate(shared.trainable_params()):
         parameter.set_data(drawn(8, seed=seed))
     x = drawn(batch, LENGTH, 8) * 3 + 2
@@ -91,7 +91,7 @@ def test_groups_are_normalised_by_image_and_level(batch):
 
 def test_half_precision_is_normalised_in_float32():
     """Squares of these values are beyond float16's range."""
-    norm = LevelGroupNorm(8, 4, SIZES)
+    norm = LevelGroupNorm(4, 8, SIZES)
     x = drawn(1, LENGTH, 8) * 1000
     half = norm(x.astype(ms.float16))
     assert half.dtype == ms.float16
