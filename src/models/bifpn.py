@@ -1,4 +1,4 @@
-"""Defines BiFPN (arXiv 1911.09070) as Swin's configuration of RepPoints v2 has it: with GroupNorm behind every convolution.
+"""Defines BiFPN (arXiv 1911.09070) as Swin's configuration of RepPoints v2 has it, with GroupNorm after convolutions.
 
 Source: necks/bifpn.py of SwinTransformer/Swin-Transformer-Object-Detection.
 """

@@ -3,9 +3,11 @@
 Source: dense_heads/reppoints_v2_head.py of SwinTransformer/Swin-Transformer-Object-Detection.
 """
 
+import mindspore as ms
 import numpy as np
-from mindspore import nn, ops
+from mindspore import Tensor, nn, ops
 
+from src.models.detectors.candidates import rows_of
 from src.models.gathers import RowGather
 from src.models.level_layers import LevelGroupNorm, MapSizes, SharedConv, SharedConvNorm, level_spans
 
@@ -75,3 +77,44 @@ class CornerFeatures(nn.Cell):
         pooled = self.pool1(self.relu(self.p1_conv1(x))) + self.pool2(self.relu(self.p2_conv1(x)))
         x = self.relu(self.p_gn1(self.p_conv1(pooled)) + self.gn1(self.conv1(x)))
         return self.relu(self.conv2(x))
+
+
+class CornerRefinement(nn.Cell):
+    """Moves the corners of boxes to where corners were found, for boxes of larger objects than a map's level has.
+
+    A corner goes to the hottest of the cell that it lies in, the one to the right, the one below and the one between
+    these, and by that cell's offset.
+
+    Args:
+        size: (h, w) of the map.
+        stride: of the map, in pixels.
+    """
+
+    def __init__(self, size: tuple[int, int], stride: int):
+        super().__init__()
+        height, width = size
+        self.stride, self.width = stride, width
+        self.last_row, self.last_column = float(max(height - 2, 0)), float(max(width - 2, 0))
+        down, across = min(1, height - 1), min(1, width - 1)
+        self.around = Tensor(np.array([0, across, down * width, down * width + across], np.int32).reshape(1, 1, 4))
+        self.hottest = ops.Argmax(-1)
+
+    def construct(self, boxes, heat_logits, offsets):
+        """Map boxes [B, n, 4], within the images, to boxes [B, n, 4], which may reach beyond.
+
+        Args:
+            heat_logits, offsets: [B, h * w, 2] and [B, h * w, 4] of the map's level, see RepPointsV2Head.
+        """
+        batch, count = boxes.shape[:2]
+        corners = ()
+        for i in range(2):
+            column = ops.clip_by_value(ops.floor(boxes[..., 2 * i] / self.stride), 0.0, self.last_column)
+            row = ops.clip_by_value(ops.floor(boxes[..., 2 * i + 1] / self.stride), 0.0, self.last_row)
+            cell = row.astype(ms.int32) * self.width + column.astype(ms.int32)  # [B, n]
+            cells = (cell.reshape((batch, count, 1)) + self.around).reshape((batch, -1))
+            heat = rows_of(ops.sigmoid(heat_logits[..., i : i + 1]), cells).reshape((batch, count, 4))
+            best = self.hottest(heat).reshape((batch, count, 1)).astype(ms.int32)
+            cell = ops.gather_elements(cells.reshape((batch, count, 4)), 2, best).reshape((batch, count))
+            place = ops.stack((cell % self.width, cell // self.width), 2).astype(ms.float32)
+            corners = corners + ((place + rows_of(offsets[..., 2 * i : 2 * i + 2], cell)) * self.stride,)
+        return ops.concat(corners, 2)
