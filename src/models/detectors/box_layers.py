@@ -15,7 +15,7 @@ class DeltaDecoder(nn.Cell):
     """
 
     def __init__(self, stds: tuple[float, ...]):
-        super().__init__(auto_prefix=False)
+        super().__init__()
         self.centre_stds, self.side_stds = (Tensor(np.asarray(part, np.float32)) for part in (stds[:2], stds[2:]))
         self.exp = ops.Exp()
 
