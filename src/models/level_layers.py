@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Constant, initializer
 
 from src.models.convolutions import MapConvolution, convolution_parameters
+from src.models.gathers import RowGather
 from src.models.layers import AddBias
 
 
@@ -51,10 +52,7 @@ class SharedConv(nn.Cell):
 class LevelGroupNorm(nn.Cell):
     """Normalises groups of channels over each image's map of each level by itself (arXiv 1803.08494).
 
-    It computes in float32; the result has the type of the tokens. The mean comes first and the squares are of centred
-    values, for a difference of large sums would lose digits.
-
-    Parameters are named as PyTorch's: weight, bias.
+    It computes in float32; the result has the type of the tokens. Parameters are named as PyTorch's: weight, bias.
 
     Args:
         groups: the channels of each follow each other.
@@ -63,29 +61,61 @@ class LevelGroupNorm(nn.Cell):
 
     def __init__(self, groups: int, channels: int, map_sizes: Sequence[tuple[int, int]], eps: float = 1e-5):
         super().__init__()
-        self.groups, self.channels, self.eps = groups, channels, eps
         self.weight = Parameter(initializer("ones", (channels,), ms.float32), name="weight")
         self.bias = Parameter(initializer("zeros", (channels,), ms.float32), name="bias")
-        ends = np.cumsum([height * width for height, width in map_sizes]).tolist()
-        self.slices = tuple(zip([0, *ends[:-1]], ends, strict=True))
-        self.sum = ops.ReduceSum()
-
-    def group_mean(self, x):
-        """Return the mean of each group of one level's tokens [B, l, C], at each of its channels: [B, 1, C]."""
-        width = self.channels // self.groups
-        means = self.sum(x, 1).reshape((-1, self.groups, width)).sum(2) / (x.shape[1] * width)  # [B, groups]
-        return ops.tile(means.reshape((-1, self.groups, 1)), (1, 1, width)).reshape((-1, 1, self.channels))
+        self.normalise = NormOfLevels(groups, channels, map_sizes, eps)
 
     def construct(self, x):
         """Normalise tokens [B, L, C]; the shape stays."""
-        levels = ()
-        for i in range(len(self.slices)):
-            first, end = self.slices[i]
-            level = x[:, first:end].astype(ms.float32)
-            centred = level - self.group_mean(level)
-            scale = self.weight / ops.sqrt(self.group_mean(centred * centred) + self.eps)  # Rsqrt is not for ONNX
-            levels = levels + (centred * scale + self.bias,)
-        return ops.concat(levels, 1).astype(x.dtype)
+        return self.normalise(x.astype(ms.float32), self.weight, self.bias)[0].astype(x.dtype)
+
+
+class NormOfLevels(nn.Cell):
+    """Normalises float32 tokens as LevelGroupNorm does, with a gradient of its own: it compiles in a third of the time.
+
+    With x' the normalised tokens, g' the gradient times the weight, and means over a level's group of channels,
+    dx = (g' - mean(g') - x' mean(g' x')) / deviation.
+    """
+
+    def __init__(self, groups: int, channels: int, map_sizes: Sequence[tuple[int, int]], eps: float):
+        super().__init__()
+        self.groups, self.channels, self.eps = groups, channels, eps
+        counts = [height * width for height, width in map_sizes]
+        ends = np.cumsum(counts).tolist()
+        self.levels = tuple(zip([0, *ends[:-1]], ends, strict=True))
+        elements = np.asarray(counts, np.float32) * (channels // groups)
+        self.shares = Tensor((1 / elements).reshape(1, -1, 1).astype(np.float32))
+        self.spread = RowGather(np.repeat(np.arange(len(counts)), counts))
+        self.sum, self.keeping_sum = ops.ReduceSum(), ops.ReduceSum(keep_dims=True)
+        self.concat, self.tile, self.sqrt = ops.Concat(1), ops.Tile(), ops.Sqrt()  # Rsqrt cannot be written to ONNX
+
+    def means(self, x):
+        """Return the mean of each level's group of tokens [B, L, C], at each of its channels: [B, levels, C]."""
+        sums = ()
+        for i in range(len(self.levels)):
+            first, end = self.levels[i]
+            sums = sums + (self.keeping_sum(x[:, first:end], 1),)
+        width = self.channels // self.groups
+        of_groups = self.keeping_sum(self.concat(sums).reshape((-1, self.groups, width)), 2)
+        spread = self.tile(of_groups, (1, 1, width)).reshape((-1, len(self.levels), self.channels))
+        return spread * self.shares
+
+    def construct(self, x, weight, bias):
+        """Return normalised tokens [B, L, C], with means and deviations [B, levels, C], which the gradient needs."""
+        mean = self.means(x)
+        centred = x - self.spread(mean)  # first the mean: a difference of large sums would lose digits
+        deviation = self.sqrt(self.means(centred * centred) + self.eps)
+        return centred * self.spread(weight / deviation) + bias, mean, deviation
+
+    def bprop(self, x, weight, bias, out, gradient):
+        gradient, mean, deviation = gradient[0], out[1], out[2]
+        normed = (x - self.spread(mean)) / self.spread(deviation)
+        weighted = gradient * weight
+        product = gradient * normed
+        along = self.spread(self.means(weighted)) + normed * self.spread(self.means(product * weight))
+        to_x = (weighted - along) / self.spread(deviation)
+        rows = (-1, self.channels)
+        return to_x, self.sum(product.reshape(rows), 0), self.sum(gradient.reshape(rows), 0)
 
 
 class SharedConvReLU(nn.Cell):
