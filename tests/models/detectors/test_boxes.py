@@ -16,7 +16,7 @@ from src.models.detectors.assign import (
     assign_by_iou,
     labels_of_matches,
 )
-from src.models.detectors.box_layers import DeltaDecoder, clip_to_extents, paired_giou, paired_iou
+from src.models.detectors.box_layers import clip_to_extents, decode_deltas, paired_giou, paired_iou
 from src.models.detectors.boxes import areas, clip, decode, encode, giou, iou, iou_matrix
 from src.models.detectors.selection import SelectionRule, non_maximum_suppression, select_detections
 from tests.reference import FOLDER
@@ -63,7 +63,7 @@ def test_overlaps_equal_the_originals():
 def test_the_coder_equals_the_originals():
     anchors, deltas = BOXES[:40], PIECES["coder_deltas"]
     np.testing.assert_allclose(encode(anchors, BOXES[40:80], STDS), PIECES["coder_encoded"], rtol=1e-5, atol=1e-6)
-    in_graph = DeltaDecoder(STDS)(Tensor(anchors), Tensor(deltas))
+    in_graph = decode_deltas(Tensor(anchors), Tensor(deltas), STDS)
     clipped = clip_to_extents(in_graph.reshape((1, 40, 4)), Tensor([[100, 130]], ms.int32))
     for found, name in (
         (decode(anchors, deltas, STDS), "coder_decoded"),
