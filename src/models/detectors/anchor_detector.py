@@ -8,7 +8,7 @@ from mindspore import Tensor, nn, ops
 
 from src.models.backbones.backbone import Backbone
 from src.models.detectors.anchors import Anchors, AnchorShapes, anchors_on
-from src.models.detectors.box_layers import DeltaDecoder, clip_to_extents
+from src.models.detectors.box_layers import clip_to_extents, decode_deltas
 from src.models.detectors.detector import PAD_DIVISOR, Detector, check_detector
 from src.models.pyramid import FPN
 from src.models.registry import ArgumentError
@@ -97,7 +97,7 @@ class CandidateChoice(nn.Cell):
         self.canvas = Tensor(np.asarray([canvas], np.int32))
         self.per_level = per_level
         self.levels = tuple((level.start, level.stop) for level in anchors.levels)
-        self.decode = DeltaDecoder(stds)
+        self.stds = stds
         self.sigmoid, self.most, self.top = ops.Sigmoid(), ops.ReduceMax(), ops.TopK()
 
     def construct(self, logits, deltas, factor, extents):
@@ -126,7 +126,8 @@ class CandidateChoice(nn.Cell):
         rows = (anchor + Tensor(np.arange(batch, dtype=np.int32) * count).reshape((-1, 1))).reshape(-1)
         kept = anchor.shape[1]
         own = ops.gather(deltas.astype(ms.float32).reshape((-1, 4)), rows, 0).reshape((batch, kept, 4))
-        boxes = self.decode(ops.gather(self.boxes, anchor.reshape(-1), 0).reshape((batch, kept, 4)), own)
+        anchors = ops.gather(self.boxes, anchor.reshape(-1), 0).reshape((batch, kept, 4))
+        boxes = decode_deltas(anchors, own, self.stds)
         parts = (
             clip_to_extents(boxes, extents),
             ops.gather(scores.reshape((-1, classes)), rows, 0).reshape((batch, kept, classes)),
