@@ -248,7 +248,7 @@ class Trainer:
         if self.dist.is_main:
             content = {"checkpoint": str(self.checkpoints.best), "weights": self.best_weights.lower()}
             content |= {"epoch": progress.epoch} | result.content()
-            self.folder.keep_evaluation(content, result.arrays(), result.pictures())
+            self.folder.keep_evaluation(content, result.arrays(), result.pictures(), result.files())
         return True
 
     # --- saves and ends -----------------------------------------------------------------------------------------------

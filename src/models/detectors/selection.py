@@ -45,12 +45,14 @@ class Detections:
     Attributes:
         boxes: [n, 4] float32. scores: [n] float32, by which they are ranked. labels: [n] int32.
         candidates: [n] int64, the candidate that each comes from.
+        masks: [n, M, M] float32, the probability of each place in the box that it belongs to the object; None without.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
     candidates: np.ndarray
+    masks: np.ndarray | None = None
 
 
 def select_detections(candidates: np.ndarray, rule: SelectionRule, extent: tuple[float, float]) -> Detections:

@@ -11,9 +11,10 @@ from PIL import Image
 from src.errors import UserError
 from src.files.atomic import write_bytes, write_text
 from src.files.names import escape_name
+from src.pages.legend import legend
 from src.pages.page import Section, encode, page
-from src.tasks.segmentation.legend import legend
-from src.tasks.segmentation.palette import hexadecimal, index_image, overlay
+from src.pages.palette import hexadecimal
+from src.tasks.segmentation.label_pictures import index_image, overlay
 
 OVERLAYS = {"jpeg": ".jpg", "png": ".png", "none": None}
 SHOWN_CLASSES = 5  # of an image, in the text form, where the user does not say it
