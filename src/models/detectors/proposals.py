@@ -22,6 +22,7 @@ from src.models.detectors.detector import PAD_DIVISOR
 from src.models.level_layers import SharedConv
 
 STDS = (1.0, 1.0, 1.0, 1.0)  # of the deltas of anchors
+MOST_SUPPRESSED = 2864  # boxes that MindSpore's operator takes
 RULE = IouRule(positive=0.7, negative=0.3, least=0.3)
 
 
@@ -60,7 +61,7 @@ class Proposals(nn.Cell):
     its rank for a score.
 
     Args:
-        per_level: anchors of each level that are moved, at most 2,864: MindSpore's operator takes no more.
+        per_level: anchors of each level that are moved, at most MOST_SUPPRESSED.
         count: proposals of an image.
         iou: see above.
     """

@@ -133,6 +133,6 @@ class RCNNLoss(nn.Cell):
         return drawn, is_positive.sum() * pixels
 
     def rows(self, numbers, count):
-        """Turn numbers [B, N] of each image's `count` rows, of which those below 0 stand for the first, into the batch's."""
+        """Turn numbers [B, N] of each image's `count` rows into those of the batch's; below 0 stands for the first."""
         image = Tensor(np.arange(numbers.shape[0], dtype=np.int32).reshape(-1, 1) * count)
         return (ops.maximum(numbers, ops.zeros_like(numbers)) + image).reshape(-1)

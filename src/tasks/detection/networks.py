@@ -1,6 +1,7 @@
 """Finds what a detector sees on images of any of the configured canvases."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from mindspore import Tensor, nn
@@ -26,7 +27,10 @@ def networks_by_canvas(
 class CanvasDetector:
     """Finds objects on images of any of the canvases.
 
+    Masks are drawn for the detections alone, so by a second graph, after these were selected.
+
     Args:
+        model: the detector in float32, which describes the networks.
         networks: the network of each canvas (H, W), in evaluation mode.
         rule: how detections are selected of the networks' candidates.
         call: calls a cell with its inputs.
@@ -34,11 +38,13 @@ class CanvasDetector:
 
     def __init__(
         self,
+        model: Detector,
         networks: dict[tuple[int, int], nn.Cell],
         rule: SelectionRule,
         call: Callable[..., Tensor] = call_cell,
     ):
         self.networks, self.rule, self.call = networks, rule, call
+        self.draw_masks = model.mask_cell().set_train(False) if model.has_masks else None
 
     def __call__(self, images: np.ndarray, extents: np.ndarray) -> list[Detections]:
         """Return the detections of each image, in pixels of the canvas.
@@ -46,9 +52,23 @@ class CanvasDetector:
         Args:
             images: [B, C, H, W] float32. extents: [B, 2] int32, the height and width that each takes of the canvas.
         """
-        network = self.networks[images.shape[2:]]
-        candidates = self.call(network, Tensor(images), Tensor(extents)).asnumpy()
-        return [
+        outputs = self.call(self.networks[images.shape[2:]], Tensor(images), Tensor(extents))
+        candidates, pyramid = outputs if self.draw_masks is not None else (outputs, None)
+        found = [
             select_detections(of_image, self.rule, tuple(extent))
-            for of_image, extent in zip(candidates, extents.tolist(), strict=True)
+            for of_image, extent in zip(candidates.asnumpy(), extents.tolist(), strict=True)
+        ]
+        return found if pyramid is None else self._with_masks(found, pyramid)
+
+    def _with_masks(self, found: list[Detections], pyramid: Tensor) -> list[Detections]:
+        """Draw the masks of each image's detections, which are filled up to one number for one graph."""
+        boxes = np.zeros((len(found), self.rule.max_detections, 4), np.float32)
+        labels = np.zeros(boxes.shape[:2], np.int32)
+        for number, detections in enumerate(found):
+            boxes[number, : len(detections.boxes)] = detections.boxes
+            labels[number, : len(detections.labels)] = detections.labels
+        masks = self.call(self.draw_masks, pyramid, Tensor(boxes), Tensor(labels)).asnumpy()
+        return [
+            replace(detections, masks=of_image[: len(detections.boxes)])
+            for detections, of_image in zip(found, masks, strict=True)
         ]

@@ -1,0 +1,104 @@
+"""Defines the task of finding objects: a box, a class and a score for each and, by some networks, a mask."""
+
+from functools import partial
+
+from src.config.detection import canvases_of
+from src.data.coco import CocoImages
+from src.data.dataset import DataError
+from src.models.detectors.selection import SelectionRule
+from src.tasks.detection import run_sections
+from src.tasks.detection.evaluator import DetectionEvaluator
+from src.tasks.detection.figures import BOX_FIGURES, MASK_FIGURES
+from src.tasks.detection.loss import DetectionLosses
+from src.tasks.detection.networks import CanvasDetector, networks_by_canvas
+from src.tasks.detection.samples import DetectionEvalSamples, DetectionTrainSamples
+from src.tasks.task import Task
+
+SHOWN_FIGURES = 6  # of each kind, in lists of epochs; files have all
+
+
+class Detection(Task):
+    """Finds objects; the AP of their boxes chooses the best checkpoint."""
+
+    name = "detection"
+    figures = BOX_FIGURES + MASK_FIGURES
+
+    def check(self):
+        """Do nothing: what the configuration asks for was checked when it was loaded."""
+
+    def open(self, split, classes=None):
+        with_masks = bool(self.config.model.resolved().get("masks"))
+        return CocoImages.of(self.config, split, classes, with_masks)
+
+    def check_data(self, train, val):
+        """Do nothing: both have the classes of the configuration or, where it names none, those of training."""
+
+    def losses(self, network, model):
+        networks = networks_by_canvas(model, network, canvases_of(self.config), self.config.amp.level)
+        return DetectionLosses(networks, model)
+
+    def noise(self, model, generator, batch):
+        return (model.draw_drop_path(generator, len(batch[0])),)
+
+    def train_samples(self, model, data, unreadable, epochs):
+        config = self.config
+        return DetectionTrainSamples(
+            data,
+            canvases_of(config),
+            config.augment,
+            config.data.mean,
+            config.data.std,
+            config.runtime.seed,
+            unreadable,
+            model.target_maker(),
+        )
+
+    def eval_samples(self, model, data, unreadable):
+        config = self.config
+        return DetectionEvalSamples(
+            data,
+            canvases_of(config),
+            config.eval.short_side,
+            config.eval.long_side,
+            config.data.mean,
+            config.data.std,
+            unreadable,
+        )
+
+    def evaluator(self, model, data, dist, classes=None, label="the model"):
+        if classes is not None and classes != data.classes:
+            raise DataError(
+                f"COCO JSON {data.file.path}: its classes are not those of {label} ({', '.join(classes[:3])}, ...); "
+                "choose by data.classes, in the model's order"
+            )
+        finder_of = partial(self._finder, model)
+        return DetectionEvaluator(data, self.config, dist, finder_of, self._rule(model), model.has_masks)
+
+    def _rule(self, model) -> SelectionRule:
+        section = self.config.eval
+        return SelectionRule.of(model, section.score_threshold, section.nms_iou, section.max_detections)
+
+    def _finder(self, model, network, call) -> CanvasDetector:
+        """Return what finds objects by a network, the model in the run's precision."""
+        networks = networks_by_canvas(model, network, canvases_of(self.config), self.config.amp.level)
+        return CanvasDetector(model, networks, self._rule(model), call)
+
+    def signature(self, model, batch_size, output): raise NotImplementedError  # TEMP
+    def sample_inputs(self, model, count): raise NotImplementedError  # TEMP
+    def preprocessing(self, model, output): return {}  # TEMP
+    @classmethod
+    def predictor(cls, *a): raise NotImplementedError  # TEMP
+
+    @classmethod
+    def shown_figures(cls, config):
+        """Return the AP figures, those of masks where the network has them."""
+        masks = MASK_FIGURES[:SHOWN_FIGURES] if (config.get("model") or {}).get("masks") else ()
+        return BOX_FIGURES[:SHOWN_FIGURES] + masks
+
+    @classmethod
+    def read_evaluation(cls, path, content):
+        return run_sections.read_evaluation(path, content)
+
+    @classmethod
+    def sections(cls, evaluation, config, data, roots):
+        return run_sections.sections(evaluation, config, data, roots)
