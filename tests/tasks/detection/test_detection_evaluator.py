@@ -15,7 +15,7 @@ from src.tasks.task import evaluate
 from tests.tasks.detection.scenes import CATEGORIES, CLASSES, OBJECTS, SIZES, Scenes, found_in, on_canvas
 
 RULE = SelectionRule(len(CLASSES), False, False, 0.05, 0.5, 100)
-CONFIG = SimpleNamespace(name="x", eval=SimpleNamespace(short_side=100, long_side=200))
+CONFIG = SimpleNamespace(name="x", eval=SimpleNamespace(short_side=100, long_side=200, batch_size=3))
 EXTENTS = ((96, 160), (128, 93), (60, 80), (77, 99))  # of the images, resized with a factor for each axis
 
 
