@@ -1,0 +1,3 @@
+"""Gives an exported detector one of two kinds of output."""
+
+CANDIDATES, DETECTIONS = "candidates", "detections"
