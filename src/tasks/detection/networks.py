@@ -27,24 +27,37 @@ def networks_by_canvas(
 class CanvasDetector:
     """Finds objects on images of any of the canvases.
 
-    Masks are drawn for the detections alone, so by a second graph, after these were selected.
+    Masks are drawn for the detections alone, so by a second graph, after these were selected. The networks of the
+    canvases are kept from one evaluation to the next: their weights are those of the one that is evaluated.
 
     Args:
-        model: the detector in float32, which describes the networks.
-        networks: the network of each canvas (H, W), in evaluation mode.
+        model: the detector in float32, of which networks of other canvases are made.
+        canvases: (H, W) of each.
+        level: the precision of the networks, see apply_precision.
         rule: how detections are selected of the networks' candidates.
-        call: calls a cell with its inputs.
     """
 
-    def __init__(
-        self,
-        model: Detector,
-        networks: dict[tuple[int, int], nn.Cell],
-        rule: SelectionRule,
-        call: Callable[..., Tensor] = call_cell,
-    ):
-        self.networks, self.rule, self.call = networks, rule, call
+    def __init__(self, model: Detector, canvases: Sequence[tuple[int, int]], level: str, rule: SelectionRule):
+        self.model, self.canvases, self.level, self.rule = model, canvases, level, rule
+        self.network: nn.Cell | None = None
+        self.networks: dict[tuple[int, int], nn.Cell] = {}
         self.draw_masks = model.mask_cell().set_train(False) if model.has_masks else None
+        self.call: Callable[..., Tensor] = call_cell
+
+    def with_network(self, network: nn.Cell, call: Callable[..., Tensor] = call_cell) -> "CanvasDetector":
+        """Find objects by a network from now on.
+
+        Args:
+            network: the model in the run's precision.
+            call: calls a cell with its inputs.
+        """
+        self.call = call
+        if network is not self.network:
+            self.network = network
+            self.networks = networks_by_canvas(self.model, network, self.canvases, self.level)
+        for other in self.networks.values():
+            other.set_train(False)
+        return self
 
     def __call__(self, images: np.ndarray, extents: np.ndarray) -> list[Detections]:
         """Return the detections of each image, in pixels of the canvas.

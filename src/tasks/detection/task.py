@@ -1,7 +1,5 @@
 """Defines the task of finding objects: a box, a class and a score for each and, by some networks, a mask."""
 
-from functools import partial
-
 from src.config.detection import canvases_of
 from src.data.coco import CocoImages
 from src.data.dataset import DataError
@@ -71,17 +69,13 @@ class Detection(Task):
                 f"COCO JSON {data.file.path}: its classes are not those of {label} ({', '.join(classes[:3])}, ...); "
                 "choose by data.classes, in the model's order"
             )
-        finder_of = partial(self._finder, model)
-        return DetectionEvaluator(data, self.config, dist, finder_of, self._rule(model), model.has_masks)
+        rule = self._rule(model)
+        finder = CanvasDetector(model, canvases_of(self.config), self.config.amp.level, rule)
+        return DetectionEvaluator(data, self.config, dist, finder.with_network, rule, model.has_masks)
 
     def _rule(self, model) -> SelectionRule:
         section = self.config.eval
         return SelectionRule.of(model, section.score_threshold, section.nms_iou, section.max_detections)
-
-    def _finder(self, model, network, call) -> CanvasDetector:
-        """Return what finds objects by a network, the model in the run's precision."""
-        networks = networks_by_canvas(model, network, canvases_of(self.config), self.config.amp.level)
-        return CanvasDetector(model, networks, self._rule(model), call)
 
     def signature(self, model, batch_size, output): raise NotImplementedError  # TEMP
     def sample_inputs(self, model, count): raise NotImplementedError  # TEMP
