@@ -25,9 +25,11 @@ class TargetMaker(ABC):
 
     Attributes:
         names: names of the arrays that it returns, in their order.
+        needs_masks: it wants the masks of the objects, too.
     """
 
     names: tuple[str, ...]
+    needs_masks = False
 
     @abstractmethod
     def __call__(
@@ -45,7 +47,7 @@ class TargetMaker(ABC):
             canvas: (H, W) of the frame. extent: (h, w) of the image in it.
             boxes: [n, 4] float32 of the objects, within the extent. labels: [n] int32 of their classes.
             generator: draws what is drawn for this image.
-            masks: of the objects, for a detector that has masks.
+            masks: [n, h, w] uint8 of 0 and 1, those of the objects in the extent; None unless `needs_masks`.
         """
 
 
