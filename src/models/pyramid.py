@@ -145,7 +145,8 @@ class FPN(nn.Cell):
         pools = []
         for i in range((num_outs or len(given)) - len(given)):
             before = outputs[-1]
-            outputs.append(FeatureMap(channels, 2 * before.stride, tuple(-(-side // 2) for side in before.size)))
+            height, width = (-(-side // 2) for side in before.size)
+            outputs.append(FeatureMap(channels, 2 * before.stride, (height, width)))
             if further == "pool":
                 pools.append(EveryOther(before.size))
             else:

@@ -15,6 +15,18 @@ BACKGROUND = -1
 IGNORED = -2
 
 
+def labels_of_matches(match: np.ndarray, labels: np.ndarray, background: int) -> np.ndarray:
+    """Return the label that each anchor is to predict, [n] int32: its box's, the background's, or -1 if it is ignored.
+
+    Args:
+        match: [n]. labels: [k], of the boxes.
+    """
+    wanted = np.where(match == BACKGROUND, background, -1).astype(np.int32)
+    positive = match >= 0
+    wanted[positive] = labels[match[positive]]
+    return wanted
+
+
 @dataclass(frozen=True)
 class IouRule:
     """Decides by the intersection over union (IoU) of an anchor with its best box.

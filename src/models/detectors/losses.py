@@ -24,7 +24,7 @@ class SigmoidFocalLoss(nn.Cell):
     """
 
     def __init__(self, classes: int, alpha: float = 0.25, gamma: float = 2.0):
-        super().__init__(auto_prefix=False)
+        super().__init__()
         self.classes = Tensor(np.arange(classes, dtype=np.int32))
         self.alpha, self.gamma = alpha, gamma
         # Primitives, see PixelCrossEntropy.
@@ -65,7 +65,7 @@ class BinaryCrossEntropy(nn.Cell):
     """Sums the weighted cross entropy of logits with probabilities as targets."""
 
     def __init__(self):
-        super().__init__(auto_prefix=False)
+        super().__init__()
         self.exp, self.log1p = ops.Exp(), ops.Log1p()
 
     def construct(self, logits, targets, weights):
@@ -82,7 +82,7 @@ class SmoothL1Loss(nn.Cell):
     """
 
     def __init__(self, beta: float = 0.0):
-        super().__init__(auto_prefix=False)
+        super().__init__()
         self.beta = beta
 
     def construct(self, deltas, targets, weights):
@@ -98,7 +98,7 @@ class GIoULoss(nn.Cell):
     """Sums the weighted 1 - GIoU (arXiv 1902.09630) of boxes with their targets."""
 
     def __init__(self):
-        super().__init__(auto_prefix=False)
+        super().__init__()
 
     def construct(self, boxes, targets, weights):
         """Map boxes and targets [..., 4] and weights [...], float32, to the sum, a scalar."""
