@@ -1,16 +1,25 @@
 """Defines the task of finding objects: a box, a class and a score for each and, by some networks, a mask."""
 
+from dataclasses import replace
+
 from src.config.detection import canvases_of
+from src.data.box_transforms import placed
 from src.data.coco import CocoImages
 from src.data.dataset import DataError
+from src.data.decoding import UnreadableImage
+from src.data.dense_transforms import pad, resize_pixels
+from src.data.transforms import normalise
 from src.models.detectors.selection import SelectionRule
 from src.tasks.detection import run_sections
 from src.tasks.detection.evaluator import DetectionEvaluator
+from src.tasks.detection.export_form import CANDIDATES, DETECTIONS, ExportForm
 from src.tasks.detection.figures import BOX_FIGURES, MASK_FIGURES
 from src.tasks.detection.loss import DetectionLosses
 from src.tasks.detection.networks import CanvasDetector, networks_by_canvas
+from src.tasks.detection.predictor import ObjectPredictor
+from src.tasks.detection.preparation import ImagePreparation
 from src.tasks.detection.samples import DetectionEvalSamples, DetectionTrainSamples
-from src.tasks.task import Task
+from src.tasks.task import Signature, Task, TensorSpec
 
 SHOWN_FIGURES = 6  # of each kind, in lists of epochs; files have all
 
@@ -19,6 +28,7 @@ class Detection(Task):
     """Finds objects; the AP of their boxes chooses the best checkpoint."""
 
     name = "detection"
+    outputs = (CANDIDATES, DETECTIONS)
     figures = BOX_FIGURES + MASK_FIGURES
 
     def check(self):
@@ -77,11 +87,47 @@ class Detection(Task):
         section = self.config.eval
         return SelectionRule.of(model, section.score_threshold, section.nms_iou, section.max_detections)
 
-    def signature(self, model, batch_size, output): raise NotImplementedError  # TEMP
-    def sample_inputs(self, model, count): raise NotImplementedError  # TEMP
-    def preprocessing(self, model, output): return {}  # TEMP
+    def exported(self, model, output):
+        return ExportForm(model, output)
+
+    def for_one_size(self, config):
+        """Evaluate on the canvas of the network's own size alone, into which larger images are made to fit."""
+        if config.data.canvases is not None and len(config.data.canvases) > 1:
+            print("an exported file is evaluated on its one canvas, not on data.canvases", flush=True)
+        return replace(config, data=config.data.model_copy(update={"canvases": None}))
+
+    def signature(self, model, batch_size, output):
+        images = TensorSpec("images", (batch_size, model.in_chans, *model.img_size))
+        return Signature((images,), (TensorSpec(output, (batch_size, *ExportForm(model, output).shape)),))
+
+    def sample_inputs(self, model, count):
+        """Return the first readable validation images on the network's own canvas; without any, noise."""
+        mean, std, section = self.config.data.mean, self.config.data.std, self.config.eval
+        canvas, bounds = model.img_size, (section.short_side, section.long_side)
+
+        def readable(data: CocoImages):
+            for index in range(data.size):
+                try:
+                    pixels = data.pixels(index, model.in_chans)
+                except UnreadableImage:
+                    continue
+                _, extent = placed(data.image_size(index), bounds, [canvas])
+                yield pad(resize_pixels(pixels, extent), canvas, 0)
+
+        shape = (model.in_chans, *canvas)
+        return self.images_or_noise(readable, lambda pixels: normalise(pixels, mean, std), shape, count)
+
+    def answer(self, model):
+        """Return what finds objects in images on canvases, see finding.Finder."""
+        return CanvasDetector(model, canvases_of(self.config), "O0", self._rule(model)).with_network(model)
+
+    def preprocessing(self, model, output):
+        preparation = ImagePreparation.of(self.config, model)
+        return (preparation if output is None else preparation.of_exported(model.img_size, output)).to_dict()
+
     @classmethod
-    def predictor(cls, *a): raise NotImplementedError  # TEMP
+    def predictor(cls, answer, preprocessing, batch_size, classes, options):
+        return ObjectPredictor(answer, ImagePreparation.from_dict(preprocessing), batch_size, classes, options)
 
     @classmethod
     def shown_figures(cls, config):
