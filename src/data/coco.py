@@ -1,9 +1,6 @@
 """Opens a folder of images with a COCO JSON file of their objects, or a part of it."""
 
-import difflib
-import hashlib
 import os
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -11,37 +8,15 @@ import numpy as np
 from pycocotools import mask as run_lengths
 
 from src.data.coco_file import CocoFile, read_coco
+from src.data.coco_selection import Part, choose_categories, choose_images, counted, leave_out_of_training, some
 from src.data.dataset import DataError
 from src.data.decoding import AS_STORED, Reading, UnreadableImage
-from src.data.image_files import EXAMPLES
 from src.data.label_images import read_class_names
 from src.data.numbered_images import NumberedImages
-from src.data.text_files import read_lines
 from src.files.names import escape_name
 from src.models.detectors.boxes import clip
 
-MIN_SIDE = 32  # pixels; the originals do not train on images with a shorter side
 SPOT_CHECKS = 8  # images whose sizes are compared with the JSON when a data set is opened
-
-
-@dataclass(frozen=True)
-class Part:
-    """Says which images of a COCO JSON make up a data set.
-
-    What is chosen by a share depends on the image's name and the seed alone: a larger share holds a smaller one's
-    images, and images that come to the JSON later leave nearly all others where they are.
-
-    Attributes:
-        val_fraction: the share that is held back for validation; None where the whole JSON is for one purpose.
-        held_back: the part is what is held back; otherwise it is the rest.
-        subset: a share of these, a file with a file_name on each line, or None for all.
-        seed: of both shares.
-    """
-
-    val_fraction: float | None = None
-    held_back: bool = False
-    subset: float | str | None = None
-    seed: int = 0
 
 
 class CocoImages(NumberedImages):
@@ -62,11 +37,10 @@ class CocoImages(NumberedImages):
         file: CocoFile,
         images: np.ndarray,
         categories: list[int],
-        notices: tuple[str, ...] = (),
         reading: Reading = AS_STORED,
     ):
         """Take some of the images and categories of a file, by their numbers there."""
-        self.path, self.file, self.images, self.notices, self.reading = path, file, images, notices, reading
+        self.path, self.file, self.images, self.reading = path, file, images, reading
         self.size = len(images)
         self.image_ids = [file.image_ids[number] for number in images]
         self.classes = tuple(file.category_names[number] for number in categories)
@@ -141,19 +115,19 @@ class CocoImages(NumberedImages):
                 f"data folder {path}: no such folder; set data.path, data.train_images and data.val_images to where "
                 f"the images of {file_path} are"
             )
-        categories, notices = _choose_categories(file, classes)
-        images, chosen = _choose_images(file, part)
+        categories, notices = choose_categories(file, classes)
+        images, chosen = choose_images(file, part)
         notices += chosen
         if for_training:
-            images, left_out = _leave_out(file, images, categories)
+            images, left_out = leave_out_of_training(file, images, categories)
             notices += left_out
         if not len(images):
             raise DataError(f"COCO JSON {file_path}: no image is left ({'; '.join(notices) or 'it lists none'})")
         images = np.array(sorted(images, key=lambda number: os.fsencode(file.names[number])))
-        shown = tuple(f"COCO JSON {file_path}: {notice}" for notice in notices)
-        found = cls(path, file, images, categories, shown, reading)
+        found = cls(path, file, images, categories, reading)
         if for_training:
-            found.notices += tuple(f"COCO JSON {file_path}: {notice}" for notice in found.count_objects())
+            notices += found.count_objects()
+        found.notices = (f"COCO JSON {file_path}: {'; '.join(notices)}",) if notices else ()
         found.check_files()
         found.check_some_sizes()
         return found
@@ -256,24 +230,26 @@ class CocoImages(NumberedImages):
     # --- checks ------------------------------------------------------------------------------------------------------
 
     def count_objects(self) -> list[str]:
-        """Return lines on the objects that are not trained on as they are given."""
+        """Return what to say of the objects that are not trained on as they are given."""
         file, objects = self.file, self.objects
         heights, widths = file.sizes[file.images[objects]].T
         x, y, width, height = file.boxes[objects].T
         beyond = (x < 0) | (y < 0) | (x + width > widths) | (y + height > heights)
         usable, crowds = self.is_usable[objects], file.crowds[objects]
-        counts = {
-            "crowds are not trained on": usable & crowds,
-            "objects are left out: empty, narrower than a pixel, outside of their images, or marked to be ignored": (
-                ~usable
-            ),
-            "boxes are clipped to their images": usable & ~crowds & beyond,
-        }
-        lines = [f"{rows.sum()} {what}" for what, rows in counts.items() if rows.any()]
+        said = []
+        if count := (~usable).sum():
+            said.append(
+                f"left out {counted(count, 'object')}, empty, narrower than a pixel, outside of the image, or marked "
+                "to be ignored"
+            )
+        if count := (usable & crowds).sum():
+            said.append(f"{counted(count, 'crowd')} not trained on")
+        if count := (usable & ~crowds & beyond).sum():
+            said.append(f"{counted(count, 'box')} clipped to the image")
         present = np.bincount(self.object_labels[objects[usable & ~crowds]], minlength=len(self.classes))
         if absent := [name for name, count in zip(self.classes, present, strict=True) if not count]:
-            lines.append(f"no object is of {_some(absent)}")
-        return lines
+            said.append(f"no object of {some(absent)}")
+        return said
 
     def check_files(self) -> None:
         """Check that the folder has all images, by listing it: on remote disks, that is faster than to ask for each.
@@ -291,7 +267,7 @@ class CocoImages(NumberedImages):
         if missing := [name for name in self.names if os.path.join(*os.path.split(name)) not in there]:
             raise DataError(
                 f"data folder {self.path}: {len(missing)} of the {self.size} images of {self.file.path} are missing "
-                f"({_some(missing)}); set data.train_images and data.val_images, or take them out of the JSON"
+                f"({some(missing)}); set data.train_images and data.val_images, or take them out of the JSON"
             )
 
     def check_some_sizes(self) -> None:
@@ -340,78 +316,3 @@ def rasterise(segmentation: list | dict | None, size: tuple[int, int]) -> np.nda
     else:
         packed = segmentation
     return run_lengths.decode(packed)
-
-
-def _choose_categories(file: CocoFile, classes: tuple[str, ...] | None) -> tuple[list[int], list[str]]:
-    """Return the numbers of the categories of these names, or of all by their ids, and notices."""
-    if classes is None:
-        return sorted(range(len(file.category_ids)), key=file.category_ids.__getitem__), []
-    numbers = {name: number for number, name in enumerate(file.category_names)}
-    for name in classes:
-        if name not in numbers:
-            near = difflib.get_close_matches(name, numbers, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {_some(file.category_names)}"
-            raise DataError(f"COCO JSON {file.path}: has no category {name!r}; {hint}")
-    chosen = [numbers[name] for name in classes]
-    others = ~np.isin(file.categories, chosen)
-    if not others.any():
-        return chosen, []
-    return chosen, [
-        f"{len(chosen)} of {len(numbers)} categories count; {others.sum()} objects of the others are left out"
-    ]
-
-
-def _choose_images(file: CocoFile, part: Part) -> tuple[list[int], list[str]]:
-    """Return the numbers of the images that a part has, and notices."""
-    images, notices = list(range(len(file.names))), []
-    if part.val_fraction is not None:
-        held_back = set(_share(file, images, part.val_fraction, f"validation {part.seed}"))
-        if len(held_back) == len(images):
-            raise DataError(f"COCO JSON {file.path}: data.val_fraction leaves none of {len(images)} images to train on")
-        purpose = "make up the validation" if part.held_back else "are held back for validation"
-        notices.append(f"{len(held_back)} of its {len(images)} images {purpose} (data.val_fraction)")
-        images = [number for number in images if (number in held_back) == part.held_back]
-    if isinstance(part.subset, float):
-        chosen = _share(file, images, part.subset, f"subset {part.seed}")
-        notices.append(f"{len(chosen)} of {len(images)} images are in the subset")
-        return chosen, notices
-    if part.subset is not None:
-        names = [line.strip() for line in read_lines(part.subset, f"list of images {part.subset}") if line.strip()]
-        numbers = {file.names[number]: number for number in images}
-        if unknown := [name for name in names if name not in numbers]:
-            raise DataError(
-                f"list of images {part.subset}: {len(unknown)} of its {len(names)} names ({_some(unknown)}) are not "
-                f"among the images of {file.path}" + (" that it may choose from" if part.val_fraction else "")
-            )
-        chosen = [numbers[name] for name in dict.fromkeys(names)]
-        notices.append(f"{len(chosen)} of {len(images)} images are in the subset {part.subset}")
-        return chosen, notices
-    return images, notices
-
-
-def _share(file: CocoFile, images: list[int], share: float, purpose: str) -> list[int]:
-    """Choose a share of images, one at least, by checksums of their names; a larger share holds a smaller one."""
-
-    def rank(number: int) -> bytes:
-        return hashlib.sha256(f"{purpose}\0{file.names[number]}".encode("utf-8", "surrogateescape")).digest()
-
-    return sorted(images, key=rank)[: max(1, round(share * len(images)))]
-
-
-def _leave_out(file: CocoFile, images: list[int], categories: list[int]) -> tuple[list[int], list[str]]:
-    """Return the images that can be trained on, and notices."""
-    annotated = np.zeros(len(file.names), bool)
-    annotated[file.images[np.isin(file.categories, categories)]] = True
-    small = file.sizes.min(axis=1) < MIN_SIDE
-    numbers = np.array(images, int)
-    counts = {
-        "without an object are left out": ~annotated[numbers],
-        f"with a side of less than {MIN_SIDE} pixels are left out": annotated[numbers] & small[numbers],
-    }
-    notices = [f"{chosen.sum()} images {what}" for what, chosen in counts.items() if chosen.any()]
-    return numbers[annotated[numbers] & ~small[numbers]].tolist(), notices
-
-
-def _some(names: list[str]) -> str:
-    """Return the first few names, for a message."""
-    return ", ".join([escape_name(name) for name in names[:EXAMPLES]] + ["..."] * (len(names) > EXAMPLES))

@@ -192,13 +192,9 @@ class _Faults:
         found = [numbers.get(value, -1) for value in values]
         if unknown := found.count(-1):
             first = found.index(-1)
-            more = f" ({unknown} annotations are of unknown ones)" if unknown > 1 else ""
-            raise self.of(
-                "annotation",
-                first,
-                annotations[first],
-                f"is of {key} {values[first]}, which {kind} is not listed{more}",
-            )
+            more = f"; nor for {unknown - 1} more" if unknown > 1 else ""
+            fault = f"is of {key} {values[first]}, and there is no such {kind}{more}"
+            raise self.of("annotation", first, annotations[first], fault)
         return np.array(found, np.int64)
 
     def boxes(self, annotations: list[dict], names: list[str], images: np.ndarray) -> np.ndarray:
@@ -213,13 +209,8 @@ class _Faults:
         boxes = np.array(values, np.float64).reshape(-1, 4)
         if not np.isfinite(boxes).all():
             first = int(np.flatnonzero(~np.isfinite(boxes).all(1))[0])
-            name = escape_name(names[images[first]])
-            raise self.of(
-                "annotation",
-                first,
-                annotations[first],
-                f"(image {name}) has a bbox that is not finite: {values[first]}",
-            )
+            fault = f"(image {escape_name(names[images[first]])}) has a bbox that is not finite: {values[first]}"
+            raise self.of("annotation", first, annotations[first], fault)
         return boxes
 
     def numbers(self, annotations: list[dict], key: str, otherwise: np.ndarray) -> np.ndarray:
