@@ -16,7 +16,7 @@ from mindspore import Tensor, nn, ops
 from src.models.backbones.backbone import Backbone
 from src.models.detectors.anchors import AnchorShapes, anchors_on, padded_extent
 from src.models.detectors.box_heads import REGION_SIDE, BoxHead
-from src.models.detectors.box_layers import DeltaDecoder, clip_to_extents
+from src.models.detectors.box_layers import clip_to_extents, decode_deltas
 from src.models.detectors.detector import Detector, TargetMaker, check_detector
 from src.models.detectors.mask_head import MASK_SIDE, MaskHead, pack_bitmaps
 from src.models.detectors.proposals import MOST_SUPPRESSED, AnchorSampler, Proposals, RPNHead
@@ -226,8 +226,8 @@ class TwoStageDetector(Detector):
         self.propose_in_test = Proposals(self.anchors, TEST_PROPOSALS, TEST_PROPOSALS, NMS_IOU)
         self.positives = samples // 4
         stages, is_cascade = self.stages, self.is_cascade
+        self.stds = tuple(stage.stds for stage in stages)
         self.samplers = nn.CellList([RoISampler(samples, self.positives, s.iou, not is_cascade) for s in stages])
-        self.decoders = nn.CellList([DeltaDecoder(stage.stds) for stage in stages])
         # Proposals are taken from the maps of the backbone's stages, not from the coarser one behind them.
         self.region_tokens = sum(height * width for height, width in sizes[:taken])
         strides = self.shapes.strides[:taken]
@@ -314,7 +314,7 @@ class TwoStageDetector(Detector):
 
     def refine(self, stage, boxes, moves, extents):
         """Move boxes [B, S, 4] by deltas [B, S, 4] within the image; they pass no gradient."""
-        return ops.stop_gradient(clip_to_extents(self.decoders[stage](boxes, moves), extents))
+        return ops.stop_gradient(clip_to_extents(decode_deltas(boxes, moves, self.stds[stage]), extents))
 
     # --- detection ---------------------------------------------------------------------------------------------------
 
@@ -338,7 +338,7 @@ class TwoStageDetector(Detector):
             if i < last:
                 boxes = self.refine(i, boxes, self.moves_of_class(moves, self.best_class(scores)), extents)
         moves = moves.reshape((*size, -1, 4))
-        boxes = self.decoders[last](boxes.expand_dims(2), moves).reshape((size[0], -1, 4))
+        boxes = decode_deltas(boxes.expand_dims(2), moves, self.stds[last]).reshape((size[0], -1, 4))
         boxes = clip_to_extents(boxes, extents).reshape((*size, -1))  # [B, P, C * 4]
         scores = ops.softmax(total / (last + 1), -1)[:, :, : self.num_classes] * is_proposal.expand_dims(2)
         found = ops.concat((boxes, scores), 2)
