@@ -1,3 +1,7 @@
 """Gives an exported detector one of two kinds of output."""
 
 CANDIDATES, DETECTIONS = "candidates", "detections"
+
+
+class ExportForm:
+    pass
