@@ -88,7 +88,7 @@ class Detection(Task):
         return SelectionRule.of(model, section.score_threshold, section.nms_iou, section.max_detections)
 
     def exported(self, model, output):
-        return ExportForm(model, output)
+        return ExportForm(model, output, self._rule(model))
 
     def for_one_size(self, config):
         """Evaluate on the canvas of the network's own size alone, into which larger images are made to fit."""
@@ -98,7 +98,9 @@ class Detection(Task):
 
     def signature(self, model, batch_size, output):
         images = TensorSpec("images", (batch_size, model.in_chans, *model.img_size))
-        return Signature((images,), (TensorSpec(output, (batch_size, *ExportForm(model, output).shape)),))
+        rule = self._rule(model)
+        shape = (rule.max_detections, 6) if output == DETECTIONS else (model.candidate_count, rule.columns)
+        return Signature((images,), (TensorSpec(output, (batch_size, *shape)),))
 
     def sample_inputs(self, model, count):
         """Return the first readable validation images on the network's own canvas; without any, noise."""
