@@ -134,6 +134,24 @@ def resize_masks(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.stack([resize_label(mask, size) for mask in masks])
 
 
+def placed(
+    size: tuple[int, int], bounds: Sequence[int], canvases: Sequence[tuple[int, int]]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the canvas for an image of a size, and the extent (height, width) to which it is resized there.
+
+    It is resized as large as both bounds of its sides allow, the aspect kept. Where no canvas holds it then, it becomes
+    smaller: as large as any canvas holds.
+    """
+    extent = rescaled_size(size, (bounds[0], bounds[1]))
+    canvas = canvas_of(extent, canvases)
+    if canvas is not None:
+        return canvas, extent
+    factors = [min(room / side for room, side in zip(canvas, size, strict=True)) for canvas in canvases]
+    factor = max(factors)
+    height, width = (max(int(side * factor + 1e-6), 1) for side in size)
+    return canvases[factors.index(factor)], (height, width)
+
+
 def canvas_of(size: tuple[int, int], canvases: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
     """Return the first canvas (height, width) that holds an image of a size; None where none does."""
     return next((canvas for canvas in canvases if size[0] <= canvas[0] and size[1] <= canvas[1]), None)

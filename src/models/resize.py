@@ -162,3 +162,43 @@ class AdaptiveAveragePool(nn.Cell):
 
     def construct(self, x):
         return self.product(x)
+
+
+class MaxPool(nn.Cell):
+    """Takes the largest token value of windows, channel by channel: [B, H * W, C] to [B, H' * W', C].
+
+    Windows reach over the edge by `padding`, where there is nothing to take. H' = (H + 2 * padding - kernel) // stride
+    + 1, and W' alike.
+
+    Args:
+        map_size: (H, W).
+    """
+
+    def __init__(self, map_size: tuple[int, int], kernel_size: int, stride: int, padding: int):
+        super().__init__()
+        self.kernel_size = kernel_size
+        rows, columns = (window_places(side, kernel_size, stride, padding) for side in map_size)  # [H', k], [W', k]
+        self.size = (len(rows), len(columns))
+        self.picks = nn.CellList(
+            [
+                RowGather(rows[:, None, i] * map_size[1] + columns[:, j])
+                for i in range(kernel_size)
+                for j in range(kernel_size)
+            ]
+        )
+        self.maximum = ops.Maximum()
+
+    def construct(self, x):
+        out = self.picks[0](x)
+        for i in range(1, self.kernel_size * self.kernel_size):
+            out = self.maximum(out, self.picks[i](x))
+        return out
+
+
+def window_places(side: int, kernel_size: int, stride: int, padding: int) -> np.ndarray:
+    """List the places along a side that each window of a pooling sees: [windows, kernel_size].
+
+    Beyond the edge stands the nearest place inside, which the window sees anyway.
+    """
+    first = np.arange(0, side + 2 * padding - kernel_size + 1, stride) - padding
+    return np.clip(first[:, None] + np.arange(kernel_size), 0, side - 1)

@@ -55,7 +55,7 @@ class Detector(NetworkOnBackbone):
     """Runs images through a backbone, a neck and heads, which give candidates for detections.
 
     Parameter names are those of the published checkpoints: `backbone.*`, `neck.*`, `bbox_head.*`, `rpn_head.*`,
-    `roi_head.*`. A subclass defines the four methods that raise NotImplementedError here.
+    `roi_head.*`. A subclass defines the five members that raise NotImplementedError here.
 
     Attributes:
         loss_names: names of the parts of the loss.
@@ -89,6 +89,11 @@ class Detector(NetworkOnBackbone):
 
     def candidates(self, images, extents):
         """Return the candidates [B, K, D] that construct describes."""
+        raise NotImplementedError
+
+    @property
+    def candidate_count(self) -> int:
+        """Return K, the number of candidates of an image."""
         raise NotImplementedError
 
     def loss(self) -> nn.Cell:

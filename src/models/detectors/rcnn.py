@@ -344,6 +344,10 @@ class TwoStageDetector(Detector):
         found = ops.concat((boxes, scores), 2)
         return (found, regions) if self.has_masks else found
 
+    @property
+    def candidate_count(self):
+        return self.propose_in_test.count
+
     def mask_cell(self) -> InstanceMasks:
         """Create the cell that draws masks of detections, with this model's parameters."""
         return InstanceMasks(self)

@@ -19,6 +19,11 @@ class SelectionRule:
     nms_iou: float | None
     max_detections: int
 
+    @property
+    def columns(self) -> int:
+        """Return D, the number of values of a candidate."""
+        return (4 * self.num_classes if self.class_boxes else 4) + self.num_classes + self.has_factor
+
     @classmethod
     def of(
         cls,

@@ -1,7 +1,6 @@
 """Evaluates a detector: collects what it finds in every image once, and compares it with the truth as COCO does."""
 
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 from mindspore import Tensor, nn
@@ -9,21 +8,14 @@ from mindspore import Tensor, nn
 from src.config.load import Config
 from src.data.coco import CocoImages
 from src.distributed.ranks import Dist
-from src.models.detectors.selection import Detections, SelectionRule, select_detections
+from src.models.detectors.selection import SelectionRule
 from src.tasks.detection.coco_figures import BOXES, MASKS, evaluate_coco
 from src.tasks.detection.evaluation_report import EvaluatedDetections, report, worst_classes
+from src.tasks.detection.export_form import CANDIDATES
 from src.tasks.detection.figures import BOX_FIGURES, MASK_FIGURES, percentages
-from src.tasks.detection.results import DetectionsOfImages, at_image_size, coco_results, results_file
+from src.tasks.detection.finding import Finder, at_image_size, file_finder, found_in_batches
+from src.tasks.detection.results import DetectionsOfImages, coco_results, results_file
 from src.tasks.task import Evaluator, Result
-
-
-class Finder(Protocol):
-    """Finds objects: images [B, C, H, W] float32 and their extents [B, 2] give the detections of each image.
-
-    These are in pixels of the canvas.
-    """
-
-    def __call__(self, images: np.ndarray, extents: np.ndarray) -> list[Detections]: ...
 
 
 class DetectionResult(Result):
@@ -101,24 +93,14 @@ class DetectionEvaluator(Evaluator):
         return self.finder_of(network, call)
 
     def answering_file(self, answer):
-        """Return what finds objects by a file that gives candidates; to the file, whole canvases are images."""
-
-        def find(images: np.ndarray, extents: np.ndarray) -> list[Detections]:
-            candidates = answer(images)
-            return [
-                select_detections(of_image, self.rule, tuple(extent))
-                for of_image, extent in zip(candidates, extents.tolist(), strict=True)
-            ]
-
-        return find
+        return file_finder(answer, CANDIDATES, self.rule)
 
     def add(self, network, batch):
         images, extents, weights, indices = batch
         if not weights.any():
             return
-        for detections, extent, weight, index in zip(
-            network(images, extents), extents.tolist(), weights, indices.tolist(), strict=True
-        ):
+        found = found_in_batches(network, images, extents, self.config.eval.batch_size)
+        for detections, extent, weight, index in zip(found, extents.tolist(), weights, indices.tolist(), strict=True):
             if not weight:
                 continue
             size = self.data.image_size(index)

@@ -1,7 +1,6 @@
 """Collects the detections of images, brings those of all ranks together and gives them the form of COCO's results."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 
@@ -12,16 +11,6 @@ from src.tasks.detection.mask_pasting import packed_masks
 BOX_DIGITS, SCORE_DIGITS = 3, 6  # decimals of pixels and of scores; evaluated is what is written
 COLUMNS = 7  # of a row: the image's index, four of the box, score, label
 RESULT_KEYS = ("image_id", "category_id", "bbox", "score", "segmentation")
-
-
-def at_image_size(detections: Detections, extent: tuple[int, int], size: tuple[int, int]) -> Detections:
-    """Return detections in pixels of the image itself, in place of those of the canvas it was resized to.
-
-    Args:
-        extent: (height, width) that the image takes of the canvas. size: its own (height, width).
-    """
-    factors = np.array([size[1] / extent[1], size[0] / extent[0]] * 2, np.float64)
-    return replace(detections, boxes=detections.boxes * factors)
 
 
 class DetectionsOfImages:

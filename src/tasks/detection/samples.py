@@ -3,7 +3,7 @@
 import numpy as np
 
 from src.config.detection import nearest
-from src.data.box_transforms import Augmentation, canvas_of, draw_augmentation
+from src.data.box_transforms import Augmentation, canvas_of, draw_augmentation, placed
 from src.data.coco import CocoImages
 from src.data.dataset import DataError
 from src.data.decoding import UnreadableImage
@@ -49,7 +49,7 @@ class DetectionTrainSamples(TrainSamples):
         self.data, self.canvases, self.augment, self.seed, self.unreadable = data, canvases, augment, seed, unreadable
         self.mean, self.std, self.target_maker = mean, std, target_maker
         self.outputs = ("pixels", "extent", *target_maker.names)
-        for size in largest_sizes(np.unique(data.sizes, axis=0).tolist(), augment):
+        for size in sorted(largest_sizes(np.unique(data.sizes, axis=0).tolist(), augment)):
             check_canvas_for(size, canvases, "augment.short_sides, augment.long_side")
 
     def arrange(self, epoch, order, unit):
@@ -115,12 +115,13 @@ class DetectionEvalSamples(EvalSamples):
     Images of different canvases do not fit into one batch; the pipeline says so.
 
     Args:
-        canvases: (height, width) of each.
+        canvases: (height, width) of each. Where there is one alone, as exported files have, what it does not hold is
+            made smaller.
         short_side, long_side: bounds of the sides.
         mean, std: mean and deviation of each channel, of pixels scaled to [0, 1].
 
     Raises:
-        DataError: an image is larger than every canvas.
+        DataError: an image is larger than every one of several canvases.
     """
 
     outputs = ("pixels", "extent", "weight", "index")
@@ -137,14 +138,13 @@ class DetectionEvalSamples(EvalSamples):
     ):
         self.data, self.canvases, self.bounds, self.unreadable = data, canvases, (short_side, long_side), unreadable
         self.mean, self.std = mean, std
-        for size in np.unique(data.sizes, axis=0).tolist():
-            resized = rescaled_size(size, self.bounds)
-            check_canvas_for(resized, canvases, "eval.short_side, eval.long_side")
+        if len(canvases) > 1:
+            for size in sorted({rescaled_size(size, self.bounds) for size in np.unique(data.sizes, axis=0).tolist()}):
+                check_canvas_for(size, canvases, "eval.short_side, eval.long_side")
 
     def placed(self, index: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return the canvas (height, width) of a sample and the extent that it takes."""
-        extent = rescaled_size(self.data.image_size(index), self.bounds)
-        return canvas_of(extent, self.canvases) or self.canvases[0], extent
+        return placed(self.data.image_size(index), self.bounds, self.canvases)
 
     def order(self, indices):
         """Return samples by their canvases: the network has a graph for each, compiled once so."""

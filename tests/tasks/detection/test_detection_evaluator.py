@@ -15,7 +15,7 @@ from src.tasks.task import evaluate
 from tests.tasks.detection.scenes import CATEGORIES, CLASSES, OBJECTS, SIZES, Scenes, found_in, on_canvas
 
 RULE = SelectionRule(len(CLASSES), False, False, 0.05, 0.5, 100)
-CONFIG = SimpleNamespace(name="x", eval=SimpleNamespace(short_side=100, long_side=200))
+CONFIG = SimpleNamespace(name="x", eval=SimpleNamespace(short_side=100, long_side=200, batch_size=3))
 EXTENTS = ((96, 160), (128, 93), (60, 80), (77, 99))  # of the images, resized with a factor for each axis
 
 
@@ -89,10 +89,12 @@ def test_the_content_says_what_was_found_missed_and_invented(result):
     assert [entry["image"] for entry in worst] == ["scene3.png", "scene2.png", "scene1.png"]
     counts = [tuple(entry[key] for key in ("found", "missed", "invented")) for entry in worst]
     assert counts == [(0, 1, 1), (0, 0, 1), (2, 1, 0)]
-    assert worst[0]["objects"] == [{"class": 1, "bbox": [5, 5, 40, 40], "found": False}]
-    assert worst[1]["detections"] == [
-        {"class": 0, "bbox": [1, 1, 29, 29], "score": pytest.approx(0.86), "invented": True}
-    ]
+    (missed,), (invented,) = worst[0]["objects"], worst[1]["detections"]
+    has_masks = "mask_ap" in content
+    assert ("segmentation" in missed, "segmentation" in invented) == (has_masks, has_masks)
+    assert [missed[key] for key in ("class", "bbox", "found")] == [1, [5, 5, 40, 40], False]
+    assert [invented[key] for key in ("class", "bbox", "invented")] == [0, [1, 1, 29, 29], True]
+    assert invented["score"] == pytest.approx(0.86)
 
 
 def test_the_curves_are_precisions_by_overlap_and_by_class(result):
