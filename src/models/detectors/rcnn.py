@@ -262,7 +262,7 @@ class TwoStageDetector(Detector):
 
     def loss(self) -> RCNNLoss:
         """Create the loss, see RCNNLoss."""
-        return RCNNLoss(self.stages, self.num_classes, self.is_cascade, self.img_size if self.has_masks else None)
+        return RCNNLoss(self.stages, self.num_classes, self.is_cascade, self.has_masks)
 
     def training_outputs(self, images, extents, targets, drop_path):
         """Return logits and deltas of all anchors, and then for each stage what RCNNLoss takes."""
