@@ -1,7 +1,8 @@
 """Predict for images: python scripts/predict.py --checkpoint runs/NAME/checkpoints/best.ckpt IMAGE|FOLDER|- ...
 
 A classifier prints the most probable classes of each image. A segmentor prints the shares of the classes, and with
---output FOLDER it writes label images, overlays and a legend.
+--output FOLDER it writes label images, overlays and a legend. A detector prints the objects with a score of at least
+--threshold, and with --output FOLDER it draws them.
 
 A checkpoint contains the configuration of its model; weights without a configuration (.pth files of the original code)
 need --config NAME. The JSON file beside an exported .mindir or .onnx file describes it. A folder stands for all images
@@ -21,7 +22,7 @@ from src.cli import WEIGHTS, Parser, run
 from src.errors import UserError
 
 FORMATS = ("text", "csv", "json")
-TASK_FLAGS = ("top", "output", "overlay", "opacity")  # flags that only some tasks have
+TASK_FLAGS = ("top", "threshold", "output", "overlay", "opacity")  # flags that only some tasks have
 
 
 def main(arguments: list[str]) -> None:
@@ -34,14 +35,18 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="configuration values")
     parser.add_argument("--weights", choices=WEIGHTS, default="auto", help="auto: EMA weights if the file has them")
     parser.add_argument("--classes", metavar="FILE", help="names of the classes, one a line, for files without them")
-    parser.add_argument("--top", type=int, metavar="K", help="classes to print (5; all in csv and json of a segmentor)")
-    parser.add_argument("--format", choices=FORMATS, default="text")
-    parser.add_argument("--output", metavar="FOLDER", help="segmentation: write label images and overlays there")
-    parser.add_argument("--overlay", choices=("jpeg", "png", "none"), help="segmentation: kind of the overlays (jpeg)")
-    parser.add_argument("--opacity", type=float, metavar="SHARE", help="segmentation: of the overlays' colours (0.5)")
     parser.add_argument(
-        "--batch_size", type=int, help="images per call of the model (classification 32, segmentation 1)"
+        "--top",
+        type=int,
+        metavar="K",
+        help="classes (5; all in csv and json of a segmentor) or objects (all) to print",
     )
+    parser.add_argument("--threshold", type=float, metavar="SCORE", help="detection: least score of an object (0.3)")
+    parser.add_argument("--format", choices=FORMATS, default="text")
+    parser.add_argument("--output", metavar="FOLDER", help="segmentation, detection: write pictures there")
+    parser.add_argument("--overlay", choices=("jpeg", "png", "none"), help="kind of the pictures with overlays (jpeg)")
+    parser.add_argument("--opacity", type=float, metavar="SHARE", help="segmentation: of the overlays' colours (0.5)")
+    parser.add_argument("--batch_size", type=int, help="images per call of the model (classification 32, else 1)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads that read and decode")
     parser.add_argument("--device_target", choices=("auto", "CPU", "Ascend"))
     parser.add_argument("--debug", action="store_true", help="show tracebacks and MindSpore's own messages")

@@ -1,4 +1,7 @@
-"""Defines the keys of the section data that every task on images has: how files are read and become pixels."""
+"""Defines the keys of the section data that every task on images has: how files are read and become pixels.
+
+The types and checks of values that several of these tasks have are here, too.
+"""
 
 from typing import Annotated, Literal
 
@@ -8,6 +11,7 @@ from src.config.schema import Positive, Section
 from src.data.decoding import MAX_PIXELS
 
 Level = Annotated[int, Field(ge=0, le=255)]
+Sides = Annotated[list[Positive], Field(min_length=2, max_length=2)]
 
 
 class ImageData(Section):
@@ -24,6 +28,17 @@ class ImageData(Section):
     # drop: the colours of transparent pixels as they are; [red, green, blue]: laid over a background of that colour
     alpha: Literal["drop"] | Annotated[list[Level], Field(min_length=3, max_length=3)] = "drop"
     max_pixels: Positive = MAX_PIXELS  # width times height above which an image counts as unreadable
+
+
+def check_ascending(values: list[float]) -> list[float]:
+    """Check that two values are the least and the greatest.
+
+    Raises:
+        ValueError: they are not; the schema turns it into a message that names the key.
+    """
+    if values[0] > values[1]:
+        raise ValueError("must be two values in ascending order")
+    return values
 
 
 def check_channels(config, section: str, channels: int) -> None:

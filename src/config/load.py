@@ -455,7 +455,7 @@ def _check_across_sections(config: Config) -> None:
 
 def _check_alternatives(config: Config) -> None:
     """Check that of two keys for one setting exactly one is null."""
-    for section in COMMON_SECTIONS:
+    for section in TASK_SECTIONS[config.task].schemas():
         values = getattr(config, section)
         for key, other in values.ALTERNATIVES.items():
             value, instead = getattr(values, key), getattr(values, other)

@@ -103,6 +103,7 @@ class TrainConfig(Section):
     max_skipped_updates: Positive = 30  # consecutive updates without finite loss and gradients that end the run
     stall_seconds: Annotated[float, Field(gt=0)] | None = 300.0  # without progress before the watchdog reports it
     log_interval: Positive = 50  # updates between lines of the log
+    early_stopping: Positive | None = None  # evaluations in a row without a better figure that end the run; null: none
     # End early, evaluated and saved, with the schedule of the full length; resume goes on from there.
     stop_after_epoch: Positive | None = None
     stop_after_update: Positive | None = None  # counted from the run's start

@@ -4,25 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from src.config.images import ImageData, check_channels
+from src.config.images import ImageData, Sides, check_ascending, check_channels
 from src.config.schema import Fraction, PathText, Positive, Rate, Section
 from src.models.backbones.backbone import image_size
 
 PixelValue = Annotated[int, Field(ge=0, lt=2**16)]  # what a label image can hold
-Sides = Annotated[list[Positive], Field(min_length=2, max_length=2)]
 Factor = Annotated[float, Field(gt=0)]
 Range = Annotated[list[Factor], Field(min_length=2, max_length=2)]
-
-
-def check_ascending(values: list[float]) -> list[float]:
-    """Check that two values are the least and the greatest.
-
-    Raises:
-        ValueError: they are not; the schema turns it into a message that names the key.
-    """
-    if values[0] > values[1]:
-        raise ValueError("must be two values in ascending order")
-    return values
 
 
 class SegmentationData(ImageData):

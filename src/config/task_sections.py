@@ -10,6 +10,7 @@ from src.config.classification import (
     ClassificationEval,
     check_classification,
 )
+from src.config.detection import DetectionAugment, DetectionData, DetectionEval, check_detection
 from src.config.schema import COMMON_SECTIONS, Section
 from src.config.segmentation import (
     SegmentationAugment,
@@ -58,4 +59,5 @@ TASK_SECTIONS: dict[str, TaskSections] = {
         has_backbone=True,
         loss=SegmentationLoss,
     ),
+    "detection": TaskSections(DetectionData, DetectionAugment, DetectionEval, check_detection, has_backbone=True),
 }

@@ -4,20 +4,19 @@ import os
 from functools import cached_property
 from pathlib import Path
 
-import mindspore.dataset as ds
 import numpy as np
-from PIL import ExifTags, Image
 
-from src.data.dataset import DataError, Dataset, NumberedSamples
-from src.data.decoding import AS_STORED, Reading, UnreadableImage, decode
-from src.data.image_files import EXAMPLES, LeftOut, list_images, open_regular, read_file, reason_of
+from src.data.dataset import DataError
+from src.data.decoding import AS_STORED, Reading, UnreadableImage
+from src.data.image_files import EXAMPLES, LeftOut, list_images, read_file, reason_of
 from src.data.label_images import LABEL_EXTENSIONS, LabelFault, LabelRules, read_class_names, read_label
+from src.data.numbered_images import NumberedImages
 from src.files.names import escape_name
 
 SPOT_CHECKS = 8  # label images that are read when a data set is opened, because most faults are in all of them
 
 
-class LabelledFolders(Dataset):
+class LabelledFolders(NumberedImages):
     """Serves images that have a label image of their size each.
 
     Samples are in the order of their names. A worker reads both files itself, by the sample's index.
@@ -25,10 +24,7 @@ class LabelledFolders(Dataset):
     Attributes:
         path, label_path: the folders of the images and of the label images.
         rules: what pixel values of the label images stand for.
-        reading: says how image files become pixels.
     """
-
-    columns = ("sample",)
 
     def __init__(
         self,
@@ -120,11 +116,6 @@ class LabelledFolders(Dataset):
                 "ignored; check data.ignore_index and data.reduce_zero_label"
             )
 
-    def reader(self, sampler):
-        return ds.GeneratorDataset(
-            NumberedSamples(self.size), ["sample"], sampler=sampler, python_multiprocessing=False
-        )
-
     @cached_property
     def names(self):
         return [image for image, _ in self.files]
@@ -132,9 +123,6 @@ class LabelledFolders(Dataset):
     def label_name(self, index: int) -> str:
         """Return the file name of a sample's label image, relative to the folder of label images."""
         return self.files[index][1]
-
-    def content(self, index):
-        return read_file(self.path / self.files[index][0])
 
     def label_content(self, index: int) -> np.ndarray:
         """Return the file content [n] uint8 of a sample's label image.
@@ -158,28 +146,6 @@ class LabelledFolders(Dataset):
             raise DataError(f"label image {path}: {fault}") from fault
         except (UnreadableImage, OSError) as error:
             raise UnreadableImage(f"its label image {path}: {reason_of(error)}") from error
-
-    def image_size(self, index: int) -> tuple[int, int]:
-        """Return (height, width) of a sample by the head of its file; (0, 0) where it cannot be read."""
-        try:
-            with open_regular(self.path / self.files[index][0]) as file, Image.open(file) as image:
-                size = image.height, image.width
-                if self.reading.exif == "apply" and image.getexif().get(ExifTags.Base.Orientation, 1) > 4:
-                    return size[::-1]
-                return size
-        except Exception:  # Pillow's plugins raise nearly every type on damaged files
-            return 0, 0
-
-    def pixels(self, index: int, channels: int) -> np.ndarray:
-        """Return the pixels [H, W, channels] uint8 of a sample.
-
-        Raises:
-            UnreadableImage: the file is damaged or cannot be opened.
-        """
-        try:
-            return decode(self.content(index), channels, self.reading)
-        except OSError as error:
-            raise UnreadableImage(reason_of(error)) from error
 
     def pair(self, index: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
         """Return pixels [H, W, channels] uint8 and label [H, W] of a sample.

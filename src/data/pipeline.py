@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from inspect import Parameter, Signature
 from pathlib import Path
+from threading import Lock
 from typing import Literal
 
 import mindspore.dataset as ds
@@ -59,34 +60,77 @@ def rank_positions(size: int, batch_size: int, batches_per_update: int, rank: in
     return np.arange(batches * global_batch).reshape(batches, batch_size, ranks)[..., rank].ravel()
 
 
-class EpochSampler(ds.Sampler):
-    """Yields the sample indices of one rank, epoch after epoch; MindSpore iterates over a sampler once per epoch."""
+class EpochPositions:
+    """Tells which positions of an epoch's order a rank takes, in the order in which it takes them.
 
-    def __init__(self, seed, size, positions, first_epoch, repeats):
+    Args:
+        samples: may rearrange the order, see TrainSamples.
+        size, repeats, seed: of the order, see epoch_order.
+        batch_size, batches_per_update, rank, ranks: see rank_positions.
+    """
+
+    def __init__(self, samples, size, repeats, seed, batch_size, batches_per_update, rank, ranks):
+        self.samples, self.size, self.repeats, self.seed = samples, size, repeats, seed
+        self.slots = rank_positions(size, batch_size, batches_per_update, rank, ranks)
+        self.unit = batch_size * batches_per_update * ranks
+        self.lock = Lock()
+        self.known: dict[int, np.ndarray] = {}  # of the last epochs that were asked for
+
+    def __deepcopy__(self, memo):
+        return self  # MindSpore copies what it is given, and what is known of an epoch would be computed again
+
+    def __len__(self):
+        return len(self.slots)
+
+    def of(self, epoch: int) -> np.ndarray:
+        """Return [len(self)] positions. They are computed once, whichever thread asks first."""
+        with self.lock:
+            if epoch not in self.known:
+                arranged = self.samples.arrange(epoch, self.order(epoch), self.unit)
+                kept = list(self.known.items())[-2:]
+                self.known = dict(kept) | {epoch: self.slots if arranged is None else arranged[self.slots]}
+            return self.known[epoch]
+
+    def indices(self, epoch: int) -> np.ndarray:
+        """Return the indices of the samples at these positions."""
+        return self.order(epoch)[self.of(epoch)]
+
+    def order(self, epoch: int) -> np.ndarray:
+        return epoch_order(self.seed, epoch, self.size, self.repeats)
+
+
+class EpochSampler(ds.Sampler):
+    """Yields the sample indices of one rank, epoch after epoch; MindSpore iterates over a sampler once per epoch.
+
+    Args:
+        positions: EpochPositions. first: number of samples of an epoch that are left out.
+    """
+
+    def __init__(self, positions, first_epoch, first):
         super().__init__()
-        self.seed, self.size, self.positions, self.epoch, self.repeats = seed, size, positions, first_epoch, repeats
+        self.positions, self.epoch, self.first = positions, first_epoch, first
 
     def __iter__(self):
-        order = epoch_order(self.seed, self.epoch, self.size, self.repeats)
+        indices = self.positions.indices(self.epoch)[self.first :]
         self.epoch += 1
-        return iter(order[self.positions].tolist())
+        return iter(indices.tolist())
 
 
 class EpochKeys:
     """Yields (epoch, position) of the samples of an EpochSampler, in step with it."""
 
-    def __init__(self, positions, first_epoch):
-        self.positions, self.epoch = positions, first_epoch
+    def __init__(self, positions, first_epoch, first):
+        self.positions, self.epoch, self.first = positions, first_epoch, first
 
     def __iter__(self):
         # A generator, because MindSpore also calls this only to see whether the object can be iterated over.
         epoch = np.int64(self.epoch)
         self.epoch += 1
-        for position in self.positions:
+        for position in self.positions.of(int(epoch))[self.first :]:
             yield epoch, position
 
     def __len__(self):
-        return len(self.positions)
+        return len(self.positions) - self.first
 
 
 class UnreadableImages:
@@ -136,6 +180,21 @@ class TrainSamples(ABC):
     """Turns the samples of a data set into arrays for training; each task has its own."""
 
     outputs: tuple[str, ...]  # names of the arrays that `sample` returns
+
+    def arrange(self, epoch: int, order: np.ndarray, unit: int) -> np.ndarray | None:
+        """Return positions of an epoch's order in the order in which they are to be trained on; None: as they are.
+
+        The samples of an update have consecutive places in it. A sample keeps the position by which its randomness is
+        keyed. The result must follow from the arguments and the run's seed alone, so that every rank finds the same.
+
+        Args:
+            order: [size] sample indices by position.
+            unit: number of samples of an update, on all ranks.
+
+        Returns:
+            [size // unit * unit] positions, of which some may come twice and some not at all.
+        """
+        return None
 
     @abstractmethod
     def sample(self, columns: tuple[np.ndarray, ...], epoch: int, position: int) -> tuple[np.ndarray, ...]:
@@ -323,15 +382,15 @@ class TrainBatches:
         ranks: int = 1,
         workers: int = 1,
     ):
-        self.positions = rank_positions(data.size, batch_size, batches_per_update, rank, ranks)
+        self.positions = EpochPositions(samples, data.size, repeats, seed, batch_size, batches_per_update, rank, ranks)
         if not len(self.positions):
             needed = batch_size * ranks * batches_per_update
             raise DataError(
                 f"data folder {data.path}: {data.size} images do not fill one update of {needed}; "
                 "lower train.batch_size"
             )
-        self.data, self.samples, self.seed = data, samples, seed
-        self.batch_size, self.batches_per_update, self.repeats = batch_size, batches_per_update, repeats
+        self.data, self.samples = data, samples
+        self.batch_size, self.batches_per_update = batch_size, batches_per_update
         self.epoch, self.first_batch, self.epochs = first_epoch, first_batch, max(epochs, first_epoch + 1)
         self.rank, self.workers = rank, workers
         self.iterator = None  # MindSpore's, over as many epochs as one of its pipelines can read
@@ -353,19 +412,19 @@ class TrainBatches:
     def _key(self, epoch: int, number: int) -> BatchKey:
         """Return the key of a batch by its number in the epoch."""
         first = number * self.batch_size
+        positions = self.positions.of(epoch)[first : first + self.batch_size]
         update, part = divmod(epoch * self.batches_per_epoch + number, self.batches_per_update)
-        return BatchKey(epoch, self.positions[first : first + self.batch_size], update, part, self.rank)
+        return BatchKey(epoch, positions, update, part, self.rank)
 
     def _open(self, epoch: int, first_batch: int):
         """Open an iterator over the rest of an epoch from a batch on, or from its start over all epochs that follow."""
-        positions = self.positions[first_batch * self.batch_size :]
-        size, seed = self.data.size, self.seed
+        first = first_batch * self.batch_size
         if self.data.fixed_order:
-            sampler = ds.SubsetSampler(epoch_order(seed, epoch, size, self.repeats)[positions].tolist())
+            sampler = ds.SubsetSampler(self.positions.indices(epoch)[first:].tolist())
         else:
-            sampler = EpochSampler(seed, size, positions, epoch, self.repeats)
+            sampler = EpochSampler(self.positions, epoch, first)
         keys = ds.GeneratorDataset(
-            EpochKeys(positions, epoch), ["epoch", "position"], shuffle=False, python_multiprocessing=False
+            EpochKeys(self.positions, epoch, first), ["epoch", "position"], shuffle=False, python_multiprocessing=False
         )
         columns = [*self.data.columns, "epoch", "position"]
         dataset = ds.zip((self.data.reader(sampler), keys)).batch(

@@ -33,6 +33,19 @@ def normalise(images: np.ndarray, mean: list[float], std: list[float]) -> np.nda
     return result
 
 
+def normalise_parts(images: np.ndarray, extents: np.ndarray, mean: list[float], std: list[float]) -> np.ndarray:
+    """Normalise pixels [B, H, W, C] uint8 as `normalise` does, with zeros where no image is.
+
+    Args:
+        extents: [B, 2] (height, width) of each image, which stands in the top left corner.
+    """
+    result = normalise(images, mean, std)
+    for image, (height, width) in zip(result, extents, strict=True):
+        image[:, height:] = 0
+        image[:, :, width:] = 0
+    return result
+
+
 def random_resized_crop_box(
     generator: np.random.Generator, width: int, height: int, scale: list[float], ratio: list[float]
 ) -> tuple[int, int, int, int]:

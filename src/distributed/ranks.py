@@ -65,6 +65,13 @@ class Dist:
         low, high = np.asarray(self.sum(np.stack([counts % 2**16, counts // 2**16]))).astype(np.int64)
         return low + high * 2**16
 
+    def from_main(self, values: np.ndarray) -> np.ndarray:
+        """Bring the main rank's numbers ([n] float64) to all, bit for bit. All ranks call this with as many numbers."""
+        if self.size == 1:
+            return np.asarray(values, np.float64)
+        parts = np.ascontiguousarray(values, np.float64).view(np.uint16) * self.is_main  # float32 holds 16 bits exactly
+        return np.asarray(self.sum(parts)).astype(np.uint16).view(np.float64)
+
     def agree(self, values: np.ndarray) -> np.ndarray:
         """Tell for each integer from 0 to 2^48 ([n] int64) whether all ranks call this with the same one ([n] bool).
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import nn
 
 from src.config.load import Config
 from src.data.decoding import Reading
@@ -98,7 +98,7 @@ def evaluate_checkpoint(
     content |= {"unreadable_images": sorted(skipped)}
     try:
         report = Path(json_path) if json_path else evaluation_path(path, subject.weights, data.path)
-        write_evaluation(report, content, result.arrays(), result.pictures())
+        write_evaluation(report, content, result.arrays(), result.pictures(), result.files())
     except UserError as error:
         if json_path:
             raise
@@ -137,11 +137,11 @@ def open_exported(config: Config, path: Path, weights: str, dist: Dist) -> Subje
     exported = ExportedModel(path)
     config = create_task(config).for_one_size(config)
     model, task = config.build_model(dist.device_target), create_task(config)
-    logits = task.outputs[0]
-    given = exported.preprocessing.get("output") or logits
-    if given != logits:
-        raise UserError(f"model {path}: gives {given}; evaluation needs {logits}: export with --outputs {logits}")
-    signature = task.signature(model, exported.batch_size, logits)
+    needed = task.outputs[0]
+    given = exported.preprocessing.get("output") or needed
+    if given != needed:
+        raise UserError(f"model {path}: gives {given}; evaluation needs {needed}: export with --outputs {needed}")
+    signature = task.signature(model, exported.batch_size, needed)
     shapes = signature.inputs[0].shape, signature.outputs[0].shape
     for what, shape, configured in zip(
         ("input", "output"), (exported.input_shape, exported.output_shape), shapes, strict=True
@@ -151,7 +151,7 @@ def open_exported(config: Config, path: Path, weights: str, dist: Dist) -> Subje
                 f"model {path}: its {what} is {list(shape[1:])}, that of {config.name} {list(configured[1:])}; give "
                 "the configuration that it was exported with"
             )
-    described = task.preprocessing(model, logits)
+    described = task.preprocessing(model, needed)
     theirs = exported.preprocessing
     theirs |= {"reading": Reading.from_dict(theirs.get("reading", {})).to_dict()}  # files of earlier versions have none
     differing = [key for key, value in described.items() if theirs.get(key) != value]
@@ -161,14 +161,13 @@ def open_exported(config: Config, path: Path, weights: str, dist: Dist) -> Subje
             flush=True,
         )
 
-    def answer(images: Tensor) -> Tensor:
-        given = images.asnumpy()
-        outputs = outputs_in_batches(exported.answer, given, exported.batch_size or len(given))
-        return Tensor(task.outputs_for_evaluator(outputs))
+    def answer(images: np.ndarray) -> np.ndarray:
+        return outputs_in_batches(exported.answer, images, exported.batch_size or len(images))
 
     def run(batches, evaluator: Evaluator) -> Result:
+        answer_of_file = evaluator.answering_file(answer)
         for batch in batches:
-            evaluator.add(answer, batch)
+            evaluator.add(answer_of_file, batch)
         return evaluator.result()
 
     return Subject(config, model, exported.weights, exported.classes, run)

@@ -123,6 +123,11 @@ def details(summary: str, content: str) -> str:
     return f"<details><summary>{html.escape(summary)}</summary>{content}</details>"
 
 
+def bar(percent: float) -> Markup:
+    """Make a bar as long as a percentage, for a cell of a table."""
+    return Markup(f'<div class="share"><div style="width:{percent:.2f}%"></div></div>')
+
+
 def encode(image: Image.Image, kind: str = "png", **options) -> bytes:
     """Encode an image as the content of a file: "png" or "jpeg", with options of Pillow's for it."""
     stream = io.BytesIO()

@@ -115,7 +115,7 @@ def read_run(path: str | Path) -> RunRecord:
     if not isinstance(config, dict):
         raise UserError(f"{path / 'config.yaml'}: cannot be read (it has no sections)")
     task = task_of_run(config)
-    needed = COMMON | {"weights"} | {figure.key for figure in task.figures}
+    needed = COMMON | {"weights"} | {figure.key for figure in task.shown_figures(config)}
     updates: list[dict] = []
     evaluations: list[dict] = []
     for number, line in enumerate(_read(path / "metrics.jsonl", _parse_lines) or [], 1):

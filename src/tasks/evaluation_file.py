@@ -15,15 +15,22 @@ LISTED_ROWS = 100  # an array of more rows is a NumPy file beside the report: as
 
 
 PICTURES = "pictures"  # key of the content that names the file of the pictures
+FILES = "files"  # key of the content that names further files
 
 
 def write_evaluation(
-    path: Path, content: dict, arrays: dict[str, np.ndarray], pictures: dict[str, bytes] | None = None
+    path: Path,
+    content: dict,
+    arrays: dict[str, np.ndarray],
+    pictures: dict[str, bytes] | None = None,
+    files: dict[str, bytes] | None = None,
 ) -> None:
     """Write an evaluation's content, with each array as a list of rows or as the name of a NumPy file beside it.
 
     Args:
         pictures: files of pictures by name; they go into a ZIP file beside the report, which the content names.
+        files: contents of further files by the ends of their names: "results.json" of evaluation.json goes into
+            evaluation_results.json. The content lists their names.
 
     Raises:
         UserError: no room or no permission.
@@ -46,6 +53,10 @@ def write_evaluation(
                 file.writestr(zipfile.ZipInfo(name), picture)
         write_bytes(pictures_path, buffer.getvalue())
         content[PICTURES] = pictures_path.name
+    for end, written in (files or {}).items():
+        write_bytes(path.with_name(f"{path.stem}_{end}"), written)
+    if files:
+        content[FILES] = [f"{path.stem}_{end}" for end in files]
     write_text(path, _format_json(content))
 
 

@@ -82,6 +82,10 @@ class Result(ABC):
         """Return files of small pictures by name, which belong beside evaluation.json."""
         return {}
 
+    def files(self) -> dict[str, bytes]:
+        """Return the content of further files that belong beside evaluation.json, by the ends of their names."""
+        return {}
+
     def remarks(self) -> list[str]:
         """Return lines for the terminal that explain the figures."""
         return []
@@ -96,7 +100,7 @@ class Evaluator(ABC):
 
     notice: str | None = None
 
-    def answering(self, network: nn.Cell, call: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
+    def answering(self, network: nn.Cell, call: Callable[..., Tensor]) -> Callable:
         """Return what computes a network's outputs of inputs, for `add`. Inputs of several sizes need several networks.
 
         Args:
@@ -104,12 +108,20 @@ class Evaluator(ABC):
         """
         return partial(call, network)
 
+    def answering_file(self, answer: Callable[[np.ndarray], np.ndarray]) -> Callable:
+        """Return what computes the outputs of inputs, for `add`, where an exported file does so.
+
+        Args:
+            answer: computes the file's outputs [n, ...] of any number of inputs [n, ...].
+        """
+        return lambda images: Tensor(answer(images.asnumpy()))
+
     @abstractmethod
-    def add(self, network: Callable[[Tensor], Tensor], batch: tuple[np.ndarray, ...]) -> None:
+    def add(self, network: Callable, batch: tuple[np.ndarray, ...]) -> None:
         """Run the network on a batch and count its answers.
 
         Args:
-            network: what `answering` returned.
+            network: what `answering` or `answering_file` returned.
         """
 
     @abstractmethod
@@ -249,10 +261,6 @@ class Task(ABC):
     def for_one_size(self, config: Config) -> Config:
         """Return the configuration by which an exported file is evaluated, whose inputs have one size."""
         return config
-
-    def outputs_for_evaluator(self, outputs: np.ndarray) -> np.ndarray:
-        """Arrange the outputs of an exported file as the evaluator takes those of a network."""
-        return outputs
 
     @abstractmethod
     def signature(self, model: nn.Cell, batch_size: int | None, output: str) -> Signature:

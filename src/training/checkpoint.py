@@ -56,6 +56,7 @@ class Progress:
     seconds: float = 0.0  # time spent so far, evaluation and compilation included
     best: float = -1.0  # best value, after whole epochs, of the figure that the task chooses by
     best_epoch: int = 0
+    worse: int = 0  # evaluations after whole epochs since then, none of which was better
     devices: int = 0  # number of devices that trained together; 0 in files of earlier versions, which did not keep it
     global_batch: int = 0  # images of one update on all devices; 0 in such files
     samples: int = 0  # number of training samples, which their order depends on; 0 in such files

@@ -49,7 +49,7 @@ class RunFolder:
         self.metrics = MetricsLog(path / "metrics.jsonl", is_main)
         self.sessions = GrowingFile(path / "sessions.jsonl")
         # The best epoch's, until it is written: what keep_evaluation takes.
-        self.evaluation: tuple[dict, dict[str, np.ndarray], dict[str, bytes] | None] | None = None
+        self.evaluation: tuple | None = None
         self.announced: set[str] = set()
 
     def save_to_resume(self, resume: bool | str, announce: Callable[[str], None]) -> tuple[Path | None, dict | None]:
@@ -119,10 +119,14 @@ class RunFolder:
         self.sessions.add(json.dumps(session).encode() + b"\n")
 
     def keep_evaluation(
-        self, content: dict, arrays: dict[str, np.ndarray], pictures: dict[str, bytes] | None = None
+        self,
+        content: dict,
+        arrays: dict[str, np.ndarray],
+        pictures: dict[str, bytes] | None = None,
+        files: dict[str, bytes] | None = None,
     ) -> None:
         """Keep an evaluation until `write_pending` writes it to evaluation.json and the files beside it."""
-        self.evaluation = content, arrays, pictures
+        self.evaluation = content, arrays, pictures, files
 
     def write_pending(self) -> bool:
         """Write everything that is still pending, new or failed before; return whether nothing is left."""

@@ -72,7 +72,8 @@ class Trainer:
         last_epoch = min(self.epochs, config.train.stop_after_epoch or self.epochs)
         self._prepare_folder()
         self._announce()
-        if progress.epoch >= last_epoch or progress.update >= (config.train.stop_after_update or math.inf):
+        is_over = progress.epoch >= last_epoch or progress.update >= (config.train.stop_after_update or math.inf)
+        if is_over or self._improves_no_more():
             self.log.line(f"already trained to {progress.description}: {self.newest_or_best}")
             summary = self.folder.summary()
             if summary is None or summary["updates"] != self.parts.saved_progress.update:  # none, or of an earlier end
@@ -108,7 +109,8 @@ class Trainer:
             self.folder.prepare(self.parts.resume_from, self.parts.saved_progress)
         self.dist.barrier()
         if not self.checkpoints.best.exists():  # going on in another folder, whose best is still to come
-            self.state.progress.best, self.state.progress.best_epoch = -1.0, 0
+            progress = self.state.progress
+            progress.best, progress.best_epoch, progress.worse = -1.0, 0, 0
 
     def _train(self, last_epoch: int) -> None:
         """Train, evaluate and save, epoch by epoch."""
@@ -130,6 +132,12 @@ class Trainer:
             if self.dist.is_main:
                 self.folder.name_unreadable(self.log.line)
             if self._is_last_update():
+                break
+            if self._improves_no_more() and progress.epoch < last_epoch:
+                evaluations = f"{progress.worse} evaluation{'s' if progress.worse > 1 else ''}"
+                self.log.line(
+                    f"no better {self.metric.title} in {evaluations}: training ends early (train.early_stopping)"
+                )
                 break
             if self._is_stop_agreed() and progress.epoch < last_epoch:
                 self._stop()
@@ -243,12 +251,13 @@ class Trainer:
         progress = self.state.progress
         value = result.figures[self.metric.key]
         if not value > progress.best:
+            progress.worse += 1
             return False
-        progress.best, progress.best_epoch = value, progress.epoch
+        progress.best, progress.best_epoch, progress.worse = value, progress.epoch, 0
         if self.dist.is_main:
             content = {"checkpoint": str(self.checkpoints.best), "weights": self.best_weights.lower()}
             content |= {"epoch": progress.epoch} | result.content()
-            self.folder.keep_evaluation(content, result.arrays(), result.pictures())
+            self.folder.keep_evaluation(content, result.arrays(), result.pictures(), result.files())
         return True
 
     # --- saves and ends -----------------------------------------------------------------------------------------------
@@ -279,6 +288,10 @@ class Trainer:
     def _is_last_update(self) -> bool:
         """Tell whether train.stop_after_update ends the run here."""
         return self.state.progress.update == self.config.train.stop_after_update
+
+    def _improves_no_more(self) -> bool:
+        """Tell whether train.early_stopping ends the run here."""
+        return self.state.progress.worse >= (self.config.train.early_stopping or math.inf)
 
     def _is_stop_agreed(self) -> bool:
         """Tell whether any process was asked to stop; all processes call this together."""

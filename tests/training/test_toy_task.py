@@ -84,6 +84,25 @@ def test_the_length_in_updates_ends_a_run_within_an_epoch(toy):
     assert again.run()["updates"] == 9
 
 
+def test_early_stopping_ends_a_run_that_improves_no_more(toy, capsys):
+    """After so many evaluations, the same ones in a run that was cut between them; it goes on if more are allowed."""
+    unsteady = ("train.epochs=9", "optimizer.base_lr=10.0")
+    stopping = (*unsteady, "train.early_stopping=2")
+    straight = toy("straight", *stopping)
+    summary = straight.run()
+    assert 1 < summary["best_epoch"] == summary["epochs"] - 2 < 7
+    assert "no better fit in 2 evaluations: training ends early (train.early_stopping)" in capsys.readouterr().out
+
+    toy("cut", *stopping, f"train.stop_after_epoch={summary['best_epoch'] + 1}").run()
+    cut = toy("cut", *stopping, "train.resume=auto")
+    assert cut.run()["epochs"] == summary["epochs"]
+    assert_same_state(straight.checkpoints.last, cut.checkpoints.last)
+
+    assert toy("straight", *stopping, "train.resume=auto").run()["epochs"] == summary["epochs"]
+    assert "already trained to" in capsys.readouterr().out
+    assert toy("straight", *unsteady, "train.resume=auto").run()["epochs"] == 9
+
+
 def test_nothing_on_disk_changes_before_a_run_is_checked(toy, tmp_path):
     with pytest.raises(ConfigError, match=r"augment.noise: must be at least 0"):
         toy("run", "augment.noise=-1.0")

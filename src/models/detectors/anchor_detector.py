@@ -8,8 +8,9 @@ from mindspore import Tensor, nn, ops
 
 from src.models.backbones.backbone import Backbone
 from src.models.detectors.anchors import Anchors, AnchorShapes, anchors_on
-from src.models.detectors.box_layers import DeltaDecoder, clip_to_extents
-from src.models.detectors.detector import PAD_DIVISOR, Detector, check_detector
+from src.models.detectors.box_layers import clip_to_extents, decode_deltas
+from src.models.detectors.candidates import BestOfLevels, rows_of, stands_on_image
+from src.models.detectors.detector import Detector, check_detector
 from src.models.pyramid import FPN
 from src.models.registry import ArgumentError
 
@@ -70,6 +71,10 @@ class AnchorDetector(Detector):
         self.map_sizes = self.anchors.map_sizes
         self.choose = CandidateChoice(self.img_size, self.anchors, self.stds, candidates_per_level)
 
+    @property
+    def candidate_count(self):
+        return sum(self.choose.best.counts)
+
     def outputs(self, images, drop_path=None):
         """Map images to the head's outputs, see the class."""
         return self.bbox_head(ops.concat(self.neck(self.backbone(images, drop_path)), 1))
@@ -93,16 +98,15 @@ class CandidateChoice(nn.Cell):
 
     def __init__(self, canvas: tuple[int, int], anchors: Anchors, stds: tuple[float, ...], per_level: int):
         super().__init__()
-        self.boxes, self.corners = Tensor(anchors.boxes), Tensor(anchors.corners)
+        self.boxes, self.corners = Tensor(anchors.boxes), Tensor(anchors.corners[None])
         self.canvas = Tensor(np.asarray([canvas], np.int32))
-        self.per_level = per_level
-        self.levels = tuple((level.start, level.stop) for level in anchors.levels)
-        self.decode = DeltaDecoder(stds)
-        self.sigmoid, self.most, self.top = ops.Sigmoid(), ops.ReduceMax(), ops.TopK()
+        self.stds = stds
+        self.best = BestOfLevels([(level.start, level.stop) for level in anchors.levels], per_level)
+        self.sigmoid, self.most = ops.Sigmoid(), ops.ReduceMax()
 
     def construct(self, logits, deltas, factor, extents):
         """Map the outputs of the head, see AnchorDetector, and extents [B, 2] or None to candidates [B, K, D]."""
-        batch, count, classes = logits.shape
+        batch = logits.shape[0]
         scores = self.sigmoid(logits.astype(ms.float32))
         ranks = self.most(scores, -1)
         if factor is not None:
@@ -111,35 +115,16 @@ class CandidateChoice(nn.Cell):
         if extents is None:
             extents = ops.tile(self.canvas, (batch, 1))
         else:
-            valid = self.valid(extents)
+            valid = stands_on_image(self.corners, extents)
             ranks = ranks * valid
-            scores = scores * valid.reshape((batch, count, 1))
-        chosen = ()
-        for i in range(len(self.levels)):
-            first, end = self.levels[i]
-            if end - first > self.per_level:
-                chosen = chosen + (self.top(ranks[:, first:end], self.per_level)[1] + first,)
-            else:
-                every = Tensor(np.arange(first, end, dtype=np.int32)).reshape((1, -1))
-                chosen = chosen + (ops.tile(every, (batch, 1)),)
-        anchor = ops.concat(chosen, 1)  # [B, K]
-        rows = (anchor + Tensor(np.arange(batch, dtype=np.int32) * count).reshape((-1, 1))).reshape(-1)
-        kept = anchor.shape[1]
-        own = ops.gather(deltas.astype(ms.float32).reshape((-1, 4)), rows, 0).reshape((batch, kept, 4))
-        boxes = self.decode(ops.gather(self.boxes, anchor.reshape(-1), 0).reshape((batch, kept, 4)), own)
-        parts = (
-            clip_to_extents(boxes, extents),
-            ops.gather(scores.reshape((-1, classes)), rows, 0).reshape((batch, kept, classes)),
-        )
+            scores = scores * valid.reshape((batch, -1, 1))
+        chosen = self.best(ranks)  # [B, K]
+        anchors = ops.gather(self.boxes, chosen.reshape(-1), 0).reshape((batch, -1, 4))
+        boxes = decode_deltas(anchors, rows_of(deltas.astype(ms.float32), chosen), self.stds)
+        parts = clip_to_extents(boxes, extents), rows_of(scores, chosen)
         if factor is not None:
-            parts = (*parts, ops.gather(factor.reshape(-1), rows, 0).reshape((batch, kept, 1)))
+            parts = (*parts, rows_of(factor.reshape((batch, -1, 1)), chosen))
         return ops.concat(parts, -1)
-
-    def valid(self, extents):
-        """Tell by 1 and 0 which anchors [B, A] stand on images of extents [B, 2], see Anchors.valid."""
-        padded = (extents + (PAD_DIVISOR - 1)) // PAD_DIVISOR * PAD_DIVISOR
-        inside = (self.corners < padded.reshape((-1, 1, 2))).astype(ms.float32)
-        return inside[..., 0] * inside[..., 1]
 
 
 def check_anchor_detector(arguments: dict) -> None:

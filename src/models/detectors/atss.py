@@ -10,11 +10,11 @@ from src.models.backbones.backbone import Backbone
 from src.models.detectors.anchor_detector import AnchorDetector, check_anchor_detector, positives
 from src.models.detectors.anchors import Anchors, AnchorShapes, anchors_on
 from src.models.detectors.assign import IGNORED, assign_by_centres, labels_of_matches
-from src.models.detectors.box_layers import DeltaDecoder
+from src.models.detectors.box_layers import decode_deltas
 from src.models.detectors.detector import TargetMaker
 from src.models.detectors.losses import BinaryCrossEntropy, GIoULoss, SigmoidFocalLoss
 from src.models.detectors.retinanet import RARE
-from src.models.level_layers import SharedConv, SharedConvReLU
+from src.models.level_layers import SharedConv, SharedConvReLU, level_spans
 from src.models.registry import ArgumentError, register_family
 
 STDS = (0.1, 0.1, 0.2, 0.2)
@@ -49,8 +49,7 @@ class ATSSHead(nn.Cell):
         self.atss_reg = SharedConv(channels, 4, 3, map_sizes)
         self.atss_centerness = SharedConv(channels, 1, 3, map_sizes)
         self.scales = nn.CellList([Scale() for _ in map_sizes])
-        ends = np.cumsum([height * width for height, width in map_sizes]).tolist()
-        self.levels = tuple(zip([0, *ends[:-1]], ends, strict=True))
+        self.spans = level_spans(map_sizes)
 
     def construct(self, x):
         """Map the tokens [B, A, in_channels] of all levels to logits [B, A, C], deltas [B, A, 4] and logits [B, A]."""
@@ -58,8 +57,8 @@ class ATSSHead(nn.Cell):
         x = self.reg_convs(x)
         deltas = self.atss_reg(x)
         scaled = ()
-        for i in range(len(self.levels)):
-            first, end = self.levels[i]
+        for i in range(len(self.spans)):
+            first, end = self.spans[i]
             scaled = scaled + (self.scales[i](deltas[:, first:end]),)
         return logits, ops.concat(scaled, 1), self.atss_centerness(x).reshape(x.shape[:2])
 
@@ -107,14 +106,13 @@ class ATSSLoss(nn.Cell):
         super().__init__()
         self.num_classes = num_classes
         self.anchors = Tensor(anchors.boxes)
-        self.decode = DeltaDecoder(STDS)
         self.focal, self.giou, self.cross_entropy = SigmoidFocalLoss(num_classes), GIoULoss(), BinaryCrossEntropy()
 
     def construct(self, outputs, targets):
         logits, deltas, factor = outputs
         labels, boxes, central = targets
         positive, count = positives(labels, self.num_classes)
-        found = self.decode(self.anchors, deltas.astype(ms.float32))
+        found = decode_deltas(self.anchors, deltas.astype(ms.float32), STDS)
         sums = (
             self.focal(logits.astype(ms.float32), labels),
             self.giou(found, boxes, central) * GIOU_FACTOR,

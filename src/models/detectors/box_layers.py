@@ -1,31 +1,36 @@
-"""Computes with boxes in graphs: decodes deltas, clips, and measures overlaps. See boxes.py, the same in NumPy."""
+"""Computes with boxes in graphs: decodes deltas, clips, and measures overlaps. See boxes.py, the same in NumPy.
+
+These are functions and not cells: mixed precision casts what a cell is given, and float16 knows no half pixels beyond
+1,024.
+"""
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, ops
 
 from src.models.detectors.boxes import IOU_EPS, MAX_LOG_RATIO
 
 
-class DeltaDecoder(nn.Cell):
-    """Moves anchors by the deltas that a network gives, in float32.
+def decode_deltas(anchors, deltas, stds: tuple[float, ...]):
+    """Move anchors [..., 4] by the deltas [..., 4] that a network gives, float32; the shapes broadcast.
 
     Args:
         stds: standard deviations by which the deltas were divided, see boxes.encode.
     """
+    centre_stds, side_stds = Tensor(np.asarray(stds[:2], np.float32)), Tensor(np.asarray(stds[2:], np.float32))
+    sides = anchors[..., 2:] - anchors[..., :2]
+    centres = (anchors[..., :2] + anchors[..., 2:]) * 0.5 + sides * (deltas[..., :2] * centre_stds)
+    ratios = ops.clip_by_value(deltas[..., 2:] * side_stds, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    half = sides * ops.exp(ratios) * 0.5
+    return ops.concat((centres - half, centres + half), -1)
 
-    def __init__(self, stds: tuple[float, ...]):
-        super().__init__()
-        self.centre_stds, self.side_stds = (Tensor(np.asarray(part, np.float32)) for part in (stds[:2], stds[2:]))
-        self.exp = ops.Exp()
 
-    def construct(self, anchors, deltas):
-        """Map anchors [..., 4] and deltas [..., 4], whose shapes broadcast, to boxes [..., 4]."""
-        sides = anchors[..., 2:] - anchors[..., :2]
-        centres = (anchors[..., :2] + anchors[..., 2:]) * 0.5 + sides * (deltas[..., :2] * self.centre_stds)
-        ratios = ops.clip_by_value(deltas[..., 2:] * self.side_stds, -MAX_LOG_RATIO, MAX_LOG_RATIO)
-        half = sides * self.exp(ratios) * 0.5
-        return ops.concat((centres - half, centres + half), -1)
+def encode_deltas(boxes, targets, stds):
+    """Return the deltas [..., 4] that move boxes [..., 4] onto targets, none of which is empty; see boxes.encode."""
+    sides, wanted = boxes[..., 2:] - boxes[..., :2], targets[..., 2:] - targets[..., :2]
+    centres, aims = (boxes[..., :2] + boxes[..., 2:]) * 0.5, (targets[..., :2] + targets[..., 2:]) * 0.5
+    deltas = ops.concat(((aims - centres) / sides, ops.log(wanted / sides)), -1)
+    return deltas / Tensor(np.asarray(stds, np.float32))
 
 
 def clip_to_extents(boxes, extents):

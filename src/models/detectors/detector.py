@@ -25,9 +25,11 @@ class TargetMaker(ABC):
 
     Attributes:
         names: names of the arrays that it returns, in their order.
+        needs_masks: it wants the masks of the objects, too.
     """
 
     names: tuple[str, ...]
+    needs_masks = False
 
     @abstractmethod
     def __call__(
@@ -45,7 +47,7 @@ class TargetMaker(ABC):
             canvas: (H, W) of the frame. extent: (h, w) of the image in it.
             boxes: [n, 4] float32 of the objects, within the extent. labels: [n] int32 of their classes.
             generator: draws what is drawn for this image.
-            masks: of the objects, for a detector that has masks.
+            masks: [n, h, w] uint8 of 0 and 1, those of the objects in the extent; None unless `needs_masks`.
         """
 
 
@@ -53,7 +55,7 @@ class Detector(NetworkOnBackbone):
     """Runs images through a backbone, a neck and heads, which give candidates for detections.
 
     Parameter names are those of the published checkpoints: `backbone.*`, `neck.*`, `bbox_head.*`, `rpn_head.*`,
-    `roi_head.*`. A subclass defines the four methods that raise NotImplementedError here.
+    `roi_head.*`. A subclass defines the five members that raise NotImplementedError here.
 
     Attributes:
         loss_names: names of the parts of the loss.
@@ -89,6 +91,11 @@ class Detector(NetworkOnBackbone):
 
     def candidates(self, images, extents):
         """Return the candidates [B, K, D] that construct describes."""
+        raise NotImplementedError
+
+    @property
+    def candidate_count(self) -> int:
+        """Return K, the number of candidates of an image."""
         raise NotImplementedError
 
     def loss(self) -> nn.Cell:

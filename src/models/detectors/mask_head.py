@@ -53,9 +53,10 @@ class Doubling(nn.Cell):
 
 
 class ClassLogits(nn.Cell):
-    """Gives each token the logit of one class, which its map has: the product with the weights of other classes is left out.
+    """Gives each token of a map the logit of one class, that of the map.
 
-    As a layer it is a convolution of one token to the logits of all classes.
+    Its parameters are those of a convolution of one token to the logits of all classes, of which the others are never
+    computed.
     """
 
     def __init__(self, channels: int, num_classes: int):

@@ -16,12 +16,13 @@ from mindspore import Tensor, nn, ops
 from src.models.convolutions import Conv2d
 from src.models.detectors.anchors import Anchors, AnchorShapes, anchors_on
 from src.models.detectors.assign import BACKGROUND, IGNORED, IouRule, assign_by_iou
-from src.models.detectors.box_layers import DeltaDecoder, clip_to_extents
+from src.models.detectors.box_layers import clip_to_extents, decode_deltas
 from src.models.detectors.boxes import encode
 from src.models.detectors.detector import PAD_DIVISOR
 from src.models.level_layers import SharedConv
 
 STDS = (1.0, 1.0, 1.0, 1.0)  # of the deltas of anchors
+MOST_SUPPRESSED = 2864  # boxes that MindSpore's operator takes
 RULE = IouRule(positive=0.7, negative=0.3, least=0.3)
 
 
@@ -60,7 +61,7 @@ class Proposals(nn.Cell):
     its rank for a score.
 
     Args:
-        per_level: anchors of each level that are moved, at most 2,864: MindSpore's operator takes no more.
+        per_level: anchors of each level that are moved, at most MOST_SUPPRESSED.
         count: proposals of an image.
         iou: see above.
     """
@@ -74,7 +75,6 @@ class Proposals(nn.Cell):
         self.top = ops.TopK(sorted=True)
         self.suppress = ops.NMSWithMask(iou)
         self.sigmoid = ops.Sigmoid()
-        self.decode = DeltaDecoder(STDS)
 
     def construct(self, logits, deltas, extents):
         """Map logits [B, A] and deltas [B, A, 4] of anchors, and extents [B, 2], to the proposals.
@@ -91,7 +91,7 @@ class Proposals(nn.Cell):
             index = index.reshape(-1)
             image = Tensor(np.repeat(np.arange(batch, dtype=np.int32) * (end - first), taken))
             delta = ops.gather(deltas[:, first:end].reshape((-1, 4)), index + image, 0)
-            moved = self.decode(ops.gather(self.anchors[first:end], index, 0), delta)
+            moved = decode_deltas(ops.gather(self.anchors[first:end], index, 0), delta, STDS)
             moved = clip_to_extents(moved.reshape((batch, taken, 4)), extents)
             boxes = boxes + (moved,)
             left = left + ((score + 1) * self.unsuppressed(moved, taken) - 1,)

@@ -7,7 +7,6 @@ Names and defaults are those of the published models on mmdetection 2.11 (models
 roi_heads/standard_roi_head.py, cascade_roi_head.py), as Swin Transformer's and Twins' detection code configure them.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mindspore as ms
@@ -17,10 +16,10 @@ from mindspore import Tensor, nn, ops
 from src.models.backbones.backbone import Backbone
 from src.models.detectors.anchors import AnchorShapes, anchors_on, padded_extent
 from src.models.detectors.box_heads import REGION_SIDE, BoxHead
-from src.models.detectors.box_layers import DeltaDecoder, clip_to_extents
+from src.models.detectors.box_layers import clip_to_extents, decode_deltas
 from src.models.detectors.detector import Detector, TargetMaker, check_detector
 from src.models.detectors.mask_head import MASK_SIDE, MaskHead, pack_bitmaps
-from src.models.detectors.proposals import AnchorSampler, Proposals, RPNHead
+from src.models.detectors.proposals import MOST_SUPPRESSED, AnchorSampler, Proposals, RPNHead
 from src.models.detectors.rcnn_losses import RCNNLoss
 from src.models.detectors.rois import RoIAlign
 from src.models.detectors.sampling import RoISampler
@@ -58,20 +57,20 @@ class RCNNTargets(TargetMaker):
         anchors: samples anchors.
         max_boxes: G.
         stages: heads of the cascade. keys: candidates that a head samples from, at most.
-        masks: whether there are masks.
+        needs_masks: whether there are masks.
     """
 
     anchors: AnchorSampler
     max_boxes: int
     stages: int
     keys: int
-    masks: bool
+    needs_masks: bool
 
     @property
     def names(self) -> tuple[str, ...]:  # type: ignore[override]
         """Return the names of the arrays, see __call__."""
         names = ("rpn_index", "rpn_labels", "rpn_deltas", "boxes", "labels", "box_count", "sampling_keys")
-        return (*names, "bitmaps", "frame") if self.masks else names
+        return (*names, "bitmaps", "frame") if self.needs_masks else names
 
     def __call__(self, canvas, extent, boxes, labels, generator, masks=None):
         """Return the arrays.
@@ -81,9 +80,9 @@ class RCNNTargets(TargetMaker):
 
         Returns:
             For the first step, see AnchorSampler: rpn_index, rpn_labels, rpn_deltas. Of the objects: boxes [G, 4]
-            float32 and labels [G] int32, zero beyond the first box_count [] int32. sampling_keys [stages, keys] float32,
-            see RoISampler. With masks bitmaps [G, H, W / 8] uint8, see pack_bitmaps, and frame [2] float32, (height,
-            width) of the extent in whole multiples of 32, see MaskTargets.
+            float32 and labels [G] int32, zero beyond the first box_count [] int32. sampling_keys [stages, keys]
+            float32, see RoISampler. With masks bitmaps [G, H, W / 8] uint8, see pack_bitmaps, and frame [2] float32,
+            (height, width) of the extent in whole multiples of 32, see MaskTargets.
         """
         sampled = self.anchors(canvas, extent, boxes, generator)
         keys = np.stack([generator.permutation(self.keys) for _ in range(self.stages)]).astype(np.float32)
@@ -93,7 +92,7 @@ class RCNNTargets(TargetMaker):
         padded_boxes, padded_labels = np.zeros((self.max_boxes, 4), np.float32), np.zeros(self.max_boxes, np.int32)
         padded_boxes[: len(kept)], padded_labels[: len(kept)] = boxes[kept], labels[kept]
         arrays = (*sampled, padded_boxes, padded_labels, np.int32(len(kept)), keys)
-        if not self.masks:
+        if not self.needs_masks:
             return arrays
         bitmaps = pack_bitmaps(masks[kept], canvas, self.max_boxes)
         return (*arrays, bitmaps, np.asarray(padded_extent(extent), np.float32))
@@ -155,69 +154,101 @@ def check_rcnn(arguments: dict) -> None:
     Raises:
         ArgumentError: names the argument.
     """
-    numbers = ("channels", "hidden", "anchor_scale", "anchor_samples", "proposals", "proposals_per_level", "samples")
-    check_detector(arguments, (*numbers, "max_boxes"))
+    numbers = ("channels", "hidden", "anchor_samples", "proposals", "proposals_per_level", "max_boxes")
+    check_detector(arguments, numbers)
     if arguments["sampling_ratio"] < 0:
         raise ArgumentError("sampling_ratio", f"must be 0 or more, got {arguments['sampling_ratio']}")
-    if arguments["proposals_per_level"] > 2864:
+    if arguments["anchor_scale"] <= 0:
+        raise ArgumentError("anchor_scale", f"must be above 0, got {arguments['anchor_scale']}")
+    if arguments["samples"] < 4:
         raise ArgumentError(
-            "proposals_per_level", f"must be at most 2864, which MindSpore's NMSWithMask takes, got {arguments['proposals_per_level']}"
+            "samples", f"must be at least 4, a quarter of which are objects, got {arguments['samples']}"
+        )
+    if arguments["proposals_per_level"] > MOST_SUPPRESSED:
+        given = arguments["proposals_per_level"]
+        raise ArgumentError(
+            "proposals_per_level",
+            f"must be at most {MOST_SUPPRESSED}, which MindSpore's NMSWithMask takes, got {given}",
         )
 
 
 class TwoStageDetector(Detector):
-    """Runs the two steps of Mask R-CNN and of a cascade.
+    """Runs the two steps of Mask R-CNN and of a cascade; without masks, of Faster R-CNN and Cascade R-CNN.
 
     Args:
+        masks: whether it draws masks.
+        channels: of the pyramid and of convolutions. hidden: of the box heads' linear layers.
+        sampling_ratio: samples along each side of a bin that regions are cut out by; 0: as many as it has cells, as the
+            published weights were trained with. See RoIAlign.
+        anchor_scale: side of the anchors, in strides.
+        anchor_samples, samples: of each image, that the two steps learn from.
+        proposals_per_level, proposals: of each image in training, before and after suppression; testing has 1,000.
+        max_boxes: objects of an image that the second step learns from.
+
+    Attributes:
         stages: the heads that follow each other.
         is_cascade: names the heads as a cascade's. Its heads have four convolutions and one linear layer (4conv1fc),
             and learn boxes by their GIoU; its anchors are matched with objects only within the image.
-        arguments: the constructor's arguments by name.
     """
 
     check = staticmethod(check_rcnn)
     class_boxes = True
+    stages: tuple[Stage, ...]
+    is_cascade: bool
 
-    def __init__(self, backbone: Backbone, stages: Sequence[Stage], is_cascade: bool, arguments: dict):
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int = 80,
+        masks: bool = True,
+        channels: int = 256,
+        hidden: int = 1024,
+        sampling_ratio: int = 2,
+        anchor_scale: float = 8.0,
+        anchor_samples: int = 256,
+        samples: int = 512,
+        proposals_per_level: int = 2000,
+        proposals: int = 1000,
+        max_boxes: int = 100,
+    ):
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "backbone", "__class__")}
         super().__init__(backbone, arguments)
         check_several_maps(backbone)
-        channels, hidden, ratio = arguments["channels"], arguments["hidden"], arguments["sampling_ratio"]
-        self.stages, self.is_cascade, self.has_masks = tuple(stages), is_cascade, arguments["masks"]
+        self.has_masks = masks
         taken = len(backbone.feature_maps)
         self.neck = FPN(backbone.feature_maps, channels, num_outs=taken + 1, further="pool")
         maps = self.neck.feature_maps
-        self.shapes = AnchorShapes(tuple(m.stride for m in maps), (arguments["anchor_scale"],), RATIOS)
-        anchors = anchors_on(self.img_size, self.shapes)
+        self.shapes = AnchorShapes(tuple(m.stride for m in maps), (anchor_scale,), RATIOS)
+        self.anchors = anchors_on(self.img_size, self.shapes)
         sizes = [m.size for m in maps]
         self.rpn_head = RPNHead(channels, sizes, self.shapes.per_place)
-        self.propose = Proposals(anchors, arguments["proposals_per_level"], arguments["proposals"], NMS_IOU)
-        self.propose_in_test = Proposals(anchors, TEST_PROPOSALS, TEST_PROPOSALS, NMS_IOU)
-        samples = arguments["samples"]
+        self.propose = Proposals(self.anchors, proposals_per_level, proposals, NMS_IOU)
+        self.propose_in_test = Proposals(self.anchors, TEST_PROPOSALS, TEST_PROPOSALS, NMS_IOU)
         self.positives = samples // 4
+        stages, is_cascade = self.stages, self.is_cascade
+        self.stds = tuple(stage.stds for stage in stages)
         self.samplers = nn.CellList([RoISampler(samples, self.positives, s.iou, not is_cascade) for s in stages])
-        self.decoders = nn.CellList([DeltaDecoder(stage.stds) for stage in stages])
         # Proposals are taken from the maps of the backbone's stages, not from the coarser one behind them.
         self.region_tokens = sum(height * width for height, width in sizes[:taken])
         strides = self.shapes.strides[:taken]
-        self.align = RoIAlign(sizes[:taken], strides, REGION_SIDE, ratio)
+        self.align = RoIAlign(sizes[:taken], strides, REGION_SIDE, sampling_ratio)
         if self.has_masks:
-            self.align_masks = RoIAlign(sizes[:taken], strides, MASK_SIDE // 2, ratio)
+            self.align_masks = RoIAlign(sizes[:taken], strides, MASK_SIDE // 2, sampling_ratio)
         convs, dense = (4, 1) if is_cascade else (0, 2)
         self.roi_head = RoIHead(
             len(stages),
             is_cascade,
-            lambda: BoxHead(channels, self.num_classes, convs, dense, hidden),
-            (lambda: MaskHead(channels, self.num_classes)) if self.has_masks else None,
+            lambda: BoxHead(channels, num_classes, convs, dense, hidden),
+            (lambda: MaskHead(channels, num_classes)) if masks else None,
         )
-        heads = range(len(stages))
-        box_heads = [f"roi_head.bbox_head.{i}" for i in heads] if is_cascade else ["roi_head.bbox_head"]
-        mask_heads = [f"roi_head.mask_head.{i}" for i in heads] if is_cascade else ["roi_head.mask_head"]
-        self.classifiers = tuple(f"{head}.{layer}" for head in box_heads for layer in ("fc_cls", "fc_reg"))
-        if self.has_masks:
-            self.classifiers += tuple(f"{head}.conv_logits" for head in mask_heads)
-        parts = ("cls", "box", "mask") if self.has_masks else ("cls", "box")
-        of_stages = [f"s{i}_{part}" if is_cascade else part for i in heads for part in parts]
-        self.loss_names = ("rpn_cls", "rpn_box", *of_stages)
+        parts = ("classification", "boxes", "masks") if masks else ("classification", "boxes")
+        layers = {"bbox_head": ("fc_cls", "fc_reg"), "mask_head": ("conv_logits",) if masks else ()}
+        heads = [(f"_{i + 1}", f".{i}") for i in range(len(stages))] if is_cascade else [("", "")]
+        self.classifiers = tuple(
+            f"roi_head.{head}{place}.{name}" for _, place in heads for head, names in layers.items() for name in names
+        )
+        of_stages = [part + suffix for suffix, _ in heads for part in parts]
+        self.loss_names = ("proposal_classification", "proposal_boxes", *of_stages)
         self.loss_floors = (1.0,) * len(self.loss_names)
 
     # --- training ----------------------------------------------------------------------------------------------------
@@ -283,7 +314,7 @@ class TwoStageDetector(Detector):
 
     def refine(self, stage, boxes, moves, extents):
         """Move boxes [B, S, 4] by deltas [B, S, 4] within the image; they pass no gradient."""
-        return ops.stop_gradient(clip_to_extents(self.decoders[stage](boxes, moves), extents))
+        return ops.stop_gradient(clip_to_extents(decode_deltas(boxes, moves, self.stds[stage]), extents))
 
     # --- detection ---------------------------------------------------------------------------------------------------
 
@@ -307,11 +338,15 @@ class TwoStageDetector(Detector):
             if i < last:
                 boxes = self.refine(i, boxes, self.moves_of_class(moves, self.best_class(scores)), extents)
         moves = moves.reshape((*size, -1, 4))
-        boxes = self.decoders[last](boxes.expand_dims(2), moves).reshape((size[0], -1, 4))
+        boxes = decode_deltas(boxes.expand_dims(2), moves, self.stds[last]).reshape((size[0], -1, 4))
         boxes = clip_to_extents(boxes, extents).reshape((*size, -1))  # [B, P, C * 4]
         scores = ops.softmax(total / (last + 1), -1)[:, :, : self.num_classes] * is_proposal.expand_dims(2)
         found = ops.concat((boxes, scores), 2)
         return (found, regions) if self.has_masks else found
+
+    @property
+    def candidate_count(self):
+        return self.propose_in_test.count
 
     def mask_cell(self) -> InstanceMasks:
         """Create the cell that draws masks of detections, with this model's parameters."""
@@ -320,64 +355,22 @@ class TwoStageDetector(Detector):
 
 @register_family("mask_rcnn")
 class MaskRCNN(TwoStageDetector):
-    """Runs Mask R-CNN on a backbone; without masks, Faster R-CNN (arXiv 1506.01497).
+    """Runs Mask R-CNN on a backbone. Arguments: see TwoStageDetector."""
 
-    Args:
-        masks: whether it draws masks.
-        channels: of the pyramid and of convolutions. hidden: of the box head's linear layers.
-        sampling_ratio: samples along each side of a bin that regions are cut out by; 0: as many as it has cells, as the
-            published weights were trained with. See RoIAlign.
-        anchor_scale: side of the anchors, in strides.
-        anchor_samples, samples: of each image, that the two steps learn from.
-        proposals_per_level, proposals: of each image in training, before and after suppression; testing has 1,000.
-        max_boxes: objects of an image that the second step learns from.
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        num_classes: int = 80,
-        masks: bool = True,
-        channels: int = 256,
-        hidden: int = 1024,
-        sampling_ratio: int = 2,
-        anchor_scale: float = 8.0,
-        anchor_samples: int = 256,
-        samples: int = 512,
-        proposals_per_level: int = 2000,
-        proposals: int = 1000,
-        max_boxes: int = 100,
-    ):
-        arguments = {name: value for name, value in locals().items() if name not in ("self", "backbone", "__class__")}
-        super().__init__(backbone, [Stage((0.1, 0.1, 0.2, 0.2), 0.5, 1.0)], False, arguments)
+    stages = (Stage((0.1, 0.1, 0.2, 0.2), 0.5, 1.0),)
+    is_cascade = False
 
 
 @register_family("cascade_rcnn")
 class CascadeRCNN(TwoStageDetector):
-    """Runs Cascade Mask R-CNN on a backbone, in the configuration of Swin Transformer; without masks, Cascade R-CNN.
+    """Runs Cascade Mask R-CNN on a backbone, as Swin Transformer configures it. Arguments: see TwoStageDetector."""
 
-    Arguments are those of MaskRCNN.
-    """
+    stages = (
+        Stage((0.1, 0.1, 0.2, 0.2), 0.5, 1.0),
+        Stage((0.05, 0.05, 0.1, 0.1), 0.6, 0.5),
+        Stage((0.033, 0.033, 0.067, 0.067), 0.7, 0.25),
+    )
+    is_cascade = True
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        num_classes: int = 80,
-        masks: bool = True,
-        channels: int = 256,
-        hidden: int = 1024,
-        sampling_ratio: int = 2,
-        anchor_scale: float = 8.0,
-        anchor_samples: int = 256,
-        samples: int = 512,
-        proposals_per_level: int = 2000,
-        proposals: int = 2000,
-        max_boxes: int = 100,
-    ):
-        arguments = {name: value for name, value in locals().items() if name not in ("self", "backbone", "__class__")}
-        stages = [
-            Stage((0.1, 0.1, 0.2, 0.2), 0.5, 1.0),
-            Stage((0.05, 0.05, 0.1, 0.1), 0.6, 0.5),
-            Stage((0.033, 0.033, 0.067, 0.067), 0.7, 0.25),
-        ]
-        super().__init__(backbone, stages, True, arguments)
+    def __init__(self, backbone: Backbone, proposals: int = 2000, **arguments):
+        super().__init__(backbone, proposals=proposals, **arguments)

@@ -7,30 +7,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from src.models.detectors.box_layers import DeltaDecoder
+from src.models.detectors.box_layers import decode_deltas, encode_deltas
 from src.models.detectors.losses import BinaryCrossEntropy, GIoULoss, SmoothL1Loss
 from src.models.detectors.mask_head import MASK_SIDE, MaskTargets
 
 GIOU_WEIGHT = 10.0  # of a cascade's boxes
-
-
-class DeltaEncoder(nn.Cell):
-    """Computes the deltas that move boxes onto others, see boxes.encode.
-
-    Args:
-        stds: standard deviations that deltas are divided by.
-    """
-
-    def __init__(self, stds):
-        super().__init__(auto_prefix=False)
-        self.stds = Tensor(np.asarray(stds, np.float32))
-        self.log = ops.Log()
-
-    def construct(self, boxes, targets):
-        """Map boxes [..., 4] and targets [..., 4], none of which is empty, to deltas [..., 4]."""
-        sides, wanted = boxes[..., 2:] - boxes[..., :2], targets[..., 2:] - targets[..., :2]
-        centres, aims = (boxes[..., :2] + boxes[..., 2:]) * 0.5, (targets[..., :2] + targets[..., 2:]) * 0.5
-        return ops.concat(((aims - centres) / sides, self.log(wanted / sides)), -1) / self.stds
 
 
 class RCNNLoss(nn.Cell):
@@ -55,8 +36,7 @@ class RCNNLoss(nn.Cell):
         self.entropy = BinaryCrossEntropy()
         self.anchor_distance = SmoothL1Loss(1 / 9 if is_cascade else 0.0)
         self.distance, self.overlap = SmoothL1Loss(), GIoULoss()
-        translate = DeltaDecoder if is_cascade else DeltaEncoder
-        self.translate = nn.CellList([translate(stage.stds) for stage in stages])
+        self.stds = tuple(stage.stds for stage in stages)
         self.has_masks = canvas is not None
         if self.has_masks:
             self.mask_targets = MaskTargets(canvas)
@@ -112,12 +92,12 @@ class RCNNLoss(nn.Cell):
         """Return the sum of a stage's loss of the boxes that are matched with an object."""
         wanted = ops.gather(truth.reshape((-1, 4)), self.rows(matched, truth.shape[1]), 0).reshape(boxes.shape)
         if self.is_cascade:
-            return self.overlap(self.translate[stage](boxes, moves), wanted, is_positive) * GIOU_WEIGHT
+            return self.overlap(decode_deltas(boxes, moves, self.stds[stage]), wanted, is_positive) * GIOU_WEIGHT
         # Others, which may have no area, count as boxes of one pixel: what is multiplied by zero must be finite.
         unit = Tensor(np.array([0, 0, 1, 1], np.float32)) * (1 - is_positive.expand_dims(2))
         boxes = boxes * is_positive.expand_dims(2) + unit
         wanted = wanted * is_positive.expand_dims(2) + unit
-        return self.distance(moves, self.translate[stage](boxes, wanted), is_positive)
+        return self.distance(moves, encode_deltas(boxes, wanted, self.stds[stage]), is_positive)
 
     def mask_loss(self, logits, boxes, matched, is_positive, bitmaps, frames):
         """Return the sum of the cross entropy of masks, and the number of their pixels."""
@@ -133,6 +113,6 @@ class RCNNLoss(nn.Cell):
         return drawn, is_positive.sum() * pixels
 
     def rows(self, numbers, count):
-        """Turn numbers [B, N] of each image's `count` rows, of which those below 0 stand for the first, into the batch's."""
+        """Turn numbers [B, N] of each image's `count` rows into those of the batch's; below 0 stands for the first."""
         image = Tensor(np.arange(numbers.shape[0], dtype=np.int32).reshape(-1, 1) * count)
         return (ops.maximum(numbers, ops.zeros_like(numbers)) + image).reshape(-1)

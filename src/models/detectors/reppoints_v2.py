@@ -229,6 +229,10 @@ class RepPointsV2(Detector):
     def candidates(self, images, extents):
         return self.choose(self.bbox_head(ops.concat(self.neck(self.backbone(images)), 1)), extents)
 
+    @property
+    def candidate_count(self):
+        return sum(self.choose.best.counts)
+
     def loss(self):
         return RepPointsLosses(self.map_sizes, self.strides, self.num_classes)
 

@@ -142,7 +142,8 @@ class RoIAlign(nn.Cell):
         Returns:
             Both [N, P, bin_rows] float32.
         """
-        start, bin_side, samples, side = start.expand_dims(2), bin_side.expand_dims(2), samples.expand_dims(2), side.expand_dims(2)
+        start, bin_side = start.expand_dims(2), bin_side.expand_dims(2)  # [N, 1, 1], as the next
+        samples, side = samples.expand_dims(2), side.expand_dims(2)
         cell = cell.expand_dims(1)  # [N, 1, bin_rows]
         last = side - 1
         sample = ops.floor(cell * 0.5)

@@ -20,6 +20,11 @@ class SelectionRule:
     max_detections: int
     clips_boxes: bool = True
 
+    @property
+    def columns(self) -> int:
+        """Return D, the number of values of a candidate."""
+        return (4 * self.num_classes if self.class_boxes else 4) + self.num_classes + self.has_factor
+
     @classmethod
     def of(
         cls,
@@ -47,12 +52,14 @@ class Detections:
     Attributes:
         boxes: [n, 4] float32. scores: [n] float32, by which they are ranked. labels: [n] int32.
         candidates: [n] int64, the candidate that each comes from.
+        masks: [n, M, M] float32, the probability of each place in the box that it belongs to the object; None without.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
     candidates: np.ndarray
+    masks: np.ndarray | None = None
 
 
 def select_detections(candidates: np.ndarray, rule: SelectionRule, extent: tuple[float, float]) -> Detections:

@@ -14,7 +14,7 @@ from mindspore.common.initializer import Normal, XavierUniform, initializer
 
 from src.models.backbones.backbone import Backbone
 from src.models.detectors.box_heads import REGION_SIDE, HeadDense
-from src.models.detectors.box_layers import DeltaDecoder
+from src.models.detectors.box_layers import decode_deltas
 from src.models.detectors.detector import Detector, TargetMaker, check_detector
 from src.models.detectors.padded_objects import padded_objects
 from src.models.detectors.rois import RoIAlign
@@ -166,7 +166,6 @@ class SparseRoIHead(nn.Cell):
         super().__init__()
         self.bbox_head = nn.CellList(heads)
         self.regions = RoIAlign(map_sizes, strides, REGION_SIDE, SAMPLING_RATIO)
-        self.decode = DeltaDecoder(STDS)
 
     def construct(self, pyramid, boxes, features):
         """Run all stages. A stage's boxes pass no gradient to the one before; its features do.
@@ -180,7 +179,7 @@ class SparseRoIHead(nn.Cell):
         logits_of_stages, boxes_of_stages = (), ()
         for head in self.bbox_head:
             logits, deltas, features = head(features, self.regions(pyramid, boxes))
-            boxes = self.decode(boxes, deltas.astype(ms.float32))
+            boxes = decode_deltas(boxes, deltas.astype(ms.float32), STDS)
             logits_of_stages, boxes_of_stages = (*logits_of_stages, logits), (*boxes_of_stages, boxes)
             boxes = ops.stop_gradient(boxes)
         return ops.stack(logits_of_stages, 1), ops.stack(boxes_of_stages, 1)
@@ -252,8 +251,12 @@ class SparseRCNN(Detector):
         heads = [DynamicHead(channels, num_classes, num_heads, hidden, dynamic_channels) for _ in range(stages)]
         self.roi_head = SparseRoIHead([m.size for m in maps], [m.stride for m in maps], heads)
         self.classifiers = tuple(f"roi_head.bbox_head.{i}.fc_cls" for i in range(stages))
-        self.max_boxes = max_boxes
+        self.proposals, self.max_boxes = proposals, max_boxes
         self.canvas = Tensor(np.array([self.img_size], np.int32))
+
+    @property
+    def candidate_count(self):
+        return self.proposals
 
     def stages(self, images, extents, drop_path=None):
         """Return logits and boxes of all stages, see SparseRoIHead, and the sides of the images."""

@@ -1,19 +1,19 @@
 """Predicts the classes of image files, and prints them in several forms."""
 
-import csv
-import json
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from src.data.decoding import UnreadableImage
 from src.data.image_files import read_file, reason_of
+from src.data.read_ahead import read_ahead
 from src.data.text_files import read_lines
 from src.data.transforms import Preprocessing
 from src.errors import UserError
 from src.files.names import escape_name
+from src.tasks.prediction_printers import CsvPrinter, JsonPrinter, Printer
 from src.tasks.task import Predictor
 
 
@@ -106,16 +106,8 @@ def predict(classifier: Classifier, images: list[str], batch_size: int, workers:
         workers: number of threads that read and decode.
     """
     size = classifier.batch_size or min(batch_size, len(images))
-    with ThreadPoolExecutor(workers) as threads:
-
-        def read_ahead(first: int) -> list:
-            names = images[first : first + size]
-            return [threads.submit(_read_pixels, classifier.preprocessing, name) for name in names]
-
-        upcoming = read_ahead(0)
-        for first in range(0, len(images), size):
-            loaded, upcoming = [future.result() for future in upcoming], read_ahead(first + size)
-            yield from _classify_batch(classifier, images[first : first + size], loaded, size)
+    for part, loaded in read_ahead(partial(_read_pixels, classifier.preprocessing), images, size, workers):
+        yield from _classify_batch(classifier, images[part], loaded, size)
 
 
 def _read_pixels(preprocessing: Preprocessing, name: str) -> np.ndarray | str:
@@ -150,7 +142,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum()
 
 
-class TextWriter:
+class TextWriter(Printer):
     """Writes a line per image: its name, then classes and their probabilities. Names are written by `escape_name`.
 
     Args:
@@ -159,19 +151,14 @@ class TextWriter:
     """
 
     def __init__(self, stream, top: int, names: tuple[str, ...] | None):
-        self.stream, self.top, self.names = stream, top, names
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.stream.flush()
+        super().__init__(stream)
+        self.top, self.names = top, names
 
     def best(self, prediction: Prediction) -> list[tuple[int, str | None, float]]:
         """Return (output, name, probability) of the most probable classes."""
         return [(index, self.names[index] if self.names else None, p) for index, p in prediction.top(self.top)]
 
-    def write(self, prediction: Prediction) -> None:
+    def print(self, prediction, paths):
         classes = [
             f"{f'class {index}' if name is None else escape_name(name)} {p:.2%}"
             for index, name, p in self.best(prediction)
@@ -179,37 +166,22 @@ class TextWriter:
         self.stream.write(f"{escape_name(prediction.image)}: {', '.join(classes)}\n")
 
 
-class CsvWriter(TextWriter):
+class CsvWriter(CsvPrinter, TextWriter):
     """Writes a row per image and class, the most probable first. Names are written by `escape_name`."""
 
-    def __enter__(self):
-        self.rows = csv.writer(self.stream, lineterminator="\n")
-        self.rows.writerow(["image", "rank", "index", "class", "probability"])
-        return self
+    head = ("image", "rank", "index", "class", "probability")
 
-    def write(self, prediction):
+    def rows_of(self, prediction):
         for rank, (index, name, probability) in enumerate(self.best(prediction), 1):
-            names = escape_name(prediction.image), escape_name(name or "")
-            self.rows.writerow([names[0], rank, index, names[1], f"{probability:.6g}"])
+            yield [escape_name(prediction.image), rank, index, escape_name(name or ""), f"{probability:.6g}"]
 
 
-class JsonWriter(TextWriter):
+class JsonWriter(JsonPrinter, TextWriter):
     """Writes a list with an object per image, each on a line of its own."""
 
-    def __enter__(self):
-        self.separator = "[\n"
-        return self
-
-    def write(self, prediction):
+    def records_of(self, prediction, paths):
         classes = [{"index": i, "class": name, "probability": p} for i, name, p in self.best(prediction)]
-        line = json.dumps({"image": prediction.image, "predictions": classes}, ensure_ascii=False)
-        # Bytes that are not UTF-8 become \\udcHH, as JSON writes what Python makes of them.
-        self.stream.write(self.separator + line.encode("utf-8", "backslashreplace").decode())
-        self.separator = ",\n"
-
-    def __exit__(self, *_):
-        self.stream.write("[]\n" if self.separator[0] == "[" else "\n]\n")
-        super().__exit__()
+        yield {"image": prediction.image, "predictions": classes}
 
 
 WRITERS = {"text": TextWriter, "csv": CsvWriter, "json": JsonWriter}

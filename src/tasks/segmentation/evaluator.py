@@ -3,6 +3,7 @@
 from functools import partial
 
 import numpy as np
+from mindspore import Tensor
 
 from src.config.load import Config
 from src.data.dataset import Dataset
@@ -103,6 +104,10 @@ class SegmentationEvaluator(Evaluator):
             self.networks = NetworksBySize(self.model, network, precision, kept)
         self.networks.call = call
         return self.networks
+
+    def answering_file(self, answer):
+        """Return what maps images [B, C, H, W] to logits [B, h, w, classes] by a file that gives [B, classes, h, w]."""
+        return lambda images: Tensor(np.ascontiguousarray(np.moveaxis(answer(images.asnumpy()), 1, -1)))
 
     def add(self, network, batch):
         *scaled, labels, weights, indices = batch

@@ -1,23 +1,21 @@
 """Writes a segmentor's predictions: as pictures in a folder, and in several forms on a stream."""
 
-import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from src.errors import UserError
-from src.files.atomic import write_bytes, write_text
+from src.files.atomic import write_text
 from src.files.names import escape_name
-from src.pages.page import Section, encode, page
-from src.tasks.segmentation.legend import legend
-from src.tasks.segmentation.palette import hexadecimal, index_image, overlay
+from src.pages.legend import legend
+from src.pages.page import Section, page
+from src.pages.palette import hexadecimal
+from src.tasks.prediction_files import overlay_ending, save_picture
+from src.tasks.prediction_printers import CsvPrinter, JsonPrinter, Printer, json_list
+from src.tasks.segmentation.label_pictures import index_image, overlay
 
-OVERLAYS = {"jpeg": ".jpg", "png": ".png", "none": None}
 SHOWN_CLASSES = 5  # of an image, in the text form, where the user does not say it
-JPEG_QUALITY = 92
 
 
 def shares(labels: np.ndarray, classes: Sequence[str], top: int | None = None) -> list[dict]:
@@ -56,9 +54,7 @@ class PredictionFiles:
     """
 
     def __init__(self, folder: Path, classes: tuple[str, ...], overlay: str, opacity: float):
-        if overlay not in OVERLAYS:
-            raise UserError(f"--overlay {overlay}: choose one of {', '.join(OVERLAYS)}")
-        self.folder, self.classes, self.overlay, self.opacity = folder, classes, overlay, opacity
+        self.folder, self.classes, self.ending, self.opacity = folder, classes, overlay_ending(overlay), opacity
         self.records: list[dict] = []
 
     def add(self, prediction) -> dict:
@@ -69,18 +65,18 @@ class PredictionFiles:
         """
         classes = len(self.classes)
         paths = {"labels": self.folder / "labels" / f"{prediction.place}.png"}
-        _save(index_image(prediction.labels, classes), paths["labels"])
-        if (suffix := OVERLAYS[self.overlay]) is not None:
-            paths["overlay"] = self.folder / "overlays" / f"{prediction.place}{suffix}"
+        save_picture(index_image(prediction.labels, classes), paths["labels"])
+        if self.ending is not None:
+            paths["overlay"] = self.folder / "overlays" / f"{prediction.place}{self.ending}"
             painted = overlay(prediction.pixels, prediction.labels, classes, self.opacity)
-            _save(Image.fromarray(painted), paths["overlay"])
+            save_picture(Image.fromarray(painted), paths["overlay"])
         self.records.append(record(prediction, self.classes, None) | _as_text(paths))
         return paths
 
     def finish(self) -> None:
         """Write what is about all predictions so far."""
         seen = sorted({entry["index"] for line in self.records for entry in line["classes"]})
-        write_text(self.folder / "shares.json", _lines(self.records))
+        write_text(self.folder / "shares.json", json_list(self.records))
         title = "Colours of the classes"
         content = legend([(index, self.classes[index]) for index in seen])
         write_text(
@@ -103,21 +99,7 @@ def _as_text(paths: dict[str, Path]) -> dict[str, str]:
     return {kind: str(path) for kind, path in paths.items()}
 
 
-def _json(content: dict) -> str:
-    """Return a line of JSON, in which bytes of names that are not UTF-8 are \\udcHH: Python's surrogates."""
-    return json.dumps(content, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
-
-
-def _lines(records: list[dict]) -> str:
-    """Return a JSON list with a line for each record."""
-    return "[\n" + ",\n".join(map(_json, records)) + "\n]\n" if records else "[]\n"
-
-
-def _save(image: Image.Image, path: Path) -> None:
-    write_bytes(path, encode(image, "jpeg", quality=JPEG_QUALITY) if path.suffix == ".jpg" else encode(image))
-
-
-class TextWriter:
+class TextWriter(Printer):
     """Writes a line per image: its name, then the classes with the largest shares. Names are written by `escape_name`.
 
     Args:
@@ -126,62 +108,31 @@ class TextWriter:
     """
 
     def __init__(self, stream, classes: tuple[str, ...], top: int | None, files: PredictionFiles | None):
-        self.stream, self.classes, self.top, self.files = stream, classes, top, files
+        super().__init__(stream, files)
+        self.classes, self.top = classes, top
 
-    def __enter__(self):
-        self.begin()
-        return self
-
-    def __exit__(self, *_):
-        self.end()
-        self.stream.flush()
-        if self.files is not None:
-            self.files.finish()
-
-    def write(self, prediction) -> None:
-        """Write a prediction's pictures and print it."""
-        paths = {} if self.files is None else self.files.add(prediction)
-        self.print(prediction, paths)
-
-    def begin(self) -> None:
-        """Print what comes before all predictions."""
-
-    def end(self) -> None:
-        """Print what comes after all predictions."""
-
-    def print(self, prediction, paths: dict[str, Path]) -> None:
-        """Print a prediction."""
+    def print(self, prediction, paths):
         entries = shares(prediction.labels, self.classes, self.top or SHOWN_CLASSES)
         told = ", ".join(f"{escape_name(entry['class'])} {entry['share']:.2%}" for entry in entries)
         self.stream.write(f"{escape_name(prediction.image)}: {told or 'no prediction'}\n")
 
 
-class CsvWriter(TextWriter):
+class CsvWriter(CsvPrinter, TextWriter):
     """Writes a row per image and class, the largest share first. Names are written by `escape_name`."""
 
-    def begin(self):
-        self.rows = csv.writer(self.stream, lineterminator="\n")
-        self.rows.writerow(["image", "rank", "index", "class", "pixels", "share"])
+    head = ("image", "rank", "index", "class", "pixels", "share")
 
-    def print(self, prediction, paths):
+    def rows_of(self, prediction):
         for rank, entry in enumerate(shares(prediction.labels, self.classes, self.top), 1):
             names = escape_name(prediction.image), escape_name(entry["class"])
-            self.rows.writerow([names[0], rank, entry["index"], names[1], entry["pixels"], f"{entry['share']:.6g}"])
+            yield [names[0], rank, entry["index"], names[1], entry["pixels"], f"{entry['share']:.6g}"]
 
 
-class JsonWriter(TextWriter):
+class JsonWriter(JsonPrinter, TextWriter):
     """Writes a list with an object per image, each on a line of its own."""
 
-    def begin(self):
-        self.separator = "[\n"
-
-    def print(self, prediction, paths):
-        content = record(prediction, self.classes, self.top) | _as_text(paths)
-        self.stream.write(self.separator + _json(content))
-        self.separator = ",\n"
-
-    def end(self):
-        self.stream.write("[]\n" if self.separator[0] == "[" else "\n]\n")
+    def records_of(self, prediction, paths):
+        yield record(prediction, self.classes, self.top) | _as_text(paths)
 
 
 WRITERS = {"text": TextWriter, "csv": CsvWriter, "json": JsonWriter}

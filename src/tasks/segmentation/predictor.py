@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,9 +12,11 @@ from src.data.decoding import UnreadableImage
 from src.data.dense_transforms import resize_label
 from src.data.image_files import read_file, reason_of
 from src.data.label_images import read_class_names
+from src.data.read_ahead import read_ahead
 from src.errors import UserError
 from src.files.names import escape_name
 from src.models.registry import ArgumentError
+from src.tasks.prediction_files import places_of
 from src.tasks.segmentation.full_size import full_size_labels
 from src.tasks.segmentation.inference_rule import joined_labels, unfit_size
 from src.tasks.segmentation.prediction_files import WRITERS, PredictionFiles
@@ -81,21 +82,13 @@ class SegmentPredictor(Predictor):
     def predict(self, images, batch_size, workers):
         places = places_of(images)
         size = min(batch_size, len(images))
-        with ThreadPoolExecutor(workers) as threads:
-
-            def read_ahead(first: int) -> list:
-                return [threads.submit(self._read, name) for name in images[first : first + size]]
-
-            upcoming = read_ahead(0)
-            for first in range(0, len(images), size):
-                loaded, upcoming = [future.result() for future in upcoming], read_ahead(first + size)
-                labels = self._labels(loaded, images[first : first + size], batch_size)
-                for number, entry in enumerate(loaded):
-                    name, place = images[first + number], places[first + number]
-                    if isinstance(entry, str):
-                        yield Prediction(name, place, problem=entry)
-                    else:
-                        yield Prediction(name, place, entry[0], labels[number])
+        for part, loaded in read_ahead(self._read, images, size, workers):
+            labels = self._labels(loaded, images[part], batch_size)
+            for number, (entry, name, place) in enumerate(zip(loaded, images[part], places[part], strict=True)):
+                if isinstance(entry, str):
+                    yield Prediction(name, place, problem=entry)
+                else:
+                    yield Prediction(name, place, entry[0], labels[number])
 
     def _read(self, name: str) -> tuple[np.ndarray, list[np.ndarray]] | str:
         """Return the pixels [H, W, C] of a file and the same at each scale, or the reason why it cannot be read."""
@@ -143,29 +136,3 @@ class SegmentPredictor(Predictor):
         answer = self.answer if part is None else partial(self.answer, part=part)
         logits = outputs_in_batches(answer, images, batch_size)
         return np.ascontiguousarray(np.moveaxis(logits, 1, -1), np.float32)
-
-
-def places_of(images: list[str]) -> list[str]:
-    """Return for each image a path of its own, below the folder that all have in common, without extension.
-
-    Images whose paths differ in nothing but the extension keep it; an image that is given twice has one place.
-    """
-    paths = [Path(name).absolute() for name in images]
-    common = Path(*_common_parts([path.parent.parts for path in paths]))
-    bare: dict[Path, set[Path]] = defaultdict(set)
-    for path in paths:
-        bare[path.with_suffix("")].add(path)
-    return [
-        str((path if len(bare[path.with_suffix("")]) > 1 else path.with_suffix("")).relative_to(common))
-        for path in paths
-    ]
-
-
-def _common_parts(paths: list[tuple[str, ...]]) -> list[str]:
-    """Return the parts that all paths begin with."""
-    common = []
-    for parts in zip(*paths, strict=False):
-        if len(set(parts)) > 1:
-            break
-        common.append(parts[0])
-    return common

@@ -8,11 +8,11 @@ import numpy as np
 
 from src.data.decoding import Reading
 from src.errors import UserError
-from src.pages.page import Column, Markup, Section, table
+from src.pages.legend import named
+from src.pages.page import Column, Section, bar, table
 from src.tasks.evaluation_file import PICTURES, check_keys, read_array, read_pictures
-from src.tasks.segmentation.legend import swatch
-from src.tasks.segmentation.palette import hexadecimal
-from src.tasks.segmentation.worst_pictures import image_finder, worst_pictures
+from src.tasks.report_images import image_finder
+from src.tasks.segmentation.worst_pictures import worst_pictures
 
 # Keys that the sections need of evaluation.json, and of the entries of its lists.
 NEEDED_KEYS = {"weights", "epoch", "count", "miou", "macc", "aacc", "classes", "confusion", "most_confused"}
@@ -49,7 +49,8 @@ def sections(evaluation: dict | None, config: dict, data: Path | None, roots: It
     if evaluation is None:
         return [Section("Classes", "<p>No whole epoch was evaluated yet.</p>")]
     given = config.get("data") or {}
-    find = image_finder(given, data, list(roots))
+    below = Path(str(given.get("images", "images"))) / str(given.get("val", "validation"))
+    find = image_finder(str(given.get("path", "")), below, data, list(roots))
     return [
         Section("Classes", summary(evaluation) + class_table(evaluation)),
         Section("Most confused", confused_table(evaluation)),
@@ -113,13 +114,3 @@ def confused_table(evaluation: dict) -> str:
         Column("share of the class, %", ".2f"),
     ]
     return table(columns, rows, "The most pixels first", "confused")
-
-
-def named(index: int, name: str) -> Markup:
-    """Make the name of a class with its colour."""
-    return Markup(swatch(hexadecimal(index)) + html.escape(name))
-
-
-def bar(percent: float) -> Markup:
-    """Make a bar as long as a percentage."""
-    return Markup(f'<div class="share"><div style="width:{percent:.2f}%"></div></div>')

@@ -17,7 +17,7 @@ from src.data.dense_transforms import (
 )
 from src.data.label_folders import LabelledFolders
 from src.data.pipeline import BatchKey, EvalSamples, TrainSamples, UnreadableImages
-from src.data.transforms import normalise
+from src.data.transforms import normalise, normalise_parts
 from src.random_streams import Stream, generator
 
 
@@ -88,10 +88,7 @@ class SegmentationTrainSamples(TrainSamples):
 
     def batch(self, arrays, key: BatchKey):
         pixels, labels, extents = arrays
-        images = normalise(pixels, self.mean, self.std)
-        for image, (height, width) in zip(images, extents, strict=True):
-            image[:, height:] = 0
-            image[:, :, width:] = 0
+        images = normalise_parts(pixels, extents, self.mean, self.std)
         return images, labels.reshape(len(labels), -1).astype(np.int32)
 
 

@@ -107,10 +107,6 @@ class Segmentation(Task):
             print(f"an exported file is evaluated by windows at one scale, not with {', '.join(changed)}", flush=True)
         return replace(config, eval=config.eval.model_copy(update=update))
 
-    def outputs_for_evaluator(self, outputs):
-        """Map logits [B, classes, h, w] to [B, h, w, classes]."""
-        return np.ascontiguousarray(np.moveaxis(outputs, 1, -1))
-
     def signature(self, model, batch_size, output):
         images = TensorSpec("images", (batch_size, model.in_chans, *model.img_size))
         if output == LABELS:

@@ -7,7 +7,7 @@ import numpy as np
 
 from src.distributed.ranks import Dist
 from src.pages.page import encode
-from src.tasks.segmentation.palette import index_image
+from src.tasks.segmentation.label_pictures import index_image
 
 KEPT = 12  # images
 LONG_SIDE = 320  # pixels of a map, at most

@@ -6,12 +6,10 @@ import pytest
 from mindspore import Tensor, nn, ops
 
 from src.files.weights import official_names
-from src.models.detectors.candidates import rows_of
 from src.models.detectors.padded_objects import padded_objects
 from src.models.detectors.selection import SelectionRule, select_detections
 from src.models.detectors.set_losses import SetLosses, relative_sides
 from src.models.detectors.sparse_rcnn import DynamicHead, LearnedProposals, SparseRoIHead
-from src.models.level_layers import level_spans
 from tests.reference import FOLDER, figures, formula_value
 
 STRIDES = (4, 8, 16, 32)

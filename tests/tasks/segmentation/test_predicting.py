@@ -27,10 +27,11 @@ from src.inference.evaluate import evaluate_checkpoint
 from src.inference.export import Difference, export_checkpoint
 from src.models.registry import ArgumentError
 from src.models.resize import bilinear_matrix
+from src.pages.palette import palette
+from src.tasks.prediction_files import places_of
 from src.tasks.segmentation.inference_rule import joined_labels
 from src.tasks.segmentation.metrics import confusion_matrix
-from src.tasks.segmentation.palette import palette
-from src.tasks.segmentation.predictor import SegmentPredictor, places_of
+from src.tasks.segmentation.predictor import SegmentPredictor
 from src.tasks.segmentation.preparation import ImagePreparation
 from tests.reference import images
 from tests.tasks.segmentation.small_run import CLASSES, SIZES, make_data, write_config

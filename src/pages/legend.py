@@ -1,14 +1,20 @@
-"""Makes the legend that says which colour a class has."""
+"""Shows which colour a class has."""
 
 import html
 from collections.abc import Iterable
 
-from src.tasks.segmentation.palette import IGNORED, hexadecimal
+from src.pages.page import Markup
+from src.pages.palette import IGNORED, hexadecimal
 
 
 def swatch(colour: str) -> str:
     """Make a small field of a colour, as HTML."""
     return f'<i class="swatch" style="background:{colour}"></i>'
+
+
+def named(index: int, name: str) -> Markup:
+    """Make the name of a class with its colour."""
+    return Markup(swatch(hexadecimal(index)) + html.escape(name))
 
 
 def legend(classes: Iterable[tuple[int, str]]) -> str:

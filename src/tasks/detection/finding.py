@@ -1,0 +1,83 @@
+"""Finds the objects in images by whatever computes a detector's outputs."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+
+from src.models.detectors.boxes import clip
+from src.models.detectors.selection import Detections, SelectionRule, select_detections
+from src.tasks.detection.export_form import DETECTIONS
+
+
+class Finder(Protocol):
+    """Finds objects: images [B, C, H, W] float32 and their extents [B, 2] give the detections of each image.
+
+    These are in pixels of the canvas, best first.
+    """
+
+    def __call__(self, images: np.ndarray, extents: np.ndarray) -> list[Detections]: ...
+
+
+def file_finder(answer: Callable[[np.ndarray], np.ndarray], output: str, rule: SelectionRule) -> Finder:
+    """Return what finds objects by an exported file, to which a whole canvas is image.
+
+    Args:
+        answer: computes the file's outputs of images. output: what these are, see export_form.py.
+        rule: selects detections among candidates; a file of detections has selected them.
+    """
+
+    def find(images: np.ndarray, extents: np.ndarray) -> list[Detections]:
+        outputs = answer(images)
+        select = _listed if output == DETECTIONS else select_detections
+        return [
+            _with_area(select(of_image, rule, (height, width)))
+            for of_image, (height, width) in zip(outputs, extents.tolist(), strict=True)
+        ]
+
+    return find
+
+
+def _listed(rows: np.ndarray, rule: SelectionRule, extent: tuple[int, int]) -> Detections:
+    """Return the detections that a file lists as rows [n, 6] of boxes, scores and labels; a score of 0 fills up."""
+    kept = np.flatnonzero(rows[:, 4] > 0)
+    rows = rows[kept]
+    return Detections(clip(rows[:, :4], extent), rows[:, 4], np.round(rows[:, 5]).astype(np.int32), kept)
+
+
+def _with_area(found: Detections) -> Detections:
+    """Leave out what lies wholly in the padding, which a file does not know."""
+    return taken(found, (found.boxes[:, 2:] > found.boxes[:, :2]).all(axis=1))
+
+
+def taken(found: Detections, which: np.ndarray) -> Detections:
+    """Return some of an image's detections: those of a mask [n] bool, or of numbers [m]."""
+    masks = None if found.masks is None else found.masks[which]
+    return Detections(found.boxes[which], found.scores[which], found.labels[which], found.candidates[which], masks)
+
+
+def at_image_size(found: Detections, extent: tuple[int, int], size: tuple[int, int]) -> Detections:
+    """Return detections in pixels of the image itself, in place of those of the canvas it was resized to.
+
+    Args:
+        extent: (height, width) that the image takes of the canvas. size: its own (height, width).
+    """
+    factors = np.array([size[1] / extent[1], size[0] / extent[0]] * 2, np.float64)
+    return replace(found, boxes=found.boxes * factors)
+
+
+def found_in_batches(find: Finder, images: np.ndarray, extents: np.ndarray, batch_size: int) -> list[Detections]:
+    """Return the detections of any number of images, batch_size of them at a time.
+
+    The last batch is filled up with black images, so that a network keeps its one graph.
+    """
+    found: list[Detections] = []
+    for first in range(0, len(images), batch_size):
+        part, sizes = images[first : first + batch_size], extents[first : first + batch_size]
+        short = batch_size - len(part)
+        if short:
+            part = np.concatenate([part, np.zeros((short, *part.shape[1:]), part.dtype)])
+            sizes = np.concatenate([sizes, np.tile(np.array(part.shape[2:], sizes.dtype), (short, 1))])
+        found += find(part, sizes)[: batch_size - short]
+    return found

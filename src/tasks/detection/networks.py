@@ -1,0 +1,87 @@
+"""Finds what a detector sees on images of any of the configured canvases."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from mindspore import Tensor, nn
+
+from src.models.detectors.detector import Detector
+from src.models.detectors.selection import Detections, SelectionRule, select_detections
+from src.models.precision import apply_precision
+from src.tasks.task import call_cell
+
+
+def networks_by_canvas(
+    model: Detector, network: nn.Cell, canvases: Sequence[tuple[int, int]], level: str
+) -> dict[tuple[int, int], nn.Cell]:
+    """Return the network of each canvas (H, W); all have the model's parameters.
+
+    Args:
+        network: the model in the run's precision, which takes images of the model's own size.
+        level: the precision, see apply_precision.
+    """
+    return {size: network if size == model.img_size else apply_precision(model.at(size), level) for size in canvases}
+
+
+class CanvasDetector:
+    """Finds objects on images of any of the canvases.
+
+    Masks are drawn for the detections alone, so by a second graph, after these were selected. The networks of the
+    canvases are kept from one evaluation to the next: their weights are those of the one that is evaluated.
+
+    Args:
+        model: the detector in float32, of which networks of other canvases are made.
+        canvases: (H, W) of each.
+        level: the precision of the networks, see apply_precision.
+        rule: how detections are selected of the networks' candidates.
+    """
+
+    def __init__(self, model: Detector, canvases: Sequence[tuple[int, int]], level: str, rule: SelectionRule):
+        self.model, self.canvases, self.level, self.rule = model, canvases, level, rule
+        self.network: nn.Cell | None = None
+        self.networks: dict[tuple[int, int], nn.Cell] = {}
+        self.draw_masks = model.mask_cell().set_train(False) if model.has_masks else None
+        self.call: Callable[..., Tensor] = call_cell
+
+    def with_network(self, network: nn.Cell, call: Callable[..., Tensor] = call_cell) -> "CanvasDetector":
+        """Find objects by a network from now on.
+
+        Args:
+            network: the model in the run's precision.
+            call: calls a cell with its inputs.
+        """
+        self.call = call
+        if network is not self.network:
+            self.network = network
+            self.networks = networks_by_canvas(self.model, network, self.canvases, self.level)
+        for other in self.networks.values():
+            other.set_train(False)
+        return self
+
+    def __call__(self, images: np.ndarray, extents: np.ndarray) -> list[Detections]:
+        """Return the detections of each image, in pixels of the canvas.
+
+        Args:
+            images: [B, C, H, W] float32. extents: [B, 2] int32, the height and width that each takes of the canvas.
+        """
+        outputs = self.call(self.networks[images.shape[2:]], Tensor(images), Tensor(extents))
+        candidates, pyramid = outputs if self.draw_masks is not None else (outputs, None)
+        found = [
+            select_detections(of_image, self.rule, tuple(extent))
+            for of_image, extent in zip(candidates.asnumpy(), extents.tolist(), strict=True)
+        ]
+        return found if pyramid is None else self._with_masks(found, pyramid)
+
+    def _with_masks(self, found: list[Detections], pyramid: Tensor) -> list[Detections]:
+        """Draw the masks of each image's detections, which are filled up to one number for one graph."""
+        boxes = np.zeros((len(found), self.rule.max_detections, 4), np.float32)
+        labels = np.zeros(boxes.shape[:2], np.int32)
+        for number, detections in enumerate(found):
+            boxes[number, : len(detections.boxes)] = detections.boxes
+            labels[number, : len(detections.labels)] = detections.labels
+        masks = self.call(self.draw_masks, pyramid, Tensor(boxes), Tensor(labels)).asnumpy()
+        return [
+            replace(detections, masks=of_image[: len(detections.boxes)])
+            for detections, of_image in zip(found, masks, strict=True)
+        ]

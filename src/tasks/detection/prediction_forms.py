@@ -1,0 +1,137 @@
+"""Writes a detector's predictions: drawn over the images in a folder, and in several forms on a stream."""
+
+from collections import Counter
+from pathlib import Path
+
+from PIL import Image
+
+from src.files.atomic import write_text
+from src.files.names import escape_name
+from src.models.detectors.selection import Detections
+from src.pages.palette import palette
+from src.tasks.detection.drawing import Outline, draw_outlines, drawn_name, enlargement
+from src.tasks.detection.mask_pasting import packed_masks
+from src.tasks.detection.results import BOX_DIGITS, SCORE_DIGITS
+from src.tasks.prediction_files import overlay_ending, save_picture
+from src.tasks.prediction_printers import CsvPrinter, JsonPrinter, Printer, json_list
+
+
+def records(prediction, classes: tuple[str, ...]) -> list[dict]:
+    """Return the detections of an image in the form of COCO's results, the best first, with names.
+
+    Images are numbered as they were given, from 1, and categories as the model numbers its classes, from 0.
+    """
+    found: Detections = prediction.found
+    size = prediction.pixels.shape[:2]
+    entries = [
+        {
+            "image_id": prediction.number,
+            "file_name": prediction.image,
+            "category_id": label,
+            "category": classes[label],
+            "bbox": [round(value, BOX_DIGITS) for value in (x1, y1, x2 - x1, y2 - y1)],
+            "score": round(score, SCORE_DIGITS),
+        }
+        for (x1, y1, x2, y2), score, label in zip(
+            found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
+        )
+    ]
+    if found.masks is not None:
+        for entry, counts in zip(entries, packed_masks(found.masks, found.boxes, size), strict=True):
+            entry["segmentation"] = {"size": list(size), "counts": counts.decode("ascii")}
+    return entries
+
+
+class DrawnPredictions:
+    """Draws predictions into a folder, whose structure is that of the images.
+
+    - overlays/PLACE.jpg: the image with its objects, each in the colour of its class;
+    - detections.json: what `records` gives of all images.
+
+    Args:
+        overlay: "jpeg", "png" or "none".
+    """
+
+    def __init__(self, folder: Path, classes: tuple[str, ...], overlay: str):
+        self.folder, self.classes, self.ending = folder, classes, overlay_ending(overlay)
+        self.records: list[dict] = []
+
+    def add(self, prediction) -> dict:
+        """Draw a prediction; return the picture's path by its kind.
+
+        Raises:
+            UserError: no room or no permission.
+        """
+        entries = records(prediction, self.classes)
+        self.records += entries
+        if self.ending is None:
+            return {}
+        path = self.folder / "overlays" / f"{prediction.place}{self.ending}"
+        save_picture(Image.fromarray(drawn(prediction.pixels, entries)), path)
+        return {"overlay": path}
+
+    def finish(self) -> None:
+        """Write what is about all predictions so far."""
+        write_text(self.folder / "detections.json", json_list(self.records))
+
+
+def drawn(pixels, entries: list[dict]):
+    """Draw the records of an image over its pixels [H, W, C], the best on top; small images are enlarged.
+
+    Returns:
+        [h, w, 3] uint8, a whole number of times the image's size.
+    """
+    size, factor = pixels.shape[:2], enlargement(pixels.shape[:2])
+    outlines = []
+    for entry in reversed(entries):
+        x, y, width, height = entry["bbox"]
+        label = entry["category_id"]
+        red, green, blue = palette(label + 1)[label].tolist()
+        outlines.append(
+            Outline(
+                (x, y, x + width, y + height),
+                f"{drawn_name(entry['category'], label)} {entry['score']:.2f}",
+                (red, green, blue),
+                segmentation=entry.get("segmentation"),
+            )
+        )
+    return draw_outlines(pixels.repeat(factor, 0).repeat(factor, 1), outlines, factor, size)
+
+
+class TextWriter(Printer):
+    """Writes a line per image: its name and how many objects of each class it has. Names go through `escape_name`.
+
+    Args:
+        files: draws the pictures; None for none.
+    """
+
+    def __init__(self, stream, classes: tuple[str, ...], files: DrawnPredictions | None):
+        super().__init__(stream, files)
+        self.classes = classes
+
+    def print(self, prediction, paths):
+        counts = Counter(prediction.found.labels.tolist())
+        told = ", ".join(f"{count} {escape_name(self.classes[label])}" for label, count in counts.most_common())
+        self.stream.write(f"{escape_name(prediction.image)}: {told or 'nothing'}\n")
+
+
+class CsvWriter(CsvPrinter, TextWriter):
+    """Writes a row per detection, the best of an image first. Names are written by `escape_name`."""
+
+    head = ("image", "rank", "index", "class", "score", "x1", "y1", "x2", "y2")
+
+    def rows_of(self, prediction):
+        found = prediction.found
+        for rank, (box, score, label) in enumerate(zip(found.boxes, found.scores, found.labels, strict=True), 1):
+            name = escape_name(self.classes[label])
+            yield [escape_name(prediction.image), rank, label, name, f"{score:.6g}", *(f"{v:.2f}" for v in box)]
+
+
+class JsonWriter(JsonPrinter, TextWriter):
+    """Writes a list with an object per detection, see `records`, each on a line of its own."""
+
+    def records_of(self, prediction, paths):
+        return records(prediction, self.classes)
+
+
+WRITERS = {"text": TextWriter, "csv": CsvWriter, "json": JsonWriter}

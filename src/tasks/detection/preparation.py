@@ -1,0 +1,126 @@
+"""Turns an image file into the input of a detector, as a description in words and numbers says."""
+
+from dataclasses import asdict, dataclass, fields, replace
+
+import numpy as np
+
+from src.config.detection import canvases_of
+from src.config.load import Config
+from src.data.box_transforms import placed
+from src.data.decoding import Reading, decode
+from src.data.dense_transforms import pad, resize_pixels
+from src.data.transforms import normalise_parts
+from src.errors import UserError
+from src.models.detectors.detector import Detector
+from src.models.detectors.selection import SelectionRule
+
+INTERPOLATION = "bilinear, without antialiasing"
+PLACEMENT = (
+    "resized as large as short_side and long_side allow, the aspect kept, or as large as fits; in the top left corner "
+    "of the first canvas that holds it; 0 beyond, after normalisation"
+)
+BOXES = (
+    "(x1, y1, x2, y2) in pixels of the canvas; clip them to the image's extent there, then multiply x by image width / "
+    "extent width and y by image height / extent height"
+)
+
+
+@dataclass(frozen=True)
+class ImagePreparation:
+    """Says how an image becomes the input of a detector, and which of the candidates are detections.
+
+    Attributes:
+        channels: 3 (RGB) or 1 (grey).
+        short_side, long_side: bounds of the resized image's sides.
+        canvases: (height, width) of the inputs.
+        mean, std: of pixels scaled to [0, 1], for each channel.
+        rule: selects detections.
+        reading: says how files become pixels.
+        output: what the network gives, see export_form.py; None for a network that is in no exported file.
+    """
+
+    channels: int
+    short_side: int
+    long_side: int
+    canvases: tuple[tuple[int, int], ...]
+    mean: list[float]
+    std: list[float]
+    rule: SelectionRule
+    reading: Reading
+    output: str | None = None
+
+    @classmethod
+    def of(cls, config: Config, model: Detector) -> "ImagePreparation":
+        """Return how a configuration evaluates images."""
+        data, section = config.data, config.eval
+        return cls(
+            model.in_chans,
+            section.short_side,
+            section.long_side,
+            tuple(canvases_of(config)),
+            data.mean,
+            data.std,
+            SelectionRule.of(model, section.score_threshold, section.nms_iou, section.max_detections),
+            Reading.from_dict(data.model_dump()),
+        )
+
+    def of_exported(self, canvas: tuple[int, int], output: str) -> "ImagePreparation":
+        """Return the same for an exported file, which has one canvas."""
+        return replace(self, canvases=(canvas,), output=output)
+
+    def to_dict(self) -> dict:
+        """Describe all of it for other programs."""
+        return {
+            "color": "RGB" if self.channels == 3 else "grey",
+            "channels": self.channels,
+            "short_side": self.short_side,
+            "long_side": self.long_side,
+            "interpolation": INTERPOLATION,
+            "canvases": [list(canvas) for canvas in self.canvases],
+            "placement": PLACEMENT,
+            "scale": 1 / 255,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            **asdict(self.rule),
+            "boxes": BOXES,
+            "reading": self.reading.to_dict(),
+            "output": self.output,
+        }
+
+    @classmethod
+    def from_dict(cls, content: dict) -> "ImagePreparation":
+        """Read a description back.
+
+        Raises:
+            UserError: it lacks something.
+        """
+        try:
+            rule = {field.name: content[field.name] for field in fields(SelectionRule)}
+            own = {field.name: content[field.name] for field in fields(cls) if field.name not in ("rule", "reading")}
+            reading = Reading.from_dict(content["reading"])
+        except KeyError as error:
+            raise UserError(
+                f"the description of the model lacks preprocessing.{error.args[0]}; export again"
+            ) from error
+        own["canvases"] = tuple((height, width) for height, width in own["canvases"])
+        return cls(**own, rule=SelectionRule(**rule), reading=reading)
+
+    def decode(self, content: np.ndarray) -> np.ndarray:
+        """Turn file content [n] uint8 into pixels [H, W, C] uint8.
+
+        Raises:
+            UnreadableImage: see src/data/decoding.py.
+        """
+        return decode(content, self.channels, self.reading)
+
+    def resized(self, pixels: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+        """Return pixels [H, W, C] as they are on their canvas [*extent, C], and the canvas (height, width)."""
+        height, width = pixels.shape[:2]
+        canvas, extent = placed((height, width), (self.short_side, self.long_side), self.canvases)
+        return resize_pixels(pixels, extent), canvas
+
+    def inputs(self, resized: list[np.ndarray], canvas: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Turn resized pixels into images [B, C, *canvas] float32 and their extents [B, 2] int32."""
+        extents = np.array([pixels.shape[:2] for pixels in resized], np.int32)
+        on_canvas = np.stack([pad(pixels, canvas, 0) for pixels in resized])
+        return normalise_parts(on_canvas, extents, self.mean, self.std), extents
