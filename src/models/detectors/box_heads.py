@@ -5,7 +5,7 @@ Sources: mmdetection 2.11, roi_heads/bbox_heads/convfc_bbox_head.py and bbox_hea
 
 import mindspore as ms
 from mindspore import Parameter, nn, ops
-from mindspore.common.initializer import Normal, XavierUniform, initializer
+from mindspore.common.initializer import Constant, Normal, XavierUniform, initializer
 
 from src.models.layers import AddBias
 from src.models.pyramid import ConvNorm, same_conv
@@ -14,16 +14,23 @@ REGION_SIDE = 7  # of the maps that heads take
 
 
 class HeadDense(nn.Cell):
-    """Applies a linear layer to rows, its bias starting at zero."""
+    """Applies a linear layer to rows.
 
-    def __init__(self, in_channels: int, out_channels: int, start):
+    Args:
+        start: MindSpore's initialiser of the weight, or its name. bias_start: the value that the bias starts at.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, start, has_bias: bool = True, bias_start: float = 0.0):
         super().__init__()
         self.weight = Parameter(initializer(start, (out_channels, in_channels), ms.float32), name="weight")
-        self.bias = Parameter(initializer("zeros", (out_channels,), ms.float32), name="bias")
+        self.has_bias = has_bias
+        if has_bias:
+            self.bias = Parameter(initializer(Constant(bias_start), (out_channels,), ms.float32), name="bias")
         self.matmul, self.add_bias = ops.MatMul(transpose_b=True), AddBias()
 
     def construct(self, rows):
-        return self.add_bias(self.matmul(rows, self.weight.astype(rows.dtype)), self.bias.astype(rows.dtype))
+        rows = self.matmul(rows, self.weight.astype(rows.dtype))
+        return self.add_bias(rows, self.bias.astype(rows.dtype)) if self.has_bias else rows
 
 
 class BoxHead(nn.Cell):

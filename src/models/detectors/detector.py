@@ -66,6 +66,7 @@ class Detector(NetworkOnBackbone):
         has_factor: candidates carry a factor, by which their scores are multiplied for the ranking alone.
         class_boxes: candidates have a box for each class.
         has_masks: it gives a mask for each detection, too.
+        clips_boxes: boxes are cut off at the edges of the image.
     """
 
     loss_names: tuple[str, ...]
@@ -76,6 +77,7 @@ class Detector(NetworkOnBackbone):
     has_factor = False
     class_boxes = False
     has_masks = False
+    clips_boxes = True
 
     def __init__(self, backbone: Backbone, arguments: dict):
         super().__init__(backbone, arguments)

@@ -27,7 +27,7 @@ class LeastCostMatching(nn.Cell):
         self.argmin, self.argmax = ops.ArgMinWithValue(1), ops.Argmax(1)
 
     def construct(self, costs, is_row):
-        """Return the column [M, G] int32 of each row, -1 for rows that are padding. No gradient flows through it.
+        """Return the row [M, N] int32 that each column is matched with, -1 for none. No gradient flows through it.
 
         Args:
             costs: [M, G, N] float32, G <= N. is_row: [M, G] bool, False for padding.
@@ -37,7 +37,8 @@ class LeastCostMatching(nn.Cell):
         costs = ops.select(ops.isfinite(costs), costs, ops.full_like(costs, MOST_COST))
         row_numbers = Tensor(np.arange(rows, dtype=np.int32).reshape(1, -1))
         column_numbers = Tensor(np.arange(columns, dtype=np.int32).reshape(1, -1))
-        no_column, no_row = Tensor(np.full((count, rows), -1, np.int32)), Tensor(np.full((count, columns), -1, np.int32))
+        no_column = Tensor(np.full((count, rows), -1, np.int32))
+        no_row = Tensor(np.full((count, columns), -1, np.int32))
         far = Tensor(np.full((count, columns), FAR, np.float32))
 
         # Every row wants its cheapest column, and the first of those that want a column has it.
@@ -97,7 +98,7 @@ class LeastCostMatching(nn.Cell):
                 moving = ops.logical_and(moving, row != start)
                 column = ops.select(moving, before, column)
             is_left = ops.logical_and(is_row, column_of < 0)
-        return column_of
+        return row_of
 
 
 def rows_of_each(matrices, row):

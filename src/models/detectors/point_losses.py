@@ -11,8 +11,9 @@ from src.models.detectors.candidates import rows_of
 from src.models.detectors.graph_atss import GraphATSS
 from src.models.detectors.losses import SmoothL1Loss
 from src.models.detectors.point_targets import POINT_SCALE
+from src.models.gathers import RowGather
 from src.models.level_layers import MapSizes
-from src.models.resize import NearestResize
+from src.models.resize import nearest_tokens
 
 FACTORS = {
     "cls": 1.0,
@@ -158,7 +159,7 @@ class RepPointsLosses(nn.Cell):
         self.places, stride = places_of_tokens(map_sizes, strides)
         self.strides, self.scale = stride, stride * POINT_SCALE
         self.match = GraphATSS(map_sizes)
-        self.levels = nn.CellList([NearestResize(map_sizes[0], size) for size in map_sizes])
+        self.to_levels = RowGather(np.concatenate([nearest_tokens(map_sizes[0], size) for size in map_sizes]))
         self.quality_focal, self.giou, self.heat_focal = (
             QualityFocalLoss(num_classes),
             WideGIoULoss(),
@@ -208,10 +209,7 @@ class RepPointsLosses(nn.Cell):
         areas = ops.maximum(area(boxes[..., 2:] - boxes[..., :2]), 1e-6)  # [B, G]
         weights = ops.concat((ops.zeros_like(areas[:, :1]), 1 / areas), 1)  # object 0 is none
         weights = rows_of(weights, semantics.reshape((semantics.shape[0], -1))).reshape(semantics.shape)
-        levels = ()
-        for level in self.levels:
-            levels = levels + (level(weights),)
-        return ops.concat(levels, 1)
+        return self.to_levels(weights)
 
 
 def places_of_tokens(map_sizes: MapSizes, strides: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from src.models.detectors.anchors import map_sizes, padded_extent
 from src.models.detectors.detector import TargetMaker
+from src.models.detectors.padded_objects import padded_objects
 from src.models.level_layers import level_spans
 
 NEAREST = 9  # places of each level that the second assignment considers for an object
@@ -50,17 +51,13 @@ class PointTargets(TargetMaker):
 
     def __call__(self, canvas, extent, boxes, labels, generator, masks=None):
         sizes = map_sizes(canvas, self.strides)
-        if len(boxes) > self.max_boxes:
-            kept = np.sort(generator.choice(len(boxes), self.max_boxes, replace=False))
-            boxes, labels = boxes[kept], labels[kept]
-        boxes = boxes.astype(np.float32)
+        padded_boxes, padded_labels = padded_objects(boxes, labels, self.max_boxes, generator)
+        count = min(len(boxes), self.max_boxes)
+        boxes, labels = padded_boxes[:count], padded_labels[:count]
         levels = places_of_levels(canvas, self.strides)
         valid = [(places < padded_extent(extent)[::-1]).all(axis=1) for places in levels]
         starts = starting_points(levels, valid, self.strides, boxes)
         heat, offsets = corner_heat(levels, valid, self.strides, boxes)
-        padded_boxes = np.zeros((self.max_boxes, 4), np.float32)
-        padded_labels = np.full(self.max_boxes, -1, np.int32)
-        padded_boxes[: len(boxes)], padded_labels[: len(boxes)] = boxes, labels
         semantics = smallest_covering(sizes[0], self.strides[0], boxes, labels, self.num_classes)
         few = few_places(valid, level_spans(sizes), generator)
         return padded_boxes, padded_labels, starts, heat, offsets, semantics, few
