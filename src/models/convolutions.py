@@ -1,6 +1,7 @@
 """Convolutions of images and of token maps, by gathers and products or by MindSpore's operator."""
 
 import math
+from collections.abc import Sequence
 
 import mindspore as ms
 import numpy as np
@@ -90,7 +91,7 @@ class Conv2d(nn.Cell):
             is_map and (stride, 2 * padding, *extra_padding) == (1, kernel_size - 1, 0, 0) and kernel_size > 1
         )
         if self.keeps_size:
-            self.same = MapConvolution(in_channels, out_channels, kernel_size, map_size)
+            self.same = MapConvolution(in_channels, out_channels, kernel_size, [map_size])
         elif is_map and not self.is_pointwise:
             self.pick_patches = RowGather(patch_tokens(map_size, kernel_size, stride, padding, extra_padding))
 
@@ -137,16 +138,25 @@ def rows_of_taps(weight):
 class MapConvolution(nn.Cell):
     """Convolves tokens by a weight that it is given, with stride 1 and zero padding that keeps the size.
 
+    The tokens are those of one map, or of several maps one after the other, each with its own padding.
+
+    Args:
+        map_sizes: (H, W) of each map.
+
     Attributes:
         implementation: see Conv2d.
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size, map_size):
+    def __init__(self, in_channels, out_channels, kernel_size, map_sizes):
         super().__init__()
         self.implementation = "unfold"
         self.out_channels = out_channels
-        self.map_size = tuple(map_size)
-        self.by_patches = ConvolutionByPatches(in_channels, out_channels, kernel_size, map_size)
+        self.map_sizes = tuple((height, width) for height, width in map_sizes)
+        ends = np.cumsum([height * width for height, width in self.map_sizes]).tolist()
+        self.slices = tuple(zip([0, *ends[:-1]], ends, strict=True))
+        self.by_patches = ConvolutionByPatches(
+            in_channels, out_channels, patch_tokens_of_maps(self.map_sizes, kernel_size)
+        )
         kernel = (kernel_size, kernel_size)
         self.conv2d = ops.Conv2D(out_channels, kernel, pad_mode="pad", pad=kernel_size // 2)
 
@@ -154,7 +164,13 @@ class MapConvolution(nn.Cell):
         """Convolve tokens [B, L, in_channels] by a weight [out_channels, in_channels, k, k]: [B, L, out_channels]."""
         if self.implementation == "unfold":
             return self.by_patches(x, weight)
-        return convolved_tokens(self.conv2d, x, weight, self.map_size)
+        if len(self.map_sizes) == 1:
+            return convolved_tokens(self.conv2d, x, weight, self.map_sizes[0])
+        maps = ()
+        for i in range(len(self.map_sizes)):
+            first, end = self.slices[i]
+            maps = maps + (convolved_tokens(self.conv2d, x[:, first:end], weight, self.map_sizes[i]),)
+        return ops.concat(maps, 1)
 
 
 def convolved_tokens(convolution, tokens, weight, map_size):
@@ -170,13 +186,15 @@ class ConvolutionByPatches(nn.Cell):
     Its gradient needs no patches of the input, which are k * k times the map and would be kept for it: one gather of
     patches of the output's gradient gives both gradients. With d the offset of a tap,
     dx(q) = sum over d of w(d)^T dy(q - d), and dw(d) = sum over q of dy(q - d) x(q)^T.
+
+    Args:
+        table: [L, k * k], the tokens that the taps see at each place, see patch_tokens.
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size, map_size):
+    def __init__(self, in_channels, out_channels, table):
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.taps = kernel_size * kernel_size
-        table = patch_tokens(map_size, kernel_size, 1, kernel_size // 2)
+        self.taps = table.shape[1]
         self.pick = RowGather(table)
         self.pick_back = RowGather(table[:, ::-1])
         self.matmul = ops.MatMul()
@@ -225,6 +243,20 @@ def patch_tokens(
     column = (first_column[:, None] + offset)[None, :, None, :]  # [1, W', 1, k]
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     return np.where(inside, row * width + column, height * width).reshape(-1, kernel_size**2)
+
+
+def patch_tokens_of_maps(map_sizes: Sequence[tuple[int, int]], kernel_size: int) -> np.ndarray:
+    """List the tokens that a convolution which keeps sizes sees at each place of several maps, one after the other.
+
+    Returns:
+        [L, kernel_size^2], of all maps; L, one past the last token, is padding.
+    """
+    counts = [height * width for height, width in map_sizes]
+    tables = []
+    for i, size in enumerate(map_sizes):
+        table = patch_tokens(size, kernel_size, 1, kernel_size // 2)
+        tables.append(np.where(table == counts[i], sum(counts), table + sum(counts[:i])))
+    return np.concatenate(tables)
 
 
 class EnlargedConvolution(nn.Cell):

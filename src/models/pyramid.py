@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from mindspore import nn, ops
@@ -9,6 +10,7 @@ from mindspore import nn, ops
 from src.models.backbones.backbone import FeatureMap
 from src.models.batch_norm import BatchNorm
 from src.models.convolutions import Conv2d, EnlargedConvolution, MapConvolution, convolution_parameters
+from src.models.gathers import RowGather
 from src.models.resize import AdaptiveAveragePool, NearestResize
 
 
@@ -45,7 +47,7 @@ class PyramidConv(nn.Cell):
         self.slices = tuple(zip([0, *ends[:-1]], ends, strict=True))
         self.parts = nn.CellList(
             [
-                MapConvolution(count, out_channels, kernel_size, target)
+                MapConvolution(count, out_channels, kernel_size, [target])
                 if tuple(size) == tuple(target)
                 else EnlargedConvolution(count, out_channels, kernel_size, size, target)
                 for count, size in maps
@@ -96,40 +98,96 @@ class ConvNorm(nn.Cell):
 class PlainConv(nn.Cell):
     """Convolves tokens with a bias and nothing behind it (ConvModule of the originals without norm and activation)."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, map_size: tuple[int, int]):
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, map_size: tuple[int, int], stride: int = 1
+    ):
         super().__init__()
-        self.conv = same_conv(in_channels, out_channels, kernel_size, map_size, "xavier", has_bias=True)
+        padding = kernel_size // 2
+        self.conv = Conv2d(in_channels, out_channels, kernel_size, stride, padding, map_size, weights="xavier")
 
     def construct(self, x):
-        """Map tokens [B, L, in_channels] to [B, L, out_channels]."""
+        """Map tokens [B, H * W, in_channels] to [B, ceil(H / stride) * ceil(W / stride), out_channels]."""
         return self.conv(x)
 
 
 class FPN(nn.Cell):
-    """Gives maps of equal channels that carry what deeper maps know (arXiv 1612.03144), one for each map it takes.
+    """Gives maps of equal channels that carry what deeper maps know (arXiv 1612.03144).
 
     A convolution of one token brings each map to `channels`; from the deepest on, each is enlarged (nearest) and added
-    to the one above; a 3x3 convolution gives the output. Nothing normalises and nothing is rectified.
+    to the one above; a 3x3 convolution gives the output. Nothing normalises and nothing is rectified. Further outputs
+    follow the last, each of half the side of the one before.
 
     Args:
-        maps: descriptions of the maps, from the largest on.
+        maps: descriptions of the maps that it is given, from the largest on.
+        start_level: the first of them that it takes.
+        num_outs: outputs; None: as many as the maps that it takes.
+        further: what makes the outputs after these: "pool" takes every other row and column of the output before (Mask
+            R-CNN); "on_input" (RetinaNet) and "on_output" (ATSS) convolve, 3x3 with stride 2, the last map that it is
+            given, or the output of it, and then each the output before.
+
+    Attributes:
+        feature_maps: descriptions of the outputs.
     """
 
-    def __init__(self, maps: Sequence[FeatureMap], channels: int):
+    def __init__(
+        self,
+        maps: Sequence[FeatureMap],
+        channels: int,
+        start_level: int = 0,
+        num_outs: int | None = None,
+        further: Literal["pool", "on_input", "on_output"] = "pool",
+    ):
         super().__init__()
-        self.lateral_convs = nn.CellList([PlainConv(m.channels, channels, 1, m.size) for m in maps])
-        self.fpn_convs = nn.CellList([PlainConv(channels, channels, 3, m.size) for m in maps])
-        self.enlarge = nn.CellList([NearestResize(below.size, above.size) for above, below in itertools.pairwise(maps)])
+        given, last = tuple(maps[start_level:]), maps[-1]
+        outputs = [FeatureMap(channels, m.stride, m.size) for m in given]
+        self.lateral_convs = nn.CellList([PlainConv(m.channels, channels, 1, m.size) for m in given])
+        convs = [PlainConv(channels, channels, 3, m.size) for m in given]
+        pools = []
+        for i in range((num_outs or len(given)) - len(given)):
+            before = outputs[-1]
+            height, width = (-(-side // 2) for side in before.size)
+            outputs.append(FeatureMap(channels, 2 * before.stride, (height, width)))
+            if further == "pool":
+                pools.append(EveryOther(before.size))
+            else:
+                taken = last.channels if i == 0 and further == "on_input" else channels
+                convs.append(PlainConv(taken, channels, 3, before.size, stride=2))
+        self.fpn_convs = nn.CellList(convs)
+        self.pools = nn.CellList(pools)
+        self.enlarge = nn.CellList(
+            [NearestResize(below.size, above.size) for above, below in itertools.pairwise(given)]
+        )
+        self.start_level, self.further = start_level, further
+        self.feature_maps = tuple(outputs)
 
     def construct(self, maps):
-        """Map a tuple of tokens [B, H * W, C] to a tuple of tokens [B, H * W, channels] of the same maps."""
-        last = len(maps) - 1
-        x = self.lateral_convs[last](maps[last])
-        outputs = (self.fpn_convs[last](x),)
-        for level in range(last - 1, -1, -1):
-            x = self.lateral_convs[level](maps[level]) + self.enlarge[level](x)
+        """Map a tuple of tokens [B, H * W, C] to a tuple of tokens [B, h * w, channels] of the outputs."""
+        taken = len(self.lateral_convs)
+        x = self.lateral_convs[taken - 1](maps[len(maps) - 1])
+        outputs = (self.fpn_convs[taken - 1](x),)
+        for level in range(taken - 2, -1, -1):
+            x = self.lateral_convs[level](maps[self.start_level + level]) + self.enlarge[level](x)
             outputs = (self.fpn_convs[level](x), *outputs)
+        x = maps[len(maps) - 1] if self.further == "on_input" else outputs[taken - 1]
+        for level in range(taken, len(self.feature_maps)):
+            x = self.pools[level - taken](x) if self.further == "pool" else self.fpn_convs[level](x)
+            outputs = (*outputs, x)
         return outputs
+
+
+class EveryOther(nn.Cell):
+    """Takes every other row and column of a map: tokens [B, H * W, C] to [B, ceil(H / 2) * ceil(W / 2), C].
+
+    It is pooling of one place with stride 2, whose operator has a gradient that is a hundred times as slow.
+    """
+
+    def __init__(self, map_size: tuple[int, int]):
+        super().__init__()
+        height, width = map_size
+        self.pick = RowGather(np.arange(height * width).reshape(height, width)[::2, ::2])
+
+    def construct(self, x):
+        return self.pick(x)
 
 
 def pooling_branches(in_channels: int, map_size: tuple[int, int], scales: Sequence[int], channels: int) -> nn.CellList:

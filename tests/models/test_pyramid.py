@@ -35,7 +35,7 @@ def assert_close(found, expected):
 )
 def test_patches_and_their_own_gradient_equal_the_operator(size, channels, out, kernel, batch):
     inputs = drawn(batch, size[0] * size[1], channels), drawn(out, channels, kernel, kernel)
-    cell = MapConvolution(channels, out, kernel, size)
+    cell = MapConvolution(channels, out, kernel, [size])
     found = value_and_gradients(cell, *inputs)
     assert_close(found, value_and_gradients(set_device_options(cell, conv_implementation="conv2d"), *inputs))
 
@@ -56,7 +56,7 @@ def test_a_sum_of_convolutions_is_that_of_the_concatenation():
     assert cell.weight.shape == (4, 10, 3, 3)
     tokens = tuple(drawn(2, h * w, c) for c, (h, w) in zip(channels, sizes, strict=True))
     joined = ops.concat([BilinearResize(s, target)(x) for s, x in zip(sizes, tokens, strict=True)], 2)
-    whole = set_device_options(MapConvolution(10, 4, 3, target), conv_implementation="conv2d")
+    whole = set_device_options(MapConvolution(10, 4, 3, [target]), conv_implementation="conv2d")
     assert_close([cell(tokens)], [whole(joined, cell.weight)])
 
 
