@@ -67,10 +67,10 @@ class Recipe:
     validation: int = 200
     size: int = 96
     seed: int = 0
-    digits: tuple[int, int] = (2, 7)
-    height: tuple[float, float] = (0.3, 0.45)
+    digits: tuple[int, int] = (2, 6)
+    height: tuple[float, float] = (0.34, 0.48)
     rotation: float = 10.0
-    overlapping: float = 0.1
+    overlapping: float = 0.06
     visible: float = 0.8
     empty: int = 20
     crowds: int = 24

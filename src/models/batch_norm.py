@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import mindspore as ms
-from mindspore import Parameter, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
 
@@ -49,14 +49,22 @@ class BatchNorm(nn.Cell):
         self.keeps_running = False  # see running_statistics_kept
         self.sum = ops.ReduceSum()
 
-    def construct(self, x):
-        """Normalise tokens [R, C] or [B, L, C], in training the same number on every rank; the shape stays."""
+    def construct(self, x, counted=None):
+        """Normalise tokens [R, C] or [B, L, C], in training the same number on every rank; the shape stays.
+
+        Args:
+            counted: float32, one number for each token, 0 for those that the statistics leave out and 1 for the others;
+                None: they take all.
+        """
         rows = x.reshape((-1, self.channels)).astype(ms.float32)
-        total = rows.shape[0] * self.ranks
-        if self.training and total > 1:
-            mean = self.sum_over_ranks(self.sum(rows, 0)) / total
+        if self.training and rows.shape[0] * self.ranks > 1:
+            total = rows.shape[0] * self.ranks
+            if counted is not None:
+                counted = counted.reshape((-1, 1)).astype(ms.float32)
+                total = ops.maximum(self.sum_over_ranks(self.sum(counted)), Tensor(2.0, ms.float32))
+            mean = self.sum_over_ranks(self.sum(self.of_counted(rows, counted), 0)) / total
             centred = rows - mean
-            squares = self.sum_over_ranks(self.sum(centred * centred, 0))
+            squares = self.sum_over_ranks(self.sum(self.of_counted(centred * centred, counted), 0))
             variance = squares / total
             if not self.keeps_running:
                 centred = ops.depend(centred, self.take_in(self.running_mean, mean))
@@ -67,6 +75,10 @@ class BatchNorm(nn.Cell):
         # Not by Rsqrt, which MindSpore cannot write to ONNX.
         out = centred * (self.weight / ops.sqrt(variance + self.eps)) + self.bias
         return out.reshape(x.shape).astype(x.dtype)
+
+    def of_counted(self, rows, counted):
+        """Set the rows [R, C] that statistics leave out to zero."""
+        return rows if counted is None else rows * counted
 
     def sum_over_ranks(self, x):
         """Sum a tensor over the ranks. The collective itself gives the gradient: the sum of the gradients."""

@@ -91,8 +91,9 @@ class ConvNorm(nn.Cell):
         self.bn = BatchNorm(conv.out_channels)
         self.relu = ops.ReLU()
 
-    def construct(self, x):
-        return self.relu(self.bn(self.conv(x)))
+    def construct(self, x, counted=None):
+        """Map tokens, or a tuple of them, to tokens [B, L, out_channels]; `counted`: see BatchNorm."""
+        return self.relu(self.bn(self.conv(x), counted))
 
 
 class PlainConv(nn.Cell):

@@ -124,18 +124,23 @@ class BilinearResize(nn.Cell):
 
 
 class NearestResize(nn.Cell):
-    """Resizes token maps to the nearest token above and to the left: [B, h * w, C] to [B, H * W, C].
-
-    It takes token floor(i * h / H) for row i, as torch.nn.functional.interpolate's "nearest" does.
-    """
+    """Resizes token maps to the nearest token above and to the left: [B, h * w, C] to [B, H * W, C]."""
 
     def __init__(self, source: tuple[int, int], target: tuple[int, int]):
         super().__init__()
-        rows, columns = (np.arange(wanted) * side // wanted for side, wanted in zip(source, target, strict=True))
-        self.pick = RowGather(rows[:, None] * source[1] + columns)
+        self.pick = RowGather(nearest_tokens(source, target))
 
     def construct(self, x):
         return self.pick(x)
+
+
+def nearest_tokens(source: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
+    """List the token of a map (h, w) that stands at each place of a map (H, W): [H * W].
+
+    It is token floor(i * h / H) for row i, as torch.nn.functional.interpolate's "nearest" takes.
+    """
+    rows, columns = (np.arange(wanted) * side // wanted for side, wanted in zip(source, target, strict=True))
+    return (rows[:, None] * source[1] + columns).reshape(-1)
 
 
 class AdaptiveAveragePool(nn.Cell):
@@ -162,3 +167,34 @@ class AdaptiveAveragePool(nn.Cell):
 
     def construct(self, x):
         return self.product(x)
+
+
+class MaxPool(nn.Cell):
+    """Takes the largest token value of windows, channel by channel: [B, H * W, C] to [B, H' * W', C].
+
+    Windows reach over the edge by `padding`, where there is nothing to take. H' = (H + 2 * padding - kernel) // stride
+    + 1, and W' alike.
+
+    Args:
+        map_size: (H, W).
+    """
+
+    def __init__(self, map_size: tuple[int, int], kernel_size: int, stride: int, padding: int):
+        super().__init__()
+        rows, columns = (window_places(side, kernel_size, stride, padding) for side in map_size)  # [H', k], [W', k]
+        self.size = (len(rows), len(columns))
+        windows = rows[:, None, :, None] * map_size[1] + columns[None, :, None, :]  # [H', W', k, k]
+        self.pick, self.area = RowGather(windows), kernel_size * kernel_size
+        self.largest = ops.ReduceMax()
+
+    def construct(self, x):
+        return self.largest(self.pick(x).reshape((x.shape[0], -1, self.area, x.shape[2])), 2)
+
+
+def window_places(side: int, kernel_size: int, stride: int, padding: int) -> np.ndarray:
+    """List the places along a side that each window of a pooling sees: [windows, kernel_size].
+
+    Beyond the edge stands the nearest place inside, which the window sees anyway.
+    """
+    first = np.arange(0, side + 2 * padding - kernel_size + 1, stride) - padding
+    return np.clip(first[:, None] + np.arange(kernel_size), 0, side - 1)

@@ -3,10 +3,11 @@
 from src.config.load import Config
 from src.errors import UserError
 from src.tasks.classification.task import Classification
+from src.tasks.detection.task import Detection
 from src.tasks.segmentation.task import Segmentation
 from src.tasks.task import Task
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification, Segmentation)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification, Segmentation, Detection)}
 
 
 def create_task(config: Config) -> Task:

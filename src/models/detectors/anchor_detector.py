@@ -71,6 +71,10 @@ class AnchorDetector(Detector):
         self.map_sizes = self.anchors.map_sizes
         self.choose = CandidateChoice(self.img_size, self.anchors, self.stds, candidates_per_level)
 
+    @property
+    def candidate_count(self):
+        return sum(self.choose.best.counts)
+
     def outputs(self, images, drop_path=None):
         """Map images to the head's outputs, see the class."""
         return self.bbox_head(ops.concat(self.neck(self.backbone(images, drop_path)), 1))

@@ -25,6 +25,14 @@ def decode_deltas(anchors, deltas, stds: tuple[float, ...]):
     return ops.concat((centres - half, centres + half), -1)
 
 
+def encode_deltas(boxes, targets, stds):
+    """Return the deltas [..., 4] that move boxes [..., 4] onto targets, none of which is empty; see boxes.encode."""
+    sides, wanted = boxes[..., 2:] - boxes[..., :2], targets[..., 2:] - targets[..., :2]
+    centres, aims = (boxes[..., :2] + boxes[..., 2:]) * 0.5, (targets[..., :2] + targets[..., 2:]) * 0.5
+    deltas = ops.concat(((aims - centres) / sides, ops.log(wanted / sides)), -1)
+    return deltas / Tensor(np.asarray(stds, np.float32))
+
+
 def clip_to_extents(boxes, extents):
     """Cut boxes [B, n, 4] off at the edges of images of extents [B, 2], (height, width)."""
     height, width = extents[:, 0], extents[:, 1]

@@ -55,7 +55,7 @@ class Detector(NetworkOnBackbone):
     """Runs images through a backbone, a neck and heads, which give candidates for detections.
 
     Parameter names are those of the published checkpoints: `backbone.*`, `neck.*`, `bbox_head.*`, `rpn_head.*`,
-    `roi_head.*`. A subclass defines the four methods that raise NotImplementedError here.
+    `roi_head.*`. A subclass defines the five members that raise NotImplementedError here.
 
     Attributes:
         loss_names: names of the parts of the loss.
@@ -66,6 +66,7 @@ class Detector(NetworkOnBackbone):
         has_factor: candidates carry a factor, by which their scores are multiplied for the ranking alone.
         class_boxes: candidates have a box for each class.
         has_masks: it gives a mask for each detection, too.
+        clips_boxes: boxes are cut off at the edges of the image.
     """
 
     loss_names: tuple[str, ...]
@@ -76,6 +77,7 @@ class Detector(NetworkOnBackbone):
     has_factor = False
     class_boxes = False
     has_masks = False
+    clips_boxes = True
 
     def __init__(self, backbone: Backbone, arguments: dict):
         super().__init__(backbone, arguments)
@@ -89,6 +91,11 @@ class Detector(NetworkOnBackbone):
 
     def candidates(self, images, extents):
         """Return the candidates [B, K, D] that construct describes."""
+        raise NotImplementedError
+
+    @property
+    def candidate_count(self) -> int:
+        """Return K, the number of candidates of an image."""
         raise NotImplementedError
 
     def loss(self) -> nn.Cell:

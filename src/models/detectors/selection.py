@@ -18,6 +18,12 @@ class SelectionRule:
     score_threshold: float
     nms_iou: float | None
     max_detections: int
+    clips_boxes: bool = True
+
+    @property
+    def columns(self) -> int:
+        """Return D, the number of values of a candidate."""
+        return (4 * self.num_classes if self.class_boxes else 4) + self.num_classes + self.has_factor
 
     @classmethod
     def of(
@@ -35,6 +41,7 @@ class SelectionRule:
             model.score_threshold if score_threshold is None else score_threshold,
             model.nms_iou if nms_iou is None else nms_iou,
             model.max_detections if max_detections is None else max_detections,
+            model.clips_boxes,
         )
 
 
@@ -71,7 +78,8 @@ def select_detections(candidates: np.ndarray, rule: SelectionRule, extent: tuple
         boxes = candidates[:, :first].reshape(-1, classes, 4)[candidate, label]
     else:
         boxes = candidates[candidate, :4]
-    boxes = clip(boxes, extent)
+    if rule.clips_boxes:
+        boxes = clip(boxes, extent)
     kept = non_maximum_suppression(boxes, score, label, rule.nms_iou, rule.max_detections)
     return Detections(boxes[kept], score[kept], label[kept].astype(np.int32), candidate[kept])
 

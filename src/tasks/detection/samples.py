@@ -49,7 +49,7 @@ class DetectionTrainSamples(TrainSamples):
         self.data, self.canvases, self.augment, self.seed, self.unreadable = data, canvases, augment, seed, unreadable
         self.mean, self.std, self.target_maker = mean, std, target_maker
         self.outputs = ("pixels", "extent", *target_maker.names)
-        for size in largest_sizes(np.unique(data.sizes, axis=0).tolist(), augment):
+        for size in sorted(largest_sizes(np.unique(data.sizes, axis=0).tolist(), augment)):
             check_canvas_for(size, canvases, "augment.short_sides, augment.long_side")
 
     def arrange(self, epoch, order, unit):
@@ -138,9 +138,9 @@ class DetectionEvalSamples(EvalSamples):
     ):
         self.data, self.canvases, self.bounds, self.unreadable = data, canvases, (short_side, long_side), unreadable
         self.mean, self.std = mean, std
-        for size in np.unique(data.sizes, axis=0).tolist() if len(canvases) > 1 else ():
-            resized = rescaled_size(size, self.bounds)
-            check_canvas_for(resized, canvases, "eval.short_side, eval.long_side")
+        if len(canvases) > 1:
+            for size in sorted({rescaled_size(size, self.bounds) for size in np.unique(data.sizes, axis=0).tolist()}):
+                check_canvas_for(size, canvases, "eval.short_side, eval.long_side")
 
     def placed(self, index: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return the canvas (height, width) of a sample and the extent that it takes."""

@@ -1,0 +1,105 @@
+"""Whole runs of detection: training, resuming and evaluating, operator by operator."""
+
+import json
+
+import mindspore as ms
+import numpy as np
+import pytest
+
+from src.distributed.ranks import Dist
+from src.inference.evaluate import evaluate_checkpoint
+from src.reporting.run_files import read_run
+from src.reporting.run_report import report_page
+from tests.tasks.detection.small_detection import (
+    CLASSES,
+    MASK_RCNN,
+    build,
+    make_data,
+    outcome_of_run,
+    write_config,
+)
+from tests.training.states import metrics, tensors
+
+
+@pytest.fixture(scope="module")
+def config_path(tmp_path_factory):
+    """The configuration file of the runs, beside their folders."""
+    folder = tmp_path_factory.mktemp("detection")
+    return write_config(folder, make_data(folder / "data"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(config_path):
+    run = build(config_path, "uninterrupted")
+    run.run()
+    yield run
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+
+
+def test_a_run_leaves_its_figures_and_its_evaluation(uninterrupted):
+    folder = uninterrupted.config.output
+    lines = metrics(folder)
+    assert sum("loss" in line for line in lines) == 12
+    for line in lines:
+        if "loss" in line:
+            assert line["loss"] == pytest.approx(line["classification"] + line["boxes"], rel=1e-5)
+    best = max((line for line in lines if line.get("weights") == "ema"), key=lambda line: line["box_ap"])
+    content = json.loads((folder / "evaluation.json").read_text())
+    assert [content[key] for key in ("box_ap", "box_ap50", "box_ar_100", "epoch")] == [
+        best[key] for key in ("box_ap", "box_ap50", "box_ar_100", "epoch")
+    ]
+    assert (content["count"], content["objects"]) == (5, 10)
+    assert [entry["name"] for entry in content["classes"]] == list(CLASSES)
+    page = report_page(read_run(folder))
+    for part in ("Best box AP", "AP75", *CLASSES):
+        assert part in page, part
+    assert "top-1" not in page and "mask AP" not in page
+
+
+def test_a_run_cut_within_an_epoch_and_resumed_has_the_same_bits(config_path, uninterrupted):
+    build(config_path, "cut", "train.stop_after_update=8").run()
+    resumed = build(config_path, "cut", "train.resume=auto")
+    assert resumed.state.progress.images == 4
+    resumed.run()
+    stopped_at = 8 / 6  # where the run that stopped had evaluated
+    lines = [line for line in metrics(resumed.config.output) if line["epochs_done"] != stopped_at or "loss" in line]
+    assert lines == metrics(uninterrupted.config.output)
+    saved, expected = (tensors(run.checkpoints.last) for run in (resumed, uninterrupted))
+    assert saved.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(saved[name], value, err_msg=name)
+
+
+def test_a_checkpoint_is_evaluated_as_in_training_and_otherwise(uninterrupted, capsys, tmp_path):
+    run, best, report = uninterrupted, uninterrupted.state.progress.best, tmp_path / "report.json"
+    result = evaluate_checkpoint(run.config, Dist(), None, json_path=str(report))
+    assert result.figures["box_ap"] == best
+    assert "(ema weights): box AP" in capsys.readouterr().out
+    assert (
+        json.loads(report.read_text())["box_ap50"]
+        == json.loads((run.config.output / "evaluation.json").read_text())["box_ap50"]
+    )
+    found = json.loads(report.with_name("report_results.json").read_text())
+    assert {detection["category_id"] for detection in found} <= {3, 7}
+
+
+def test_masks_are_trained_and_evaluated(tmp_path):
+    run = build(
+        write_config(tmp_path, make_data(tmp_path / "data"), MASK_RCNN),
+        "masks",
+        "train.epochs=1",
+        "train.stop_after_update=2",
+    )
+    run.run()
+    line = next(line for line in metrics(run.config.output) if "mask_ap" in line)
+    assert {"box_ap", "mask_ap50", "mask_ar_100"} <= line.keys()
+    assert "mask AP" in report_page(read_run(run.config.output))
+
+
+@pytest.mark.parametrize("section", [None, MASK_RCNN], ids=["retinanet", "mask_rcnn"])
+def test_accumulated_batches_are_one_large_batch(section):
+    expected, losses = outcome_of_run(section=section)
+    found, accumulated = outcome_of_run(accumulation_steps=2, section=section)
+    np.testing.assert_allclose(accumulated, losses, rtol=1e-5)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
