@@ -17,8 +17,8 @@ class WeightedSum(nn.Cell):
         super().__init__()
         self.layer = layer
 
-    def construct(self, x, factors):
-        return (self.layer(x) * factors).sum()
+    def construct(self, x, factors, counted=None):
+        return (self.layer(x, counted) * factors).sum()
 
 
 def build():
@@ -54,15 +54,16 @@ def expected(x, factors, eps=1e-5):
     return normal * weight + bias, by_tokens, (factors * normal).sum(0), factors.sum(0), *running
 
 
-def measured(layer, x, factors):
+def measured(layer, x, factors, *counted):
     """The same of a layer in training."""
     network = WeightedSum(layer).set_train()
     parameters = [layer.weight, layer.bias]
     gradients = ops.grad(network, 0, ms.ParameterTuple(parameters))
-    by_tokens, by_parameters = gradients(Tensor(x), Tensor(factors))
+    counted = tuple(map(Tensor, counted))
+    by_tokens, by_parameters = gradients(Tensor(x), Tensor(factors), *counted)
     running = layer.running_mean.asnumpy().copy(), layer.running_var.asnumpy().copy()
     with running_statistics_kept(layer):
-        out = layer(Tensor(x))
+        out = layer(Tensor(x), *counted)
     return [out.asnumpy(), by_tokens.asnumpy(), *(g.asnumpy() for g in by_parameters), *running]
 
 
@@ -76,6 +77,17 @@ def test_training_equals_the_formulas(shape):
     x, factors = tokens(shape)
     rows = (12, CHANNELS)
     assert_equal(measured(build(), x, factors), expected(x.reshape(rows), factors.reshape(rows)))
+
+
+def test_rows_that_do_not_count_leave_the_statistics_alone():
+    """They are normalised like the others. Here nothing is made of them, so that their gradients are zero."""
+    x, factors = tokens((12, CHANNELS))
+    counts = np.array([1, 0, 1, 1, 0, 1, 1, 1, 0, 0, 1, 0], np.float32)
+    x[counts == 0] += 100
+    factors[counts == 0] = 0
+    out, by_tokens, *others = measured(build(), x, factors, counts)
+    assert_equal([out[counts == 1], by_tokens[counts == 1], *others], expected(x[counts == 1], factors[counts == 1]))
+    assert not by_tokens[counts == 0].any()
 
 
 def test_evaluation_is_an_affine_map():

@@ -15,7 +15,6 @@ from src.models.layers import AddBias
 from src.models.pyramid import same_conv
 
 MASK_SIDE = 28  # of a mask, twice that of the map it is made from
-CHUNK_PIXELS = 1 << 24  # of bitmaps that are unpacked at a time: 64 MB
 
 
 class ReluConv(nn.Cell):
@@ -117,23 +116,14 @@ class MaskTargets(nn.Cell):
     There may be thousands of samples in a bin, but the mean is linear in the bitmap, along rows and columns each. So it
     is two products with matrices of weights, of whatever size the box is. Bitmaps are unpacked a few at a time.
 
-    Args:
-        canvas: (H, W).
+    Attributes:
+        chunk_pixels: pixels of bitmaps that are unpacked at a time.
     """
 
-    def __init__(self, canvas: tuple[int, int]):
-        super().__init__()
-        self.height, self.width = canvas
-        self.bytes = self.width // 8
-        self.chunk = max(CHUNK_PIXELS // (self.height * self.width), 1)
+    def __init__(self):
+        super().__init__(auto_prefix=False)
+        self.chunk_pixels = 1 << 24  # 64 MB
         self.bins = Tensor(np.arange(MASK_SIDE, dtype=np.float32).reshape(1, -1, 1))
-        self.samples = tuple(
-            Tensor(np.arange(math.ceil(side / MASK_SIDE), dtype=np.float32).reshape(1, 1, -1)) for side in canvas
-        )
-        # Bits of one place in all bytes stand together, after unpacking: bit b of byte i is column b * (W / 8) + i.
-        column = np.arange(self.width)
-        self.column_order = Tensor((column % 8 * self.bytes + column // 8).astype(np.int32))
-        self.row_order = Tensor(np.arange(self.height, dtype=np.int32))
         self.product = ops.BatchMatMul()
         self.by_columns = ops.BatchMatMul(transpose_b=True)
 
@@ -149,13 +139,17 @@ class MaskTargets(nn.Cell):
         Returns:
             [N, 28, 28] float32 of 0 and 1.
         """
-        rows, row_samples = self.weights(boxes[:, 1], boxes[:, 3], frames[:, 0], self.samples[0], self.row_order)
-        columns, column_samples = self.weights(
-            boxes[:, 0], boxes[:, 2], frames[:, 1], self.samples[1], self.column_order
-        )
+        height, width = bitmaps.shape[1], bitmaps.shape[2] * 8
+        # After unpacking, bits of one place in all bytes stand together: column c is at c % 8 * (W / 8) + c // 8.
+        column = np.arange(width)
+        place_of_column = Tensor((column % 8 * (width // 8) + column // 8).astype(np.int32))
+        place_of_row = Tensor(np.arange(height, dtype=np.int32))
+        rows, row_samples = self.weights(boxes[:, 1], boxes[:, 3], frames[:, 0], place_of_row)
+        columns, column_samples = self.weights(boxes[:, 0], boxes[:, 2], frames[:, 1], place_of_column)
+        chunk = max(self.chunk_pixels // (height * width), 1)
         sums = ()
-        for first in range(0, boxes.shape[0], self.chunk):
-            end = min(first + self.chunk, boxes.shape[0])
+        for first in range(0, boxes.shape[0], chunk):
+            end = min(first + chunk, boxes.shape[0])
             pixels = self.unpack(ops.gather(bitmaps, numbers[first:end], 0))
             lines = self.by_columns(pixels, columns[first:end])  # [n, H, 28]
             sums = sums + (self.product(rows[first:end], lines),)
@@ -164,7 +158,7 @@ class MaskTargets(nn.Cell):
         return (sums >= 0.5 * row_samples * column_samples).astype(ms.float32)
 
     def unpack(self, packed):
-        """Map bytes [n, H, W / 8] to their bits [n, H, W] float32, in the order of `column_order`."""
+        """Map bytes [n, H, W / 8] to their bits [n, H, W] float32, those of one place in all bytes together."""
         whole = packed.astype(ms.float32)
         parts = ()
         for bit in range(8):  # from the highest
@@ -172,18 +166,19 @@ class MaskTargets(nn.Cell):
             parts = parts + (halves - 2 * ops.floor(halves * 0.5),)
         return ops.concat(parts, 2)
 
-    def weights(self, low, high, frame, samples, order):
+    def weights(self, low, high, frame, order):
         """Return the sums of weights that each pixel of a side has in each bin, and the number of samples of a bin.
 
         Args:
             low, high: [N], edges of the boxes along this side. frame: [N], pixels of the image along it.
-            samples: [1, 1, S], numbers of the samples of a bin, for the largest box that the canvas holds.
-            order: [pixels] int32, where the weight of each pixel stands.
+            order: [pixels] int32, where the weight of each pixel of the canvas stands.
 
         Returns:
             [N, 28, pixels] and [N, 1, 1] float32.
         """
         boxes, pixels = low.shape[0], order.shape[0]
+        most = math.ceil(pixels / MASK_SIDE)  # samples of a bin of the largest box that the canvas holds
+        samples = Tensor(np.arange(most, dtype=np.float32).reshape(1, 1, -1))
         frame = frame.reshape((-1, 1, 1))
         low = ops.minimum(ops.maximum(low.reshape((-1, 1, 1)), 0.0), frame) - 0.5
         high = ops.minimum(ops.maximum(high.reshape((-1, 1, 1)), 0.0), frame) - 0.5

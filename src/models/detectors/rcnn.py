@@ -142,8 +142,8 @@ class InstanceMasks(nn.Cell):
             Probabilities [B, n, 28, 28] float32: the mean of the stages'.
         """
         regions = self.align(pyramid, boxes)
-        masks = 0
-        for stage in range(self.stages):
+        masks = ops.sigmoid(self.roi_head.masks_of(0, regions, labels.reshape(-1)))
+        for stage in range(1, self.stages):
             masks = masks + ops.sigmoid(self.roi_head.masks_of(stage, regions, labels.reshape(-1)))
         return (masks / self.stages).reshape((*labels.shape, MASK_SIDE, MASK_SIDE))
 
@@ -262,7 +262,7 @@ class TwoStageDetector(Detector):
 
     def loss(self) -> RCNNLoss:
         """Create the loss, see RCNNLoss."""
-        return RCNNLoss(self.stages, self.num_classes, self.is_cascade, self.img_size if self.has_masks else None)
+        return RCNNLoss(self.stages, self.num_classes, self.is_cascade, self.has_masks)
 
     def training_outputs(self, images, extents, targets, drop_path):
         """Return logits and deltas of all anchors, and then for each stage what RCNNLoss takes."""

@@ -25,10 +25,10 @@ class RCNNLoss(nn.Cell):
     Args:
         stages: of the detector, see rcnn.Stage.
         is_cascade: the losses of a cascade's boxes are GIoU and, of anchors, smooth L1; otherwise L1.
-        canvas: (H, W), for masks; None: there are none.
+        has_masks: whether there are masks.
     """
 
-    def __init__(self, stages, num_classes, is_cascade, canvas):
+    def __init__(self, stages, num_classes, is_cascade, has_masks):
         super().__init__(auto_prefix=False)
         self.weights = tuple(stage.weight for stage in stages)
         self.num_classes = num_classes
@@ -37,9 +37,8 @@ class RCNNLoss(nn.Cell):
         self.anchor_distance = SmoothL1Loss(1 / 9 if is_cascade else 0.0)
         self.distance, self.overlap = SmoothL1Loss(), GIoULoss()
         self.stds = tuple(stage.stds for stage in stages)
-        self.has_masks = canvas is not None
-        if self.has_masks:
-            self.mask_targets = MaskTargets(canvas)
+        self.has_masks = has_masks
+        self.mask_targets = MaskTargets()
         self.classes = Tensor(np.arange(num_classes + 1, dtype=np.int32))
         self.log_softmax = ops.LogSoftmax(-1)
 

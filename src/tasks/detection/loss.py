@@ -15,15 +15,16 @@ class DetectionLosses(Losses):
 
     Args:
         networks: for each canvas (H, W) the network, in the run's precision.
-        model: the detector that the networks are; it describes the loss.
+        models: the detectors that the networks are; they describe the loss, which may depend on the canvas.
     """
 
-    def __init__(self, networks: Mapping[tuple[int, int], nn.Cell], model: Detector):
+    def __init__(self, networks: Mapping[tuple[int, int], nn.Cell], models: Mapping[tuple[int, int], Detector]):
         super().__init__()
         self.canvases = tuple(networks)
         self.networks = nn.CellList(list(networks.values()), auto_prefix=False)
+        model = next(iter(models.values()))
         self.names, self.weight_floors = model.loss_names, model.loss_floors
-        self.loss = model.loss()
+        self.losses = nn.CellList([models[size].loss() for size in self.canvases], auto_prefix=False)
 
     def construct(self, images, extents, *rest):
         """Return (sums [K], weights [K]); see Losses.
@@ -36,5 +37,5 @@ class DetectionLosses(Losses):
         targets, drop_path = rest[:-1], rest[-1]
         for i in range(len(self.canvases)):  # the compiler keeps the branch of the images' shape
             if images.shape[2:] == self.canvases[i]:
-                return self.loss(self.networks[i](images, extents, targets, drop_path), targets)
+                return self.losses[i](self.networks[i](images, extents, targets, drop_path), targets)
         raise ValueError(f"images of {images.shape[2:]} pixels fit none of the canvases {self.canvases}")

@@ -1,6 +1,6 @@
 """Finds what a detector sees on images of any of the configured canvases."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,16 +12,22 @@ from src.models.precision import apply_precision
 from src.tasks.task import call_cell
 
 
-def networks_by_canvas(
-    model: Detector, network: nn.Cell, canvases: Sequence[tuple[int, int]], level: str
+def models_by_canvas(model: Detector, canvases: Sequence[tuple[int, int]]) -> dict[tuple[int, int], Detector]:
+    """Return the detector of each canvas (H, W): the same parameters, with the anchors and map sizes of the canvas."""
+    return {size: model.at(size) for size in canvases}
+
+
+def in_precision(
+    models: Mapping[tuple[int, int], Detector], model: Detector, network: nn.Cell, level: str
 ) -> dict[tuple[int, int], nn.Cell]:
-    """Return the network of each canvas (H, W); all have the model's parameters.
+    """Return the detectors of canvases in a precision.
 
     Args:
-        network: the model in the run's precision, which takes images of the model's own size.
+        models: see models_by_canvas; they are changed.
+        network: `model` in the precision.
         level: the precision, see apply_precision.
     """
-    return {size: network if size == model.img_size else apply_precision(model.at(size), level) for size in canvases}
+    return {size: network if other is model else apply_precision(other, level) for size, other in models.items()}
 
 
 class CanvasDetector:
@@ -38,10 +44,13 @@ class CanvasDetector:
     """
 
     def __init__(self, model: Detector, canvases: Sequence[tuple[int, int]], level: str, rule: SelectionRule):
-        self.model, self.canvases, self.level, self.rule = model, canvases, level, rule
+        self.model, self.level, self.rule = model, level, rule
+        self.models = models_by_canvas(model, canvases)
         self.network: nn.Cell | None = None
         self.networks: dict[tuple[int, int], nn.Cell] = {}
-        self.draw_masks = model.mask_cell().set_train(False) if model.has_masks else None
+        self.draw_masks = {}
+        if model.has_masks:
+            self.draw_masks = {size: other.mask_cell().set_train(False) for size, other in self.models.items()}
         self.call: Callable[..., Tensor] = call_cell
 
     def with_network(self, network: nn.Cell, call: Callable[..., Tensor] = call_cell) -> "CanvasDetector":
@@ -54,7 +63,7 @@ class CanvasDetector:
         self.call = call
         if network is not self.network:
             self.network = network
-            self.networks = networks_by_canvas(self.model, network, self.canvases, self.level)
+            self.networks = in_precision(self.models, self.model, network, self.level)
         for other in self.networks.values():
             other.set_train(False)
         return self
@@ -65,22 +74,23 @@ class CanvasDetector:
         Args:
             images: [B, C, H, W] float32. extents: [B, 2] int32, the height and width that each takes of the canvas.
         """
-        outputs = self.call(self.networks[images.shape[2:]], Tensor(images), Tensor(extents))
-        candidates, pyramid = outputs if self.draw_masks is not None else (outputs, None)
+        canvas = images.shape[2:]
+        outputs = self.call(self.networks[canvas], Tensor(images), Tensor(extents))
+        candidates, pyramid = outputs if self.model.has_masks else (outputs, None)
         found = [
             select_detections(of_image, self.rule, tuple(extent))
             for of_image, extent in zip(candidates.asnumpy(), extents.tolist(), strict=True)
         ]
-        return found if pyramid is None else self._with_masks(found, pyramid)
+        return found if pyramid is None else self._with_masks(found, pyramid, self.draw_masks[canvas])
 
-    def _with_masks(self, found: list[Detections], pyramid: Tensor) -> list[Detections]:
+    def _with_masks(self, found: list[Detections], pyramid: Tensor, draw: nn.Cell) -> list[Detections]:
         """Draw the masks of each image's detections, which are filled up to one number for one graph."""
         boxes = np.zeros((len(found), self.rule.max_detections, 4), np.float32)
         labels = np.zeros(boxes.shape[:2], np.int32)
         for number, detections in enumerate(found):
             boxes[number, : len(detections.boxes)] = detections.boxes
             labels[number, : len(detections.labels)] = detections.labels
-        masks = self.call(self.draw_masks, pyramid, Tensor(boxes), Tensor(labels)).asnumpy()
+        masks = self.call(draw, pyramid, Tensor(boxes), Tensor(labels)).asnumpy()
         return [
             replace(detections, masks=of_image[: len(detections.boxes)])
             for detections, of_image in zip(found, masks, strict=True)

@@ -15,7 +15,7 @@ from src.tasks.detection.evaluator import DetectionEvaluator
 from src.tasks.detection.export_form import CANDIDATES, DETECTIONS, ExportForm
 from src.tasks.detection.figures import BOX_FIGURES, MASK_FIGURES
 from src.tasks.detection.loss import DetectionLosses
-from src.tasks.detection.networks import CanvasDetector, networks_by_canvas
+from src.tasks.detection.networks import CanvasDetector, in_precision, models_by_canvas
 from src.tasks.detection.predictor import ObjectPredictor
 from src.tasks.detection.preparation import ImagePreparation
 from src.tasks.detection.samples import DetectionEvalSamples, DetectionTrainSamples
@@ -42,8 +42,8 @@ class Detection(Task):
         """Do nothing: both have the classes of the configuration or, where it names none, those of training."""
 
     def losses(self, network, model):
-        networks = networks_by_canvas(model, network, canvases_of(self.config), self.config.amp.level)
-        return DetectionLosses(networks, model)
+        models = models_by_canvas(model, canvases_of(self.config))
+        return DetectionLosses(in_precision(models, model, network, self.config.amp.level), models)
 
     def noise(self, model, generator, batch):
         return (model.draw_drop_path(generator, len(batch[0])),)

@@ -47,8 +47,8 @@ def test_targets_are_regions_of_the_bitmap(chunk):
         np.float32,
     )
     numbers = np.array([2, 0, 1, 1, 0], np.int32)
-    targets = MaskTargets(CANVAS)
-    targets.chunk = chunk
+    targets = MaskTargets()
+    targets.chunk_pixels = chunk * CANVAS[0] * CANVAS[1]
     packed = pack_bitmaps(masks, CANVAS, 4)
     assert packed.shape == (4, 96, 20)
     frames = np.tile(np.float32(frame), (5, 1))
@@ -69,14 +69,14 @@ def test_a_mean_of_a_half_belongs_to_the_object():
     masks[0, :, ::2] = 1
     packed, frames = pack_bitmaps(masks, CANVAS, 1), np.float32([CANVAS])
     box = np.float32([[2.5, 2, 30.5, 30]])  # samples at columns 2.5, 3.5, ...
-    found = MaskTargets(CANVAS)(*map(Tensor, (packed, box, np.int32([0]), frames))).asnumpy()
+    found = MaskTargets()(*map(Tensor, (packed, box, np.int32([0]), frames))).asnumpy()
     assert (found == 1).all()
 
 
 def test_the_pixels_of_the_frame_go_on_beyond_its_edge():
     """An image of 64 x 128 ends there, although the canvas goes on: an object at its lower right corner fills it."""
     packed = pack_bitmaps(np.ones((1, 64, 128), np.uint8), CANVAS, 1)
-    box, cut = np.float32([[127.2, 63.2, 128, 64]]), MaskTargets(CANVAS)
+    box, cut = np.float32([[127.2, 63.2, 128, 64]]), MaskTargets()
     within, beyond = (
         cut(*map(Tensor, (packed, box, np.int32([0]), np.float32([frame])))).asnumpy() for frame in ((64, 128), CANVAS)
     )

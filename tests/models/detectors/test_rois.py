@@ -74,7 +74,7 @@ def test_long_boxes_have_fewer_samples_and_lose_no_weight():
 
 @pytest.mark.parametrize("ratio", [0, 2])
 def test_gradients_are_the_transpose(ratio):
-    """Regions are linear in the maps: <gradient, other maps> is <factors, regions of the other maps>; boxes have none."""
+    """Regions are linear in the maps: <gradient, other maps> is <factors, other regions>. Boxes have no gradient."""
     boxes, _ = boxes_of_images()
     align, generator = RoIAlign(SIZES, STRIDES, 7, ratio), np.random.default_rng(0)
     other = generator.standard_normal(pyramid().shape).astype(np.float32)

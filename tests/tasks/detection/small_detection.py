@@ -119,7 +119,7 @@ def build_step(ranks=1, reducer_of=lambda parameters: None, accumulation_steps=1
     model = create_model(backbone=backbone, **section or CONFIG["model"])
     parameters = model.trainable_params()
     step = TrainStep(
-        DetectionLosses({model.img_size: model}, model),
+        DetectionLosses({model.img_size: model}, {model.img_size: model}),
         parameters,
         create_optimizer(model, OptimizerConfig(name="sgd", momentum=0.0, nesterov=False, weight_decay=0.0)),
         LossScale(64.0, dynamic=True, growth_interval=2000),
