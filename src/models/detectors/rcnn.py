@@ -332,7 +332,7 @@ class TwoStageDetector(Detector):
         boxes, is_proposal = self.propose_in_test(logits, deltas, extents)
         regions = pyramid[:, : self.region_tokens]
         size, last = is_proposal.shape, len(self.stages) - 1
-        total = 0
+        total, moves = 0, 0  # graphs need names that outlive a loop to be there before it
         for i in range(last + 1):
             scores, moves = self.roi_head.boxes_of(i, self.align(regions, boxes))
             scores = scores.reshape((*size, -1))
