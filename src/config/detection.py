@@ -89,6 +89,8 @@ def check_detection(config) -> None:
                 "data.classes",
                 f"names {len(data.classes)} classes, and the model has {num_classes} (model.num_classes)",
             )
+    if config.amp.level in ("O2", "O3"):
+        raise config.error("amp.level", f"{config.amp.level} would round boxes to float16; detection has O0 and O1")
     for canvas in data.canvases or ():
         shown = f"{canvas[0]} x {canvas[1]}"
         sizes = {"img_size": canvas, "pretrain_size": list(size_of_pretraining(backbone))}

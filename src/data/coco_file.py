@@ -4,11 +4,14 @@ The format: https://cocodataset.org/#format-data. Ids may have gaps and come in 
 missing: they are then the box's area, and 0. Numbers may be whole or not; they must be finite.
 """
 
+import gc
 import json
 import pickle
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +68,19 @@ class CocoFile:
     segmentations: PackedObjects | None
 
 
+@contextmanager
+def collection_paused() -> Iterator[None]:
+    """Pause Python's search for cycles, which would go through the millions of objects of a large JSON many times."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@collection_paused()
 def read_coco(path: Path, with_segmentations: bool = False) -> CocoFile:
     """Read a COCO JSON file.
 
@@ -217,7 +233,7 @@ class _Faults:
         """Return the numbers [M] of a key, and others where it is missing."""
         for number, entry in enumerate(annotations):
             value = entry.get(key, 0)
-            if not (_is_number(value) and np.isfinite(value)):
+            if not _is_finite(value):
                 raise self.of("annotation", number, entry, f"has {key!r} {_shown(value)}, which is no finite number")
         values = [entry.get(key, other) for entry, other in zip(annotations, otherwise, strict=True)]
         return np.array(values, np.float64)
@@ -233,12 +249,10 @@ def _fault_of(segmentation, size: np.ndarray) -> str | None:
     """Say what is wrong with a segmentation of an image of a size (height, width); None where nothing is."""
     if isinstance(segmentation, list):
         whole = all(
-            isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0 and all(map(_is_number, polygon))
+            isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0 and all(map(_is_finite, polygon))
             for polygon in segmentation
         )
-        if not whole:
-            return "with a polygon that is no list of three corners or more, x and y in turn"
-        return None if all(np.isfinite(polygon).all() for polygon in segmentation) else "that is not finite"
+        return None if whole else "with a polygon that is no list of three corners or more, of finite x and y in turn"
     if not (isinstance(segmentation, dict) and {"size", "counts"} <= segmentation.keys()):
         return "that is neither polygons nor run lengths (size and counts)"
     if segmentation["size"] != size.tolist():
@@ -282,6 +296,10 @@ def _is_positive(value) -> bool:
 
 def _is_number(value) -> bool:
     return type(value) in (int, float)
+
+
+def _is_finite(value) -> bool:
+    return _is_number(value) and isfinite(value)
 
 
 def _first_repeated(values: list):

@@ -144,7 +144,7 @@ def open_exported(config: Config, path: Path, weights: str, dist: Dist) -> Subje
     signature = task.signature(model, exported.batch_size, needed)
     shapes = signature.inputs[0].shape, signature.outputs[0].shape
     for what, shape, configured in zip(
-        ("input", "output"), (exported.input_shape, exported.output_shape), shapes, strict=True
+        ("input", "output"), (exported.input_shape, exported.output_shapes[0]), shapes, strict=True
     ):
         if shape[1:] != configured[1:]:
             raise UserError(
@@ -161,7 +161,7 @@ def open_exported(config: Config, path: Path, weights: str, dist: Dist) -> Subje
             flush=True,
         )
 
-    def answer(images: np.ndarray) -> np.ndarray:
+    def answer(images: np.ndarray):
         return outputs_in_batches(exported.answer, images, exported.batch_size or len(images))
 
     def run(batches, evaluator: Evaluator) -> Result:

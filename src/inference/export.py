@@ -2,12 +2,13 @@
 
 import json
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import nn
 
 from src.config.load import Config
 from src.distributed.ranks import Dist
@@ -19,12 +20,11 @@ from src.inference.exported import SUFFIXES, description_path, load_runner
 from src.inference.onnx_files import INSTALL, check_onnx, example_tensor, make_expressible, missing_packages, write_onnx
 from src.inference.trained import load_for_inference, run_checkpoint
 from src.models.attention import GatheredAttention
+from src.tasks.export_difference import Difference, Outputs, worst_difference
 from src.tasks.find_task import create_task
-from src.tasks.task import Signature, TensorSpec
+from src.tasks.task import Signature, TensorSpec, as_tuple, on_arrays
 
 ONNX_OPTIONS = {"conv_implementation": "conv2d", "gelu": "polynomial"}  # forms that MindSpore can write as ONNX
-TOLERANCE = 1e-4  # largest difference of an exported file, relative to the largest value
-EQUAL_SHARE = 0.999  # least share of equal labels; those of nearly equal logits may differ
 OPEN_BATCHES = (1, 3)  # batch sizes with which a file for any batch is verified
 
 
@@ -72,7 +72,7 @@ def export_checkpoint(
         target = target.with_name(target.name + SUFFIXES[file_format])
 
     signature = task.signature(model, batch_size, form)
-    (input_spec,), (output_spec,) = signature.inputs, signature.outputs
+    (input_spec,) = signature.inputs
     batches = OPEN_BATCHES if batch_size is None else (batch_size,)
     samples, source = task.sample_inputs(model, max(batches))
     exported = task.exported(exportable(config, model, dist.device_target, file_format), form).set_train(False)
@@ -89,13 +89,17 @@ def export_checkpoint(
                 write_onnx(exported, temporary, signature)
             else:
                 write_graph(exported, temporary, signature, file_format)
-            difference = None if unverified else verify(temporary, task.exported(model, form), samples, batches)
+            difference = None
+            if not unverified:
+                compare = partial(task.difference, model, form)
+                difference = verify(temporary, task.exported(model, form), samples, batches, compare)
             description = {
                 "format": file_format,
                 "file": target.name,
                 "sha256": sha256(temporary),
                 "input": describe_tensor(input_spec),
-                "output": describe_tensor(output_spec),
+                "output": describe_tensor(signature.outputs[0]),
+                "further_outputs": [describe_tensor(spec) for spec in signature.outputs[1:]],
                 "preprocessing": task.preprocessing(model, form),
                 "classes": trained.classes,
                 "checkpoint": {"file": str(path), "weights": trained.weights, "sha256": sha256(path)},
@@ -113,10 +117,8 @@ def export_checkpoint(
         f"{path} ({trained.weights} weights) to {target} ({size:.1f} MB) and {description_path(target).name}",
         flush=True,
     )
-    print(
-        f"input {input_spec.name} [{shape}] {input_spec.dtype}, output {output_spec.name} {output_spec.dtype}",
-        flush=True,
-    )
+    outputs = ", ".join(f"output {spec.name} {spec.dtype}" for spec in signature.outputs)
+    print(f"input {input_spec.name} [{shape}] {input_spec.dtype}, {outputs}", flush=True)
     if unverified:
         print(f"written but not verified: {unverified}", flush=True)
     else:
@@ -150,55 +152,30 @@ def write_graph(model: nn.Cell, path: Path, signature: Signature, file_format: s
     ms.export(model, *inputs, file_name=str(path), file_format=file_format)
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Says how far the outputs of an exported file are from its checkpoint's.
-
-    Attributes:
-        key: its name in the description: the largest difference relative to the largest value, or of whole numbers,
-            which are classes, the share of those that are equal.
-    """
-
-    key: str
-    value: float
-
-    @classmethod
-    def of(cls, outputs: list[tuple[np.ndarray, np.ndarray]]) -> "Difference":
-        """Compare pairs of (the file's, the checkpoint's) outputs."""
-        if np.issubdtype(outputs[0][1].dtype, np.integer):
-            equal = sum(int((own == expected).sum()) for own, expected in outputs)
-            return cls("equal_share", equal / sum(expected.size for _, expected in outputs))
-        largest = max(np.abs(expected).max() for _, expected in outputs)
-        return cls(
-            "relative_difference", float(max(np.abs(own - expected).max() for own, expected in outputs) / largest)
-        )
-
-    @property
-    def is_small(self) -> bool:
-        """Whether the file can be trusted: 1e-4 of the largest value; of classes, one in a thousand."""
-        return self.value <= TOLERANCE if self.key == "relative_difference" else self.value >= EQUAL_SHARE
-
-    def __str__(self):
-        if self.key == "equal_share":
-            return f"{self.value:.4%} of the labels are equal"
-        return f"largest difference {self.value:.1e} of the largest value"
-
-
-def verify(path: Path, model: nn.Cell, samples: np.ndarray, batches: tuple[int, ...]) -> Difference:
+def verify(
+    path: Path,
+    model: nn.Cell,
+    samples: np.ndarray,
+    batches: tuple[int, ...],
+    compare: Callable[[list[tuple[Outputs, Outputs]]], Difference] = worst_difference,
+) -> Difference:
     """Compare an exported file's outputs with its model's.
 
     Args:
         samples: inputs [n, ...], as many as the largest batch.
         batches: sizes of the batches to run the file with.
+        compare: compares pairs of (the file's, the model's) outputs.
 
     Raises:
         UserError: the difference is too large, or the file is not valid.
     """
     if path.suffix == SUFFIXES["ONNX"]:
         check_onnx(path)
-    expected = model(Tensor(samples)).asnumpy()
+    expected = as_tuple(on_arrays(model)(samples))
     answer = load_runner(path)
-    difference = Difference.of([(answer(samples[:size]), expected[:size]) for size in batches])
+    difference = compare(
+        [(as_tuple(answer(samples[:size])), tuple(output[:size] for output in expected)) for size in batches]
+    )
     if not difference.is_small:
         raise UserError(f"export {path}: its outputs differ from the checkpoint's: {difference}")
     return difference

@@ -7,14 +7,16 @@ and shapes, class names, the source of the weights, and the SHA-256 of the model
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import nn
 
 from src.errors import UserError
 from src.files.file_digest import sha256
 from src.inference.onnx_files import INSTALL, missing_packages
+from src.tasks.task import on_arrays
 
 SUFFIXES = {"MINDIR": ".mindir", "AIR": ".air", "ONNX": ".onnx"}
 RUNNABLE = (SUFFIXES["MINDIR"], SUFFIXES["ONNX"])
@@ -49,8 +51,10 @@ def read_description(path: Path) -> dict:
     return content
 
 
-def load_runner(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Load a .mindir or .onnx file; return a function from inputs [B, ...] float32 to outputs [B, ...].
+def load_runner(path: Path) -> Callable[[np.ndarray], Any]:
+    """Load a .mindir or .onnx file; return a function from inputs [B, ...] float32 to the output [B, ...].
+
+    Several outputs come as a tuple.
 
     Raises:
         UserError: another format, an unreadable file, or ONNX without a package to run it.
@@ -61,7 +65,7 @@ def load_runner(path: Path) -> Callable[[np.ndarray], np.ndarray]:
             network = nn.GraphCell(ms.load(str(path)))
         except (RuntimeError, ValueError) as error:
             raise UserError(f"model {path}: not a readable MINDIR file (damaged or cut short?)") from error
-        return lambda images: network(Tensor(images)).asnumpy()
+        return on_arrays(network)
     if suffix == SUFFIXES["ONNX"]:
         if "onnxruntime" in missing_packages():
             raise UserError(f"model {path}: ONNX files are run by onnxruntime, which is not installed: {INSTALL}")
@@ -72,7 +76,12 @@ def load_runner(path: Path) -> Callable[[np.ndarray], np.ndarray]:
         except Exception as error:  # onnxruntime has an exception type of its own for each kind of bad file
             raise UserError(f"model {path}: not a readable ONNX file ({' '.join(str(error).split())[:120]})") from error
         name = session.get_inputs()[0].name
-        return lambda images: session.run(None, {name: images})[0]
+
+        def run(images: np.ndarray):
+            outputs = session.run(None, {name: images})
+            return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+        return run
     raise UserError(f"model {path}: only {' and '.join(RUNNABLE)} files can be run here")
 
 
@@ -83,7 +92,8 @@ class ExportedModel:
         preprocessing: describes how an image becomes an input.
         configuration: configuration of the run that the model is from, by section.
         classes: names of the classes by label, or None.
-        input_shape, output_shape: shapes of the input and output; None stands for any number of images.
+        input_shape: shape of the input; None stands for any number of images.
+        output_shapes: shapes of the outputs.
         weights: weights of the checkpoint that the file was made of, "raw" or "ema".
 
     Raises:
@@ -97,15 +107,16 @@ class ExportedModel:
             self.configuration = dict(description["configuration"])
             self.classes = None if description["classes"] is None else tuple(description["classes"])
             self.input_shape = tuple(description["input"]["shape"])
-            self.output_shape = tuple(description["output"]["shape"])
+            outputs = [description["output"], *description.get("further_outputs", ())]  # earlier files have one
+            self.output_shapes = [tuple(output["shape"]) for output in outputs]
             self.weights = str(description["checkpoint"]["weights"])
             self.batch_size = self.input_shape[0]
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise UserError(f"model {path}: {description_path(path).name} lacks or mistakes {error}") from error
         self.runner = load_runner(path)
 
-    def answer(self, inputs: np.ndarray) -> np.ndarray:
-        """Compute the outputs [B, ...] of inputs [B, ...] float32.
+    def answer(self, inputs: np.ndarray):
+        """Compute the output [B, ...] of inputs [B, ...] float32; several outputs are a tuple.
 
         Raises:
             ValueError: inputs of another shape than the file's, of which a .mindir would make a wrong output.

@@ -73,12 +73,12 @@ def write_onnx(model: nn.Cell, path: Path, signature: Signature) -> None:
     """Write a model as an ONNX file. The exporter needs a fresh model, which has not run before.
 
     Args:
-        signature: one input and one output; where their first side is None, the file takes any number of images.
+        signature: one input, and outputs; where their first side is None, the file takes any number of images.
 
     Raises:
         UserError: the model has an operator that MindSpore cannot export.
     """
-    (images,), (output,) = signature.inputs, signature.outputs
+    (images,) = signature.inputs
     is_open = images.shape[0] is None
     axes = {images.name: {0: "batch"}} if is_open else {}
     try:
@@ -87,7 +87,7 @@ def write_onnx(model: nn.Cell, path: Path, signature: Signature) -> None:
             example_tensor(images),
             file_name=str(path),
             input_names=[images.name],
-            output_names=[output.name],
+            output_names=[output.name for output in signature.outputs],
             dynamic_axes=axes,
         )
     except RuntimeError as error:
@@ -102,11 +102,12 @@ def write_onnx(model: nn.Cell, path: Path, signature: Signature) -> None:
 
 
 def _name_batch_axis(path: Path) -> None:
-    """Name the output's first axis like the input's; the exporter writes -1, which is no valid size."""
+    """Name the outputs' first axis like the input's; the exporter writes -1, which is no valid size."""
     import onnx
 
     content = onnx.load(str(path))
-    content.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    for output in content.graph.output:
+        output.type.tensor_type.shape.dim[0].dim_param = "batch"
     onnx.save(content, str(path))
 
 

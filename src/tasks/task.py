@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from mindspore import Tensor, nn
@@ -22,7 +22,10 @@ from src.data.dataset import DataError, Dataset
 from src.data.pipeline import EvalSamples, TrainSamples, UnreadableImages
 from src.distributed.ranks import Dist
 from src.pages.page import Section
+from src.tasks.export_difference import Difference, Outputs, worst_difference
 from src.tasks.losses import Losses
+
+Answer = TypeVar("Answer", np.ndarray, Outputs)
 
 
 @dataclass(frozen=True)
@@ -262,6 +265,15 @@ class Task(ABC):
         """Return the configuration by which an exported file is evaluated, whose inputs have one size."""
         return config
 
+    def difference(self, model: nn.Cell, output: str, pairs: list[tuple[Outputs, Outputs]]) -> Difference:
+        """Compare outputs of an exported file with the checkpoint's.
+
+        Args:
+            output: one of `outputs`.
+            pairs: (the file's, the checkpoint's) outputs of batches, in the order of the signature.
+        """
+        return worst_difference(pairs)
+
     @abstractmethod
     def signature(self, model: nn.Cell, batch_size: int | None, output: str) -> Signature:
         """Return the inputs and outputs of the exported model; a batch size of None stands for any."""
@@ -382,21 +394,39 @@ def evaluate(
     return evaluator.result()
 
 
-def on_arrays(network: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a network as a function of NumPy arrays."""
-    return lambda images: network(Tensor(images)).asnumpy()
+def on_arrays(network: Callable) -> Callable[[np.ndarray], Any]:
+    """Return a network as a function of NumPy arrays; several outputs come as a tuple."""
+
+    def answer(images: np.ndarray):
+        outputs = network(Tensor(images))
+        return tuple(output.asnumpy() for output in outputs) if isinstance(outputs, tuple) else outputs.asnumpy()
+
+    return answer
 
 
-def outputs_in_batches(answer: Callable[[np.ndarray], np.ndarray], images: np.ndarray, batch_size: int) -> np.ndarray:
-    """Return a model's outputs [n, ...] for any number of images, batch_size of them at a time.
+def as_tuple(outputs: np.ndarray | Outputs) -> Outputs:
+    """Return one output or several as a tuple."""
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def outputs_in_batches(answer: Callable[[np.ndarray], Answer], images: np.ndarray, batch_size: int) -> Answer:
+    """Return a model's output [n, ...], or several, for any number of images, batch_size of them at a time.
 
     The last batch is filled up with zeros, so that a network keeps its one graph.
     """
-    parts = []
+    parts: list[Answer] = []
     for first in range(0, len(images), batch_size):
-        part = images[first : first + batch_size]
-        short = batch_size - len(part)
+        batch: np.ndarray = images[first : first + batch_size]
+        short = batch_size - len(batch)
         if short:
-            part = np.concatenate([part, np.zeros((short, *part.shape[1:]), part.dtype)])
-        parts.append(answer(part)[: batch_size - short])
-    return np.concatenate(parts) if len(parts) > 1 else parts[0]
+            batch = np.concatenate([batch, np.zeros((short, *batch.shape[1:]), batch.dtype)])
+        outputs = answer(batch)
+        if isinstance(outputs, tuple):
+            parts.append(tuple(output[: batch_size - short] for output in outputs))
+        else:
+            parts.append(outputs[: batch_size - short])
+    if len(parts) == 1:
+        return parts[0]
+    if isinstance(parts[0], tuple):
+        return tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
+    return np.concatenate(parts)

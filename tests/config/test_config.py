@@ -9,13 +9,20 @@ from src.config.load import CONFIG_ROOT, ConfigError, find_config, load_config
 from src.config.renamed_keys import RENAMED_KEYS
 from src.config.task_sections import TASK_SECTIONS
 from src.models import list_models
+from src.models.backbones.backbone import image_size
 from tests.conftest import DIGITS_CONFIG, ONE_OF_EACH_KIND
 
 TINY = "focalv2_tiny_useconv_patch4_window7_224"
 SHIPPED = [path for path in sorted(CONFIG_ROOT.rglob("*.yaml")) if path.parent.name != "base"]
 # Of the published sizes, one of each kind is built each time, and of the networks on a backbone one of each.
-BUILT_EACH_TIME = {*ONE_OF_EACH_KIND, "semantic_fpn_twins_svt_small_ade20k", "upernet_focal_tiny_useconv_ade20k"}
-PUBLISHED = {*list_models(), *(path.stem for path in SHIPPED if path.parent.name == "segmentation")}
+BUILT_EACH_TIME = {
+    *ONE_OF_EACH_KIND,
+    "semantic_fpn_twins_svt_small_ade20k",
+    "upernet_focal_tiny_useconv_ade20k",
+    "retinanet_twins_svt_small_3x_coco",
+    "atss_focal_tiny_3x_coco",
+}
+PUBLISHED = {*list_models(), *(path.stem for path in SHIPPED if path.parent.name in ("segmentation", "detection"))}
 BUILT = [
     pytest.param(path, marks=pytest.mark.exhaustive if path.stem in PUBLISHED - BUILT_EACH_TIME else [])
     for path in SHIPPED
@@ -74,7 +81,7 @@ def test_a_tilde_is_the_home_folder_and_a_path_is_not_empty(monkeypatch):
 def test_shipped_configuration_builds(path):
     config = load_config(path)
     model = config.build_model("CPU")
-    assert model.img_size == ((config.backbone or config.model).resolved()["img_size"],) * 2
+    assert model.img_size == image_size((config.backbone or config.model).resolved()["img_size"])
     assert model.num_classes == config.model.resolved()["num_classes"]
     assert not (path.stem in list_models() and config.model.name != path.stem)
 

@@ -197,7 +197,7 @@ def test_a_faulty_json_is_one_line_that_names_file_and_thing(tmp_path, change, e
     [
         ([[1, 2, 3, 4]], "with a polygon that is no list of three corners or more"),
         ([[1, 2, 3, 4, 5, 6, 7]], "with a polygon that is no list of three corners or more"),
-        ([[1, 2, 3, 4, 5, float("nan")]], "that is not finite"),
+        ([[1, 2, 3, 4, 5, float("nan")]], "with a polygon that is no list of three corners or more, of finite x"),
         ("mask.png", "that is neither polygons nor run lengths"),
         ({"size": [64, 48], "counts": [3072]}, "of size [64, 48], and its image is [48, 64] (height, width)"),
         ({"size": [48, 64], "counts": [100]}, "whose 100 pixels are not those of its image"),

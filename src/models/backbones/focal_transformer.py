@@ -95,10 +95,10 @@ class FocalAttentionV1(GatheredAttention):
         # Windows differ in their masks alone, which depend on the distance to the map's edges: there are few kinds.
         windows, queries = (max(mask.shape[axis] for mask in masks) for axis in (0, 1))
         mask = np.concatenate([np.broadcast_to(mask, (windows, queries, mask.shape[2])) for mask in masks], axis=2)
-        kinds, kind = np.unique(mask, axis=0, return_inverse=True)
+        kinds, kind = focal_windows.distinct(mask)
         self.mask = Tensor(kinds[:, None])  # [kinds, 1, N or 1, K]
         self.masked = bool(kinds.any())
-        kind = np.broadcast_to(kind.reshape(-1), math.prod(grid))
+        kind = np.broadcast_to(kind, math.prod(grid))
         self.set_tables(keys[0], np.concatenate(keys, axis=1), math.prod(map_size), kind)
 
     def construct(self, fine, tokens, dropout_seed=None):

@@ -61,7 +61,8 @@ def nearest_keys(map_size: tuple[int, int], window_size: int, level: int, top_k:
     # One window at a time: all at once would hold windows x tokens distances, 400 MB at 896 px.
     for window, (row, column) in enumerate(centres):
         squared = (row - key_row) ** 2 + (column - key_column) ** 2
-        chosen[window] = np.argsort(squared, kind="stable")[:count]
+        near = np.flatnonzero(squared <= np.partition(squared, count - 1)[count - 1])  # sorting them all takes long
+        chosen[window] = near[np.argsort(squared[near], kind="stable")[:count]]
     return chosen
 
 
@@ -255,3 +256,13 @@ def shift_mask(map_size: tuple[int, int], window_size: int, shift: int) -> np.nd
     region = np.digitize(row, [height - window_size, height - shift]) * 3
     region += np.digitize(column, [width - window_size, width - shift])
     return np.where(region[:, :, None] == region[:, None, :], 0, -100).astype(np.float32)
+
+
+def distinct(arrays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find the different ones among arrays [n, ...], in the order in which they come, and which of them each is, [n].
+
+    It compares their bytes: np.unique sorts them, which takes seconds for the windows of a large map.
+    """
+    places: dict[bytes, int] = {}
+    kind = np.array([places.setdefault(array.tobytes(), len(places)) for array in arrays], np.int64)
+    return arrays[np.unique(kind, return_index=True)[1]], kind

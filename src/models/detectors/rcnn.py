@@ -182,7 +182,8 @@ class TwoStageDetector(Detector):
             published weights were trained with. See RoIAlign.
         anchor_scale: side of the anchors, in strides.
         anchor_samples, samples: of each image, that the two steps learn from.
-        proposals_per_level, proposals: of each image in training, before and after suppression; testing has 1,000.
+        proposals_per_level, proposals: of each image in training, before and after suppression; testing has
+            no more than 1,000.
         max_boxes: objects of an image that the second step learns from.
 
     Attributes:
@@ -223,7 +224,8 @@ class TwoStageDetector(Detector):
         sizes = [m.size for m in maps]
         self.rpn_head = RPNHead(channels, sizes, self.shapes.per_place)
         self.propose = Proposals(self.anchors, proposals_per_level, proposals, NMS_IOU)
-        self.propose_in_test = Proposals(self.anchors, TEST_PROPOSALS, TEST_PROPOSALS, NMS_IOU)
+        fewer = min(proposals_per_level, TEST_PROPOSALS), min(proposals, TEST_PROPOSALS)
+        self.propose_in_test = Proposals(self.anchors, *fewer, NMS_IOU)
         self.positives = samples // 4
         stages, is_cascade = self.stages, self.is_cascade
         self.stds = tuple(stage.stds for stage in stages)

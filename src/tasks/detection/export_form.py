@@ -18,7 +18,8 @@ class ExportForm(nn.Cell):
     """Runs a detector and arranges its output for programs that know nothing of it.
 
     Args:
-        output: "candidates": [B, K, D] as Detector.construct gives them; "detections": see SelectedDetections.
+        output: "candidates": [B, K, D] as Detector.construct gives them; "detections": see SelectedDetections, with a
+            mask [B, max_detections, M, M] of probabilities for each from a detector that has masks.
         rule: by which detections are selected.
     """
 
@@ -26,11 +27,19 @@ class ExportForm(nn.Cell):
         super().__init__()
         self.model = model
         self.select = SelectedDetections(rule) if output == DETECTIONS else None
+        self.has_masks = model.has_masks
+        self.draw = model.mask_cell() if model.has_masks and output == DETECTIONS else None
 
     def construct(self, images):
         """Map images [B, C, H, W], which fill the canvas, to what was chosen."""
-        candidates = self.model(images)
-        return candidates if self.select is None else self.select(candidates)
+        outputs = self.model(images)
+        candidates = outputs[0] if self.has_masks else outputs
+        if self.select is None:
+            return candidates
+        rows = self.select(candidates)
+        if self.draw is None:
+            return rows
+        return rows, self.draw(outputs[1], rows[:, :, :4], rows[:, :, 5].astype(ms.int32))
 
 
 class SelectedDetections(nn.Cell):

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from src.models.detectors.boxes import clip
 from src.models.detectors.selection import Detections, SelectionRule, select_detections
 from src.tasks.detection.export_form import DETECTIONS
+from src.tasks.task import as_tuple
 
 
 class Finder(Protocol):
@@ -20,30 +21,39 @@ class Finder(Protocol):
     def __call__(self, images: np.ndarray, extents: np.ndarray) -> list[Detections]: ...
 
 
-def file_finder(answer: Callable[[np.ndarray], np.ndarray], output: str, rule: SelectionRule) -> Finder:
+def file_finder(answer: Callable[[np.ndarray], Any], output: str, rule: SelectionRule) -> Finder:
     """Return what finds objects by an exported file, to which a whole canvas is image.
 
     Args:
-        answer: computes the file's outputs of images. output: what these are, see export_form.py.
+        answer: computes the file's output of images, or outputs. output: what these are, see export_form.py.
         rule: selects detections among candidates; a file of detections has selected them.
     """
 
     def find(images: np.ndarray, extents: np.ndarray) -> list[Detections]:
-        outputs = answer(images)
-        select = _listed if output == DETECTIONS else select_detections
-        return [
-            _with_area(select(of_image, rule, (height, width)))
-            for of_image, (height, width) in zip(outputs, extents.tolist(), strict=True)
-        ]
+        first, *masks = as_tuple(answer(images))
+        found = []
+        for number, (height, width) in enumerate(extents.tolist()):
+            if output == DETECTIONS:
+                detections = _listed(first[number], masks[0][number] if masks else None)
+                if rule.clips_boxes:
+                    detections = replace(detections, boxes=clip(detections.boxes, (height, width)))
+            else:
+                detections = select_detections(first[number], rule, (height, width))
+            found.append(_with_area(detections))
+        return found
 
     return find
 
 
-def _listed(rows: np.ndarray, rule: SelectionRule, extent: tuple[int, int]) -> Detections:
-    """Return the detections that a file lists as rows [n, 6] of boxes, scores and labels; a score of 0 fills up."""
+def _listed(rows: np.ndarray, masks: np.ndarray | None) -> Detections:
+    """Return the detections that a file lists as rows [n, 6]: boxes, scores and labels; a score of 0 fills up.
+
+    Args:
+        masks: [n, M, M], one for each.
+    """
     kept = np.flatnonzero(rows[:, 4] > 0)
-    rows = rows[kept]
-    return Detections(clip(rows[:, :4], extent), rows[:, 4], np.round(rows[:, 5]).astype(np.int32), kept)
+    labels = np.round(rows[kept, 5]).astype(np.int32)
+    return Detections(rows[kept, :4], rows[kept, 4], labels, kept, None if masks is None else masks[kept])
 
 
 def _with_area(found: Detections) -> Detections:

@@ -74,7 +74,7 @@ class CanvasDetector:
         Args:
             images: [B, C, H, W] float32. extents: [B, 2] int32, the height and width that each takes of the canvas.
         """
-        canvas = images.shape[2:]
+        canvas = images.shape[2], images.shape[3]
         outputs = self.call(self.networks[canvas], Tensor(images), Tensor(extents))
         candidates, pyramid = outputs if self.model.has_masks else (outputs, None)
         found = [

@@ -9,9 +9,12 @@ from src.data.dataset import DataError
 from src.data.decoding import UnreadableImage
 from src.data.dense_transforms import pad, resize_pixels
 from src.data.transforms import normalise
+from src.errors import UserError
+from src.models.detectors.mask_head import MASK_SIDE
 from src.models.detectors.selection import SelectionRule
 from src.tasks.detection import run_sections
 from src.tasks.detection.evaluator import DetectionEvaluator
+from src.tasks.detection.export_difference import difference_of_rows
 from src.tasks.detection.export_form import CANDIDATES, DETECTIONS, ExportForm
 from src.tasks.detection.figures import BOX_FIGURES, MASK_FIGURES
 from src.tasks.detection.loss import DetectionLosses
@@ -96,11 +99,19 @@ class Detection(Task):
             print("an exported file is evaluated on its one canvas, not on data.canvases", flush=True)
         return replace(config, data=config.data.model_copy(update={"canvases": None}))
 
+    def difference(self, model, output, pairs):
+        return difference_of_rows(pairs, output, self._rule(model))
+
     def signature(self, model, batch_size, output):
+        if batch_size is None:
+            raise UserError("--dynamic-batch: a detector is exported for one number of images; give --batch_size")
         images = TensorSpec("images", (batch_size, model.in_chans, *model.img_size))
         rule = self._rule(model)
-        shape = (rule.max_detections, 6) if output == DETECTIONS else (model.candidate_count, rule.columns)
-        return Signature((images,), (TensorSpec(output, (batch_size, *shape)),))
+        if output == CANDIDATES:
+            return Signature((images,), (TensorSpec(output, (batch_size, model.candidate_count, rule.columns)),))
+        detections = TensorSpec(output, (batch_size, rule.max_detections, 6))
+        masks = TensorSpec("masks", (batch_size, rule.max_detections, MASK_SIDE, MASK_SIDE))
+        return Signature((images,), (detections, masks) if model.has_masks else (detections,))
 
     def sample_inputs(self, model, count):
         """Return the first readable validation images on the network's own canvas; without any, noise."""

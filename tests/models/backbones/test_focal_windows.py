@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from src.models.backbones.focal_windows import displacements, nearest_keys, window_grid
+from src.models.backbones.focal_windows import displacements, distinct, nearest_keys, window_grid
 from tests.reference import FOLDER
 
 
@@ -62,3 +62,10 @@ def test_bad_tables_are_refused():
         displacements(table[:3], (8, 8), 4, 0)
     with pytest.raises(ValueError, match="not tiled"):
         window_grid((8, 9), 4)
+
+
+def test_different_arrays_are_found_in_their_order():
+    arrays = np.array([[[3, 1]], [[0, 2]], [[3, 1]], [[0, 0]]])
+    kinds, kind = distinct(arrays)
+    np.testing.assert_array_equal(kind, [0, 1, 0, 2])
+    np.testing.assert_array_equal(kinds, arrays[[0, 1, 3]])

@@ -62,7 +62,7 @@ def make_split(root: Path, split: str, count: int) -> None:
         generator = np.random.default_rng([number, len(split)])
         height, width = SIZES[number % len(SIZES)]
         pixels = generator.integers(80, 120, (height, width, 3))
-        for half in range(2):
+        for _ in range(2):
             label = int(generator.integers(len(CLASSES)))
             w, h = (int(side) for side in generator.integers(16, 24, 2))
             x, y = int(generator.integers(0, width - w)), int(generator.integers(0, height - h))
@@ -107,7 +107,7 @@ def build(path: Path, name: str, *overrides: str) -> Trainer:
     return Trainer(config, start(config))
 
 
-# --- updates without files, over one rank or several ---------------------------------------------------------------------
+# --- updates without files, over one rank or several -----------------------------------------------------------------
 
 IMAGES, UPDATES = 4, 2
 

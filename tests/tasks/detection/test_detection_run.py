@@ -75,9 +75,10 @@ def test_a_checkpoint_is_evaluated_as_in_training_and_otherwise(uninterrupted, c
     result = evaluate_checkpoint(run.config, Dist(), None, json_path=str(report))
     assert result.figures["box_ap"] == best
     assert "(ema weights): box AP" in capsys.readouterr().out
-    assert json.loads(report.read_text())["box_ap50"] == json.loads((run.config.output / "evaluation.json").read_text())[
-        "box_ap50"
-    ]
+    assert (
+        json.loads(report.read_text())["box_ap50"]
+        == json.loads((run.config.output / "evaluation.json").read_text())["box_ap50"]
+    )
     found = json.loads(report.with_name("report_results.json").read_text())
     assert {detection["category_id"] for detection in found} <= {3, 7}
 

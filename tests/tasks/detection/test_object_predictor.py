@@ -24,7 +24,7 @@ RULE = SelectionRule(len(CLASSES), False, False, 0.05, 0.5, 100)
 DESCRIBED = {
     "channels": 3, "short_side": 72, "long_side": 112, "canvases": [list(canvas) for canvas in CANVASES],
     "mean": [0.5] * 3, "std": [0.25] * 3, "num_classes": 3, "class_boxes": False, "has_factor": False,
-    "score_threshold": 0.05, "nms_iou": 0.5, "max_detections": 100, "reading": {}, "output": None,
+    "score_threshold": 0.05, "nms_iou": 0.5, "max_detections": 100, "clips_boxes": True, "reading": {}, "output": None,
 }  # fmt: skip
 COLOURS = ((200, 40, 40), (40, 200, 40))  # of the two classes, over grey
 EXTENTS = ((72, 96), (108, 72), (72, 96), (72, 72))  # of the images on their canvases

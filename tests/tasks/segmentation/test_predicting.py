@@ -24,10 +24,11 @@ from src.files.weights import CLASSES as NAMES_KEY
 from src.files.weights import CONFIG as CONFIG_KEY
 from src.files.weights import official_names, write_checkpoint
 from src.inference.evaluate import evaluate_checkpoint
-from src.inference.export import Difference, export_checkpoint
+from src.inference.export import export_checkpoint
 from src.models.registry import ArgumentError
 from src.models.resize import bilinear_matrix
 from src.pages.palette import palette
+from src.tasks.export_difference import difference_of
 from src.tasks.prediction_files import places_of
 from src.tasks.segmentation.inference_rule import joined_labels
 from src.tasks.segmentation.metrics import confusion_matrix
@@ -261,10 +262,10 @@ def test_a_file_with_other_labels_is_refused():
     labels = np.zeros((1, 100, 100), np.int32)
     other = labels.copy()
     other[0, 0, :5] = 1
-    assert Difference.of([(other, labels)]).is_small
+    assert difference_of([(other, labels)]).is_small
     other[0, 1, :6] = 1
-    assert not Difference.of([(other, labels)]).is_small
-    assert str(Difference.of([(other, labels)])) == "99.8900% of the labels are equal"
+    assert not difference_of([(other, labels)]).is_small
+    assert str(difference_of([(other, labels)])) == "99.8900% of the labels are equal"
 
 
 def test_every_image_has_a_place_of_its_own():
