@@ -308,7 +308,7 @@ class TwoStageDetector(Detector):
 
     def best_class(self, scores):
         """Return the best of the classes but the background: [B, S, C + 1] to [B, S] int32."""
-        return ops.argmax(scores[:, :, : self.num_classes], -1).astype(ms.int32)
+        return ops.Argmax(-1)(scores[:, :, : self.num_classes])
 
     def moves_of_class(self, moves, classes):
         """Pick each region's deltas of one class: [B * S, C, 4] and [B, S] int32 to [B, S, 4]."""
