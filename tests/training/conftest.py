@@ -20,9 +20,9 @@ def build_trainer(digits, output, *overrides):
 
 
 @pytest.fixture
-def trainer(digits, tmp_path):
+def trainer(digits, tmp_path, shared_graphs):
     """trainer("name", overrides...) builds a run of three epochs on a network that compiles fast."""
-    return lambda name, *overrides: build_trainer(digits, tmp_path / name, *overrides)
+    return lambda name, *overrides: build_trainer(digits, tmp_path / name, shared_graphs, *overrides)
 
 
 @pytest.fixture(scope="session")
