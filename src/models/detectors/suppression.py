@@ -71,5 +71,5 @@ class ComposedSuppression(nn.Cell):
             suppresses = suppresses * (label == label.transpose((0, 2, 1))).astype(ms.float32)
         kept = ops.ones((batch, 1, count), ms.float32)
         for _ in range(ROUNDS):
-            kept = (self.matmul(kept, suppresses) < 0.5).astype(ms.float32)
+            kept = (self.matmul(kept, suppresses) <= 0.5).astype(ms.float32)
         return kept.reshape((batch, count))
