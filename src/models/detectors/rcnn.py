@@ -171,11 +171,8 @@ def check_rcnn(arguments: dict) -> None:
             "samples", f"must be at least 4, a quarter of which are objects, got {arguments['samples']}"
         )
     if arguments["proposals_per_level"] > MOST_SUPPRESSED:
-        given = arguments["proposals_per_level"]
-        raise ArgumentError(
-            "proposals_per_level",
-            f"must be at most {MOST_SUPPRESSED}, which MindSpore's NMSWithMask takes, got {given}",
-        )
+        limit = f"must be at most {MOST_SUPPRESSED}, which MindSpore's NMSWithMask takes"
+        raise ArgumentError("proposals_per_level", f"{limit}, got {arguments['proposals_per_level']}")
 
 
 class TwoStageDetector(Detector):
@@ -230,7 +227,7 @@ class TwoStageDetector(Detector):
         sizes = [m.size for m in maps]
         self.rpn_head = RPNHead(channels, sizes, self.shapes.per_place)
         self.propose = Proposals(self.anchors, proposals_per_level, proposals, NMS_IOU)
-        fewer = min(proposals_per_level, TEST_PROPOSALS), min(proposals, TEST_PROPOSALS)
+        fewer = (min(number, TEST_PROPOSALS) for number in (proposals_per_level, proposals))
         self.propose_in_test = Proposals(self.anchors, *fewer, NMS_IOU)
         self.positives = samples // 4
         stages, is_cascade = self.stages, self.is_cascade
@@ -285,9 +282,7 @@ class TwoStageDetector(Detector):
         outputs = (logits, deltas)
         for i in range(len(self.stages)):
             boxes, matched, is_sample, is_own = self.samplers[i](proposals, is_proposal, truth, is_object, keys[:, i])
-            size = matched.shape
-            scores, moves = self.roi_head.boxes_of(i, self.align(regions, boxes), is_sample.reshape(-1))
-            scores = scores.reshape((*size, -1))
+            scores, moves = self.scores_and_moves(i, regions, boxes, is_sample)
             own_class = self.classes_of(labels, matched)
             is_matched = matched >= 0
             moved_class = ops.select(is_matched, own_class, self.best_class(scores))
@@ -312,9 +307,15 @@ class TwoStageDetector(Detector):
 
     # --- both --------------------------------------------------------------------------------------------------------
 
+    def scores_and_moves(self, stage, regions, boxes, is_sample=None):
+        """Classify boxes [B, S, 4] and move them for every class: logits [B, S, C + 1] and deltas [B * S, C, 4]."""
+        counted = None if is_sample is None else is_sample.reshape(-1)
+        scores, moves = self.roi_head.boxes_of(stage, self.align(regions, boxes), counted)
+        return scores.reshape((*boxes.shape[:2], -1)), moves
+
     def best_class(self, scores):
         """Return the best of the classes but the background: [B, S, C + 1] to [B, S] int32."""
-        return ops.argmax(scores[:, :, : self.num_classes], -1).astype(ms.int32)
+        return ops.Argmax(-1)(scores[:, :, : self.num_classes])
 
     def moves_of_class(self, moves, classes):
         """Pick each region's deltas of one class: [B * S, C, 4] and [B, S] int32 to [B, S, 4]."""
@@ -339,13 +340,12 @@ class TwoStageDetector(Detector):
         boxes, is_proposal = self.propose_in_test(logits, deltas, extents)
         regions = pyramid[:, : self.region_tokens]
         size, last = is_proposal.shape, len(self.stages) - 1
-        total = 0
-        for i in range(last + 1):
-            scores, moves = self.roi_head.boxes_of(i, self.align(regions, boxes))
-            scores = scores.reshape((*size, -1))
+        scores, moves = self.scores_and_moves(0, regions, boxes)
+        total = scores
+        for i in range(last):
+            boxes = self.refine(i, boxes, self.moves_of_class(moves, self.best_class(scores)), extents)
+            scores, moves = self.scores_and_moves(i + 1, regions, boxes)
             total = total + scores
-            if i < last:
-                boxes = self.refine(i, boxes, self.moves_of_class(moves, self.best_class(scores)), extents)
         moves = moves.reshape((*size, -1, 4))
         boxes = decode_deltas(boxes.expand_dims(2), moves, self.stds[last]).reshape((size[0], -1, 4))
         boxes = clip_to_extents(boxes, extents).reshape((*size, -1))  # [B, P, C * 4]

@@ -108,7 +108,7 @@ class SelectedDetections(nn.Cell):
         suppresses = (shared / union > self.rule.nms_iou).astype(ms.float32) * same * better  # [B, N, N]
         kept = ops.ones((batch, 1, count), ms.float32)
         for _ in range(ROUNDS):
-            kept = (self.matmul(kept, suppresses) < 0.5).astype(ms.float32)
+            kept = (self.matmul(kept, suppresses) <= 0.5).astype(ms.float32)
         return kept.reshape((batch, count))
 
 

@@ -208,7 +208,7 @@ def test_another_canvas_has_the_same_parameters():
     assert model.at(CANVAS) is model
     assert all(p is official_names(model)[key] for key, p in official_names(other).items())
     candidates, _ = other.set_train(False)(Tensor(images((1, 3, 96, 64))))
-    assert candidates.shape == (1, 1000, 15)
+    assert candidates.shape == (1, other.candidate_count, 15) == (1, 48, 15)
 
 
 @pytest.mark.parametrize("name", NAMES)
