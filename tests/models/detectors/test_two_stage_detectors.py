@@ -152,6 +152,15 @@ def test_a_graph_has_the_gradients_of_operators(graph_mode):
         np.testing.assert_allclose(value.asnumpy(), wanted.asnumpy(), atol=1e-3 * scale, err_msg=parameter.name)
 
 
+def test_a_graph_detects_as_operators_do(graph_mode):
+    model = small("cascade_rcnn").set_train(False)
+    given = X, Tensor(EXTENTS, ms.int32)
+    compiled = model(*given)
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    for found, expected in zip(compiled, model(*given), strict=True):
+        np.testing.assert_allclose(found.asnumpy(), expected.asnumpy(), rtol=1e-3, atol=1e-3)
+
+
 # --- targets --------------------------------------------------------------------------------------------------------
 
 
