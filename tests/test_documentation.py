@@ -30,7 +30,8 @@ KEYS: dict[str, set[str]] = {}
 for sections in TASK_SECTIONS.values():
     for section, schema in sections.schemas().items():
         KEYS.setdefault(section, set()).update(schema.model_fields)
-BACKBONES, HEADS = ("focal", "focalv2", "twins"), ("upernet", "semantic_fpn")
+BACKBONES = ("focal", "focalv2", "twins")
+HEADS = ("upernet", "semantic_fpn", "retinanet", "atss", "mask_rcnn", "cascade_rcnn", "sparse_rcnn", "reppoints_v2")
 KEYS["backbone"] = {"name"}.union(*(find_model(family)[0].parameters() for family in BACKBONES))
 KEYS["model"] = KEYS["backbone"].union(*(find_model(family)[0].parameters() for family in HEADS))
 FOLDERS = ("src", "scripts", "configs", "docs", "tests")
