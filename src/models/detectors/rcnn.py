@@ -227,8 +227,8 @@ class TwoStageDetector(Detector):
         sizes = [m.size for m in maps]
         self.rpn_head = RPNHead(channels, sizes, self.shapes.per_place)
         self.propose = Proposals(self.anchors, proposals_per_level, proposals, NMS_IOU)
-        fewer = (min(number, TEST_PROPOSALS) for number in (proposals_per_level, proposals))
-        self.propose_in_test = Proposals(self.anchors, *fewer, NMS_IOU)
+        tested, tested_per_level = min(proposals, TEST_PROPOSALS), min(proposals_per_level, TEST_PROPOSALS)
+        self.propose_in_test = Proposals(self.anchors, tested_per_level, tested, NMS_IOU)
         self.positives = samples // 4
         stages, is_cascade = self.stages, self.is_cascade
         self.stds = tuple(stage.stds for stage in stages)

@@ -87,6 +87,6 @@ class RoISampler(nn.Cell):
             highest = ops.ReduceMax(keep_dims=True)(overlaps, 2)  # [B, G, 1]; Tensor.max brings int64
             is_highest = ops.logical_and(overlaps == highest, highest >= self.iou).astype(ms.float32)
             numbers = Tensor(np.arange(1, truth.shape[1] + 1, dtype=np.float32).reshape(1, -1, 1))
-            last = (ops.ReduceMax()(is_highest * numbers, 1) - 1).astype(ms.int32)  # of several objects the last, as there
+            last = (ops.ReduceMax()(is_highest * numbers, 1) - 1).astype(ms.int32)  # the last object
             matched = ops.select(last >= 0, last, matched)
         return matched
