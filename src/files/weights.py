@@ -203,7 +203,7 @@ def save_weights(model: nn.Cell, path: str | Path) -> None:
     if suffix == ".ckpt":
         write_checkpoint(path, {name: p.asnumpy() for name, p in model.parameters_and_names()})
         return
-    arrays = {name: np.ascontiguousarray(p.asnumpy()) for name, p in official_names(model).items()}
+    arrays = {name: np.asarray(p.asnumpy(), order="C") for name, p in official_names(model).items()}
     if suffix == ".safetensors":
         try:
             with replacing(path) as temporary:
@@ -360,7 +360,7 @@ def load_weights(
     if not any(name in values for name in targets if not place.is_behind_stages(name)):
         raise WeightsError(f"{label}: of another model, nothing in it fits; " + _differences(report, misshapen))
     for name, value in values.items():
-        targets[name].set_data(Tensor(np.ascontiguousarray(value), targets[name].dtype))
+        targets[name].set_data(Tensor(np.asarray(value, order="C"), targets[name].dtype))
     if place.backbone is not None:
         place.backbone.adopt_key_tables()
     for line in report.lines():

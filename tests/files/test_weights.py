@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, nn
+from mindspore import Parameter, Tensor, nn
 from safetensors.numpy import save_file
 
 from src.files import pth
@@ -194,6 +194,24 @@ def test_round_trip_is_bit_identical(family, arguments, suffix, tmp_path):
     assert written.keys() == loaded.keys()
     for name, value in written.items():
         np.testing.assert_array_equal(loaded[name], value)
+
+
+class Scaled(nn.Cell):
+    """A network with a parameter that has no dimension, as the heads of detectors have."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.scale = Parameter(Tensor(value, ms.float32), name="scale")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_parameters_without_dimensions_keep_their_shape(suffix, tmp_path):
+    path, second = tmp_path / f"x{suffix}", Scaled(3.0)
+    save_weights(Scaled(2.0), path)
+    for _ in range(2):  # it was the loaded network that could not be loaded from
+        load_weights(second, path)
+        assert second.scale.shape == () and second.scale.asnumpy() == 2
+        save_weights(second, path)
 
 
 @pytest.mark.parametrize(
