@@ -130,6 +130,15 @@ def digit_scenes(made_once) -> Path:
     return made_once("digit_scenes", make)
 
 
+@pytest.fixture(scope="session")
+def shared_graphs(made_once) -> str:
+    """The option by which a run reads the graphs that other runs of these tests compiled: most of what it costs.
+
+    tests/distributed/test_compile_cache.py has it that bits are those of a run that compiles.
+    """
+    return f"runtime.compile_cache={made_once('graphs', Path.mkdir)}"
+
+
 @pytest.fixture
 def run_script(capsys, monkeypatch):
     """Run an entry point in this process: run_script("train.py", "--config", ...) -> (exit code, stdout, stderr).

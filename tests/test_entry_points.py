@@ -20,11 +20,11 @@ TINY = "focalv2_tiny_useconv_patch4_window7_224"
 
 
 @pytest.fixture(scope="module")
-def run(digits, tmp_path_factory):
+def run(digits, shared_graphs, tmp_path_factory):
     """A run of one epoch, made by train.py in a process of its own: its folder and the options that made it."""
     output = tmp_path_factory.mktemp("runs") / "digits"
     options = ["--config", str(DIGITS_CONFIG), f"--data_url={digits}", *TOY_MODEL, "train.epochs=1",
-               "schedule.warmup_epochs=0", "data.workers=1", "eval.batch_size=100"]  # fmt: skip
+               "schedule.warmup_epochs=0", "data.workers=1", "eval.batch_size=100", shared_graphs]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "train.py", *options, f"--train_url={output}", "--device_target", "CPU"],
         cwd=ROOT, capture_output=True, text=True, env=os.environ | {"GLOG_v": "4"}, check=False,

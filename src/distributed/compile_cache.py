@@ -64,8 +64,18 @@ NOT_IN_GRAPHS = {
     "runtime.compile_cache": "where graphs are kept",
 }
 PACKAGES = ("mindspore", "numpy", "scipy")  # the compiler, and what makes tables of constants
+# MindSpore compares hashes of the script, once in a process: one whose first graph is not there would read no other
+# either, were it not for this variable. What graphs are made of is in their keys.
+WITHOUT_COMPARING = "MS_DEV_FORCE_USE_COMPILE_CACHE"
 # MindSpore's variables that tell launches and ranks apart. All others are a part of what a graph is known by.
-OF_THE_LAUNCH = ("MS_SCHED_HOST", "MS_SCHED_PORT", "MS_NODE_ID", "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH")
+OF_THE_LAUNCH = (
+    "MS_SCHED_HOST",
+    "MS_SCHED_PORT",
+    "MS_NODE_ID",
+    "MS_COMPILER_CACHE_ENABLE",
+    "MS_COMPILER_CACHE_PATH",
+    WITHOUT_COMPARING,
+)
 # What compiling leaves in a cell, beside attributes of MindSpore's that begin with an underscore.
 LEFT_BY_COMPILING = ("compile_phase", "current_phase", "sequence_modified")
 SUFFIX = ".graph"
@@ -207,7 +217,7 @@ class CompileCache:
             self.announce(f"compile cache: {path}: cannot be written ({error.strerror}); the run goes on without")
 
     def _remove_graphs(self) -> None:
-        """Leave nothing that MindSpore could read, but its hash of the script."""
+        """Leave no graph that MindSpore could read."""
         for graph in self.own.rglob("*.mindir"):
             graph.unlink()
 
@@ -243,7 +253,7 @@ def _own_folder() -> Path:
     """Where MindSpore reads and writes in this process; it takes note of it once."""
     folder = tempfile.mkdtemp(prefix="compile_cache_")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    os.environ["MS_COMPILER_CACHE_PATH"] = folder
+    os.environ |= {"MS_COMPILER_CACHE_PATH": folder, WITHOUT_COMPARING: "1"}
     return Path(folder)
 
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from src.errors import UserError
+from src.models.class_layout import ClassLayout
 
+ONE_ROW_EACH = ClassLayout()
 SHOWN = 3  # names of classes in a message
 
 
@@ -33,23 +35,28 @@ class ClassRows:
         """True if no row of the file is taken."""
         return self.rows is not None and all(row is None for row in self.rows)
 
-    def take(self, array: np.ndarray, initial: np.ndarray) -> np.ndarray | None:
-        """Put together the parameter of a head [classes, ...]; None if the file's array does not fit.
+    def take(self, array: np.ndarray, initial: np.ndarray, layout: ClassLayout = ONE_ROW_EACH) -> np.ndarray | None:
+        """Put together the parameter of a head, [rows, ...]; None if the file's array does not fit.
 
         Args:
-            array: the file's [its classes, ...].
-            initial: the model's own [classes, ...], whose rows the classes without one in the file keep.
+            array: the file's, which has its classes.
+            initial: the model's own, whose rows the classes without one in the file keep.
+            layout: of both.
         """
         if array.shape[1:] != initial.shape[1:]:
             return None
         if self.rows is None:
             return array if array.shape == initial.shape else None
-        found = [(row, source) for row, source in enumerate(self.rows) if source is not None]
-        if len(self.rows) != len(initial) or any(source >= len(array) for _, source in found):
-            return None
         taken = initial.copy()
+        here, there = layout.split(taken), layout.split(array)
+        found = [(row, source) for row, source in enumerate(self.rows) if source is not None]
+        if here is None or there is None or len(self.rows) != here[0].shape[1]:
+            return None
+        if any(source >= there[0].shape[1] for _, source in found):
+            return None
         for row, source in found:
-            taken[row] = array[source]
+            here[0][:, row] = there[0][:, source]
+        here[1][:] = there[1]
         return taken
 
 

@@ -23,8 +23,9 @@ from safetensors.numpy import load_file, save_file
 from src.errors import UserError
 from src.files import ckpt, pth
 from src.files.atomic import replacing
-from src.files.class_rows import ClassRows
+from src.files.class_rows import ONE_ROW_EACH, ClassRows
 from src.models.backbones.backbone import Backbone
+from src.models.class_layout import ClassLayout
 
 EMA_PREFIX = "ema."  # exponential moving average of the weights
 OPTIMIZER_PREFIX = "optimizer."  # moments
@@ -68,13 +69,17 @@ class BackbonePlace:
 
     prefix: str = ""
     backbone: Backbone | None = None
-    classifiers: frozenset[str] = frozenset()  # parameters of the layers that give logits of classes
+    classifiers: dict[str, ClassLayout] = field(default_factory=dict)  # of the parameters that have rows for classes
 
     @classmethod
     def of(cls, model: nn.Cell) -> "BackbonePlace":
         """Find the backbone in a model."""
-        layers = getattr(model, "classifiers", ())
-        classifiers = frozenset(f"{layer}.{local}" for layer in layers for local in ("weight", "bias"))
+        layouts = getattr(model, "class_layouts", {})
+        classifiers = {
+            f"{layer}.{local}": layouts.get(layer, ONE_ROW_EACH)
+            for layer in getattr(model, "classifiers", ())
+            for local in ("weight", "bias")
+        }
         for path, cell in model.cells_and_names():
             if isinstance(cell, Backbone):
                 return cls(f"{path}." if path else "", cell, classifiers)
@@ -347,7 +352,7 @@ def load_weights(
                 "start a training (train.pretrained)"
             )
         raise WeightsError(f"{label}: not of this model; {differences}")
-    if rows is not None and rows.required and not place.classifiers & targets.keys() <= values.keys():
+    if rows is not None and rows.required and not place.classifiers.keys() & targets.keys() <= values.keys():
         raise WeightsError(
             f"{label}: its head cannot be kept (train.pretrained_head=keep): it is for another number of classes, or "
             "another network's; use auto, new or by_name"
@@ -386,7 +391,7 @@ def _matched(place, targets, arrays, adapt, moved, outside, rows):
     values, report, misshapen = {}, LoadReport(total=len(targets), moved=moved), {}
     backbone = place.backbone
     behind = {name for name in targets if place.is_behind_stages(name)}
-    head = place.classifiers if "head" in adapt else frozenset()
+    head = place.classifiers if "head" in adapt else {}
     own_names, file_names = ([place.local(name) for name in names if place.local(name)] for names in (targets, arrays))
     # Another network's file has none of this network's parameters after the backbone's stages.
     is_of_another = "head" in adapt and backbone is not None and not behind & arrays.keys()
@@ -408,7 +413,7 @@ def _matched(place, targets, arrays, adapt, moved, outside, rows):
             else:
                 misshapen[name] = f"{name} (of another image size)"
         elif name in head and array.shape[1:] == shape[1:]:
-            taken = None if rows.all_new else rows.take(array, parameter.asnumpy())
+            taken = None if rows.all_new else rows.take(array, parameter.asnumpy(), head[name])
             if taken is None:
                 report.reset.append(name)
                 report.head = rows.line if rows.all_new else None

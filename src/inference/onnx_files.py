@@ -14,6 +14,7 @@ from mindspore import Tensor, nn, ops
 
 from src.errors import UserError
 from src.models.batch_norm import BatchNorm
+from src.models.detectors.suppression import ComposedSuppression, RankedSuppression
 from src.tasks.task import Signature, TensorSpec
 
 PACKAGES = ("onnx", "onnxruntime")
@@ -59,6 +60,8 @@ def make_expressible(model: nn.Cell) -> None:
                 setattr(cell, name, MapNorm(child))
             elif isinstance(child, BatchNorm):
                 setattr(cell, name, FoldedNorm(child))
+            elif isinstance(child, RankedSuppression):
+                setattr(cell, name, ComposedSuppression(child.iou))
 
 
 def example_tensor(spec: TensorSpec) -> Tensor:
@@ -102,7 +105,7 @@ def write_onnx(model: nn.Cell, path: Path, signature: Signature) -> None:
 
 
 def _name_batch_axis(path: Path) -> None:
-    """Name the outputs' first axis like the input's; the exporter writes -1, which is no valid size."""
+    """Name the first axis of outputs like the input's; the exporter writes -1, which is no valid size."""
     import onnx
 
     content = onnx.load(str(path))

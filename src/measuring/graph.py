@@ -89,7 +89,7 @@ class Operator:
     returned: tuple[int, ...] = ()
 
 
-def compiled_operators(cell: nn.Cell, *inputs) -> list[Operator]:
+def compiled_operators(cell: nn.Cell, *inputs, loops_once: bool = False) -> list[Operator]:
     """Compile a cell for `inputs`, without running it, and list every primitive call of its graph.
 
     The graph is that of the cell's current phase (`set_train`), whatever the context's mode; nothing global changes and
@@ -105,7 +105,7 @@ def compiled_operators(cell: nn.Cell, *inputs) -> list[Operator]:
     # As in ms.export, a phase of this name ends with the front end. Training and inference are two graphs.
     phase, _ = _cell_graph_executor.compile(cell, *inputs, phase=f"export.{cell.phase}", do_convert=False)
     serialized = _cell_graph_executor._get_func_graph_proto(cell, phase, "mind_ir")
-    return _Reader(ModelProto.FromString(serialized)).operators
+    return _Reader(ModelProto.FromString(serialized), loops_once).operators
 
 
 # --- the reader -----------------------------------------------------------------------------------------------------
@@ -131,6 +131,7 @@ _DTYPES = {
 ITEM_SIZES = dict(_DTYPES.values())  # bytes by name of the element type
 
 _STATE = Value("state")  # orders side effects; carries no data
+_NEXT_TURN = object()  # what a loop gives in a turn that is not the last
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,8 @@ class _Reader:
     again replaces its entries, which nothing reads any more.
     """
 
-    def __init__(self, model: ModelProto):
+    def __init__(self, model: ModelProto, loops_once: bool):
+        self.loops_once = loops_once
         self.primitives = {primitive.name: primitive.op_type for primitive in model.primitives}
         self.graphs = {graph.name: graph for graph in [model.graph, *model.functions]}
         self.operators: list[Operator] = []
@@ -183,6 +185,8 @@ class _Reader:
     def call(self, graph: GraphProto, arguments):
         """Return the value of a graph for given arguments, and record its operators."""
         if graph.name in self.calls:
+            if self.loops_once:
+                return _NEXT_TURN
             raise ValueError(f"the compiled graph has a loop ({graph.name}): how often it runs is not in the graph")
         self.calls.append(graph.name)
         for entry, argument in zip(graph.input, arguments, strict=True):
@@ -220,6 +224,9 @@ class _Reader:
         if isinstance(function, _Closure):
             return self.call(self.graphs[function.graph], (*function.arguments, *arguments))
         results = [self.call_closure(branch, arguments, node) for branch in function.branches]
+        results = [result for result in results if result is not _NEXT_TURN]
+        if not results:  # a loop or a branch within a loop, after which that goes on
+            return _NEXT_TURN
         return self.record("Switch", [function.condition, *results], node, function.scope)
 
     def record(self, name, arguments, node: NodeProto, scope):

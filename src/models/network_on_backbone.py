@@ -1,6 +1,7 @@
 """Defines what networks on a backbone have in common, whatever they predict: segmentors and detectors."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
@@ -9,6 +10,7 @@ from mindspore.nn.utils import no_init_parameters
 
 from src.models.backbones.backbone import Backbone, share_parameters
 from src.models.batch_norm import batch_norms, synchronise_batch_norms
+from src.models.class_layout import ClassLayout
 from src.models.device_options import device_options, set_device_options
 from src.models.registry import ArgumentError
 
@@ -23,10 +25,12 @@ class NetworkOnBackbone(nn.Cell):
         num_classes: classes that it predicts.
         img_size: (H, W) of the images. in_chans: their channels.
         classifiers: the layers, by name, whose parameters have rows for classes, see src/files/weights.py.
+        class_layouts: of those of them, by name, that have more than a row for each class.
     """
 
     check: Callable[[dict], None]
     classifiers: tuple[str, ...]
+    class_layouts: Mapping[str, ClassLayout] = MappingProxyType({})
 
     def __init__(self, backbone: Backbone, arguments: dict):
         super().__init__()

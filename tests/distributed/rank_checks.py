@@ -21,6 +21,7 @@ from src.files.folder_lock import LOCK
 from src.models.batch_norm import synchronise_batch_norms
 from src.training.run_folder import held
 from tests.models import test_batch_norm as batch_norm
+from tests.tasks.detection import small_detection
 from tests.tasks.segmentation import small_step
 from tests.training import counted_losses as toy
 
@@ -108,15 +109,26 @@ def a_folder_that_the_main_rank_cannot_have_ends_all(dist):
             assert (Path(folder) / "run" / LOCK).exists() == dist.is_main
 
 
-def segmentation_is_that_of_one_process(dist):
-    """Weights and running statistics: images of a rank have other shares of pixels without a class."""
+def is_that_of_one_process(dist, outcome_of_run, **options):
+    """The parameters and losses after some updates are those that a process comes to alone."""
     ms.set_context(mode=ms.PYNATIVE_MODE, pynative_synchronize=True)  # as in tests/conftest.py
-    expected, losses = small_step.outcome_of_run()  # by this process alone
-    found, losses_of_ranks = small_step.outcome_of_run(dist.rank, dist.size, dist.gradient_reducer)
+    expected, losses = outcome_of_run(**options)
+    found, losses_of_ranks = outcome_of_run(dist.rank, dist.size, dist.gradient_reducer, **options)
     ms.set_context(mode=ms.GRAPH_MODE)
     np.testing.assert_allclose(losses_of_ranks, losses, rtol=1e-5)
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-4 * np.abs(value).max(), err_msg=name)
+
+
+def segmentation_is_that_of_one_process(dist):
+    """Weights and running statistics: images of a rank have other shares of pixels without a class."""
+    is_that_of_one_process(dist, small_step.outcome_of_run)
+
+
+def detection_is_that_of_one_process(dist):
+    """One stage and two: images have other numbers of objects, and the images of a rank as well."""
+    for section in (None, small_detection.MASK_RCNN):
+        is_that_of_one_process(dist, small_detection.outcome_of_run, section=section)
 
 
 CHECKS = (
@@ -126,6 +138,7 @@ CHECKS = (
     one_overflow_skips_the_update_of_all,
     batch_norm_is_that_of_the_whole_batch,
     segmentation_is_that_of_one_process,
+    detection_is_that_of_one_process,
 )
 
 

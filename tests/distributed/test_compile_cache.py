@@ -168,6 +168,8 @@ def test_graphs_are_read_by_other_processes_that_make_the_same(tmp_path):
     assert calls(folder, 2, 5, "plain", "scaled", "plain") == ([[0, 1, 2], [5, 7, 9], [0, 1, 2]], [True, True])
     # Another constant; other shapes.
     assert calls(folder, 3, 1, "scaled", "wide") == ([[1, 4, 7], [[4] * 3] * 2], [False, False])
+    # What was compiled does not keep a process from reading the rest.
+    assert calls(folder, 3, 1, "plain", "scaled") == ([[0, 1, 2], [1, 4, 7]], [False, True])
 
 
 class Compiled(nn.Cell):

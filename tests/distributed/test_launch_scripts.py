@@ -11,11 +11,16 @@ from tests.processes import ALLOWED, BIN, run
 from tests.trained import write_digits_checkpoint
 
 PYTHON = str(BIN / "python")
-TOY = [*TOY_MODEL, "data.workers=1", "schedule.warmup_epochs=0", "train.batch_size=24"]
 
 
 def script(name, *arguments, **environment):
     return run(["bash", f"scripts/{name}", *map(str, arguments)], PYTHON=PYTHON, **environment)
+
+
+@pytest.fixture(scope="module")
+def toy(shared_graphs):
+    """Options of a run that compiles fast; runs in batches of 24 compile once for all."""
+    return [*TOY_MODEL, "data.workers=1", "schedule.warmup_epochs=0", shared_graphs]
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +32,10 @@ def checkpoint(digits, tmp_path_factory):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_performance_prints_and_writes_what_the_reports_do(ranks, digits, tmp_path):
+def test_performance_prints_and_writes_what_the_reports_do(ranks, toy, digits, tmp_path):
     name = "run_performance_1p.sh" if ranks == 1 else "run_performance_8p.sh"
-    done = script(name, f"--data_path={digits}", f"--cfg={DIGITS_CONFIG}", f"--output={tmp_path}", *TOY,
-                  RANKS=str(ranks))  # fmt: skip
+    done = script(name, f"--data_path={digits}", f"--cfg={DIGITS_CONFIG}", f"--output={tmp_path}", "--batch_size=24",
+                  *toy, RANKS=str(ranks))  # fmt: skip
     assert done.returncode == 0, done.stderr
     printed = dict(re.findall(r"^(Final Performance images/sec|Final Train Accuracy|E2E Training Duration sec) : (.+)$",
                               done.stdout, re.MULTILINE))  # fmt: skip
@@ -49,17 +54,17 @@ def test_performance_prints_and_writes_what_the_reports_do(ranks, digits, tmp_pa
     assert (tmp_path / f"train_{case}_loss.txt").read_text().splitlines()[-1] == fields["ActualLoss"]
 
 
-def test_training_on_several_devices(digits, tmp_path):
+def test_training_on_several_devices(toy, digits, tmp_path):
     output = tmp_path / "run"
-    done = script("run_train_8p.sh", "--cfg", DIGITS_CONFIG, "--data-path", digits, "--batch-size", 16, "--stop_step=3",
-                  f"runtime.output={output}", *TOY[:-1], RANKS="2")  # fmt: skip
+    done = script("run_train_8p.sh", "--cfg", DIGITS_CONFIG, "--data-path", digits, "--batch-size", 24, "--stop_step=3",
+                  f"runtime.output={output}", *toy, RANKS="2")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "CPU x 2" in done.stdout
-    assert "updates of 32 images" in done.stdout
+    assert "updates of 48 images" in done.stdout
     assert json.loads((output / "summary.json").read_text())["updates"] == 3
 
 
-def test_evaluation_export_and_fine_tuning(digits, checkpoint, tmp_path):
+def test_evaluation_export_and_fine_tuning(toy, digits, checkpoint, tmp_path):
     done = script("run_eval.sh", "--cfg", DIGITS_CONFIG, "--data-path", digits, "--checkpoint", checkpoint, *TOY_MODEL)
     assert "(360 images" in done.stdout, done.stderr
     mindir = tmp_path / "model.mindir"
@@ -68,7 +73,7 @@ def test_evaluation_export_and_fine_tuning(digits, checkpoint, tmp_path):
     assert done.returncode == 0, done.stderr
     assert mindir.exists()
     done = script("run_finetune_1p.sh", f"--data_path={digits}", f"--finetune_model={checkpoint}",
-                  f"--cfg={DIGITS_CONFIG}", *TOY, "train.epochs=1",
+                  f"--cfg={DIGITS_CONFIG}", *toy, "train.batch_size=24", "train.stop_after_update=3",
                   f"runtime.output={tmp_path / 'tuned'}")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "10 classes" in done.stdout

@@ -5,6 +5,7 @@ import pytest
 
 from src.errors import UserError
 from src.files.class_rows import choose_rows
+from src.models.class_layout import ClassLayout
 
 ABC, CBA, ABD, BX = ("a", "b", "c"), ("c", "b", "a"), ("a", "b", "d"), ("b", "x")
 FILE = np.arange(6, dtype=np.float32).reshape(3, 2)
@@ -49,3 +50,19 @@ def test_heads_of_other_shapes_do_not_fit():
         chosen = choose_rows(choice, in_file, ABD)
         assert chosen.take(FILE[:, :1], OWN) is None  # another width
         assert chosen.take(FILE[:1], OWN) is None  # fewer rows than the file has names
+
+
+@pytest.mark.parametrize(
+    ("layout", "in_file", "own", "taken"),
+    [
+        (ClassLayout(blocks=2), [0, 1, 2, 10, 11, 12], [-1] * 4, [1, -1, 11, -1]),  # anchors of a place
+        (ClassLayout(per_class=2), [0, 1, 10, 11, 20, 21], [-1] * 4, [10, 11, -1, -1]),  # boxes of classes
+        (ClassLayout(others=1), [0, 1, 2, 9], [-1] * 3, [1, -1, 9]),  # with a background
+        (ClassLayout(blocks=2), [0, 1, 2, 10, 11, 12], [-1] * 3, None),
+        (ClassLayout(per_class=2), [0, 1, 10], [-1] * 4, None),
+    ],
+)
+def test_rows_of_other_layouts(layout, in_file, own, taken):
+    """The file has classes a, b and c; the model b and d."""
+    found = choose_rows("by_name", ABC, ("b", "d")).take(np.array(in_file), np.array(own), layout)
+    assert (found is None) if taken is None else found.tolist() == taken

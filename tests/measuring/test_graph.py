@@ -202,6 +202,13 @@ def test_a_loop_is_refused():
         compiled_operators(Loop(), zeros(4, 4), Tensor(3))
 
 
+def test_what_a_loop_does_can_be_listed_once():
+    operators = compiled_operators(Loop(), zeros(4, 4), Tensor(3), loops_once=True)
+    assert [operator.name for operator in operators].count("MatMulExt") == 1
+    assert operators[-1].outputs[0].shape == (4, 4)
+    assert operators[-1].returned == (0,)
+
+
 class Square(nn.Cell):
     def construct(self, x):
         return ops.matmul(x, x)

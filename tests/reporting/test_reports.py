@@ -34,10 +34,10 @@ from tests.runs import evaluate_run, lines_of, write_images, write_run
 
 
 @pytest.fixture(scope="module")
-def run(digits, tmp_path_factory):
+def run(digits, shared_graphs, tmp_path_factory):
     """A run of two epochs by train.py: its folder and what was printed."""
     folder = tmp_path_factory.mktemp("runs") / "first <run>"
-    options = ["train.epochs=2", "train.log_interval=5", "train.batch_size=96", "eval.batch_size=120"]
+    options = ["train.epochs=2", "train.log_interval=5", "train.batch_size=96", "eval.batch_size=120", shared_graphs]
     done = subprocess.run(
         [sys.executable, *train_command(digits, folder, *options)],
         cwd=ROOT, capture_output=True, text=True, env=os.environ | {"GLOG_v": "4"}, check=False,

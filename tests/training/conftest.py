@@ -20,18 +20,18 @@ def build_trainer(digits, output, *overrides):
 
 
 @pytest.fixture
-def trainer(digits, tmp_path):
+def trainer(digits, tmp_path, shared_graphs):
     """trainer("name", overrides...) builds a run of three epochs on a network that compiles fast."""
-    return lambda name, *overrides: build_trainer(digits, tmp_path / name, *overrides)
+    return lambda name, *overrides: build_trainer(digits, tmp_path / name, shared_graphs, *overrides)
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(digits, tmp_path_factory):
+def uninterrupted(digits, shared_graphs, tmp_path_factory):
     """A finished run with everything on, to hold against runs that were interrupted.
 
     With `drawn`, the scales of stochastic depth that it drew.
     """
-    run = build_trainer(digits, tmp_path_factory.mktemp("uninterrupted") / "run", *EVERYTHING)
+    run = build_trainer(digits, tmp_path_factory.mktemp("uninterrupted") / "run", shared_graphs, *EVERYTHING)
     draw, drawn = run.model.draw_drop_path, []
     run.model.draw_drop_path = lambda *arguments: drawn.append(draw(*arguments)) or drawn[-1]
     run.run()

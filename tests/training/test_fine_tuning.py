@@ -26,12 +26,12 @@ FROZEN = {
 
 
 @pytest.fixture
-def trainer(digits, tmp_path):
+def trainer(digits, tmp_path, shared_graphs):
     """trainer("name", overrides...) builds a run of one epoch on a network that compiles fast."""
 
     def build(name, *overrides, config=DIGITS_CONFIG):
         common = [f"data.path={digits}", f"runtime.output={tmp_path / name}", "train.epochs=1", "train.batch_size=96",
-                  "schedule.warmup_epochs=0", "data.workers=1"]  # fmt: skip
+                  "schedule.warmup_epochs=0", "data.workers=1", shared_graphs]  # fmt: skip
         config = load_config(config, [*TOY_MODEL, *common, *overrides])
         return Trainer(config, start(config))
 

@@ -21,13 +21,14 @@ OPTIONS = [*RECIPE, "model.drop_rate=0.1", "amp.growth_interval=8", "train.batch
 UPDATES_PER_EPOCH = 14
 
 
-def train(digits, output, *options):
-    """train.py in a process group of its own."""
-    command = [sys.executable, "train.py", "--config", str(DIGITS_CONFIG), *TOY_MODEL, *OPTIONS,
-               f"data.path={digits}", f"runtime.output={output}", "train.resume=auto", *options]  # fmt: skip
-    return subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | {"GLOG_v": "4"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, start_new_session=True,
+@pytest.fixture
+def train(digits, shared_graphs):
+    """train(folder, options...) starts train.py in a process group of its own."""
+    command = [sys.executable, "train.py", "--config", str(DIGITS_CONFIG), *TOY_MODEL, *OPTIONS, shared_graphs,
+               f"data.path={digits}", "train.resume=auto"]  # fmt: skip
+    return lambda folder, *options: subprocess.Popen(
+        [*command, f"runtime.output={folder}", *options], cwd=ROOT, env=os.environ | {"GLOG_v": "4"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
 
 
@@ -64,11 +65,11 @@ def kill(process, checkpoints, in_save, moments):
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_as_the_uninterrupted_one(digits, tmp_path, pytestconfig):
+def test_a_killed_run_ends_as_the_uninterrupted_one(train, tmp_path, pytestconfig):
     kills = pytestconfig.getoption("--kills")
     epochs = max(4, kills // 2)
     length = f"train.epochs={epochs}"
-    whole = train(digits, tmp_path / "whole", length)
+    whole = train(tmp_path / "whole", length)
     assert whole.communicate()[0]
     assert whole.returncode == 0
     moments = random.Random(kills)
@@ -76,7 +77,7 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(digits, tmp_path, pytestconf
     checkpoints = output / "checkpoints"
     longest = (epochs - 2) * UPDATES_PER_EPOCH // kills
     while done < kills:
-        process = train(digits, output, length)
+        process = train(output, length)
         # The last kill comes when there is an epoch's save beside a later one.
         count = moments.randint(1, longest) if done < kills - 1 else UPDATES_PER_EPOCH + 5
         assert await_updates(process, count), "the run ended before it could be killed"
@@ -89,7 +90,7 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(digits, tmp_path, pytestconf
     # On top, the newest save is damaged: the one before must do.
     damaged = CheckpointFolder(checkpoints, 3).newest(print)[0]
     damaged.write_bytes(damaged.read_bytes()[:-100])
-    process = train(digits, output, length)
+    process = train(output, length)
     log = process.communicate()[0]
     assert process.returncode == 0, log
     assert f"skipped {damaged}: damaged or cut short" in log
@@ -107,8 +108,8 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(digits, tmp_path, pytestconf
     assert metrics(output) == metrics(tmp_path / "whole")
 
 
-def test_data_workers_end_with_a_killed_process(digits, tmp_path):
-    process = train(digits, tmp_path / "run", "train.epochs=50")
+def test_data_workers_end_with_a_killed_process(train, tmp_path):
+    process = train(tmp_path / "run", "train.epochs=50")
     assert await_updates(process, 1)
     assert len(members(process.pid)) > 2  # two workers and what watches over them
     process.kill()

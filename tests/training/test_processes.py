@@ -19,14 +19,21 @@ from tests.processes import end, mpirun, msrun, rank_process, remaining, run, st
 from tests.training.states import assert_same_state, metrics, tensors
 
 GLOBAL_BATCH = 96
-# Ten updates of the recipe without mixing and noise, which belong to a rank.
-TEN_UPDATES = ["train.epochs=2", "train.stop_after_update=10", "train.log_interval=1", "model.drop_path_rate=0.0",
-               "augment.auto_augment=rand-m9-mstd0.5-inc1", "augment.erasing=0.25"]  # fmt: skip
-ENDLESS = ["train.epochs=500", "train.log_interval=1", "eval.interval=500", f"train.batch_size={GLOBAL_BATCH // 2}"]
+# The recipe without mixing and noise, which belong to a rank.
+RECIPE = ["train.log_interval=1", "model.drop_path_rate=0.0", "augment.auto_augment=rand-m9-mstd0.5-inc1",
+          "augment.erasing=0.25"]  # fmt: skip
+TEN_UPDATES = [*RECIPE, "train.epochs=2", "train.stop_after_update=10"]
+ENDLESS = [*RECIPE, "train.epochs=500", "eval.interval=500", f"train.batch_size={GLOBAL_BATCH // 2}"]
 
 
-def ten_updates(digits, folder, ranks=1):
-    return train_command(digits, folder, *TEN_UPDATES, f"train.batch_size={GLOBAL_BATCH // ranks}")
+@pytest.fixture(scope="module")
+def ten_updates(shared_graphs):
+    """ten_updates(data, folder, ranks) is the command of a rank among so many."""
+
+    def command(data, folder, ranks=1):
+        return train_command(data, folder, *TEN_UPDATES, shared_graphs, f"train.batch_size={GLOBAL_BATCH // ranks}")
+
+    return command
 
 
 def listed(folder):
@@ -35,7 +42,7 @@ def listed(folder):
 
 
 @pytest.fixture(scope="module")
-def alone(digits, tmp_path_factory):
+def alone(ten_updates, digits, tmp_path_factory):
     """Ten updates of one process."""
     folder = tmp_path_factory.mktemp("alone") / "run"
     done = run(["python", *ten_updates(digits, folder)])
@@ -52,7 +59,7 @@ def alone(digits, tmp_path_factory):
         pytest.param("mpirun", 3, marks=pytest.mark.slow),
     ],
 )
-def test_ten_updates_of_several_processes_are_those_of_one(launcher, ranks, digits, alone, tmp_path):
+def test_ten_updates_of_several_processes_are_those_of_one(launcher, ranks, ten_updates, digits, alone, tmp_path):
     folder = tmp_path / "run"
     command = ten_updates(digits, folder, ranks)
     if launcher == "mpirun":
@@ -174,8 +181,10 @@ def ended(job, threads, seconds):
 
 
 @pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_rank_that_dies_ends_the_job_with_the_cause_named(killed, digits, tmp_path, started):
-    job, errors, threads = started(mpirun(2, *train_command(digits, tmp_path / "run", *ENDLESS, "data.workers=2")))
+def test_a_rank_that_dies_ends_the_job_with_the_cause_named(killed, digits, shared_graphs, tmp_path, started):
+    job, errors, threads = started(
+        mpirun(2, *train_command(digits, tmp_path / "run", *ENDLESS, shared_graphs, "data.workers=2"))
+    )
     rank_process(job, killed).kill()
     assert ended(job, threads, 60) != 0
     assert f"rank {killed}" in "".join(errors)
@@ -183,7 +192,7 @@ def test_a_rank_that_dies_ends_the_job_with_the_cause_named(killed, digits, tmp_
     assert not remaining(str(tmp_path))
 
 
-def test_a_rank_that_fails_ends_the_job(digits, tmp_path):
+def test_a_rank_that_fails_ends_the_job(ten_updates, digits, tmp_path):
     """Rank 1 cannot find its images: its line, and nothing that goes on waiting."""
     command = [*mpirun(1, *ten_updates(digits, tmp_path / "run", 2)), ":", "-n", "1",
                *mpirun(1, *ten_updates(tmp_path / "nowhere", tmp_path / "run", 2))[3:]]  # fmt: skip
@@ -194,7 +203,7 @@ def test_a_rank_that_fails_ends_the_job(digits, tmp_path):
     assert not remaining(str(tmp_path))
 
 
-def test_different_configurations_are_one_line(digits, tmp_path):
+def test_different_configurations_are_one_line(ten_updates, digits, tmp_path):
     command = [*mpirun(1, *ten_updates(digits, tmp_path / "run", 2)), ":", "-n", "1",
                *mpirun(1, *ten_updates(digits, tmp_path / "run", 3))[3:]]  # fmt: skip
     done = run(command, timeout=150)
@@ -204,7 +213,7 @@ def test_different_configurations_are_one_line(digits, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_different_weights_under_one_name_are_one_line(digits, alone, tmp_path):
+def test_different_weights_under_one_name_are_one_line(ten_updates, digits, alone, tmp_path):
     """As a file does that was copied to one machine and not, or not yet, to the other."""
     weights = select_weights(read_checkpoint(alone / "checkpoints" / "last.ckpt"), "raw")[0]
     for folder, changed in (("here", {}), ("there", {"head.bias": weights["head.bias"] + 1})):
@@ -219,7 +228,7 @@ def test_different_weights_under_one_name_are_one_line(digits, alone, tmp_path):
 
 
 @pytest.mark.parametrize("launcher", ["mpirun", "msrun"])
-def test_a_taken_port_is_one_line(launcher, digits, tmp_path):
+def test_a_taken_port_is_one_line(launcher, ten_updates, digits, tmp_path):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -237,12 +246,14 @@ def test_a_taken_port_is_one_line(launcher, digits, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_stops_all_ranks_after_one_update_and_the_run_goes_on(digits, tmp_path, trainer, capsys, started):
+def test_a_signal_stops_all_ranks_after_one_update_and_the_run_goes_on(
+    digits, shared_graphs, tmp_path, trainer, capsys, started
+):
     """Told to one rank alone, in the middle of an epoch; then resumed, and compared with a run without a stop.
 
     One process goes on, too, and says what changes.
     """
-    whole = ["train.epochs=2", "train.log_interval=1", "train.batch_size=24", "data.workers=1"]
+    whole = ["train.epochs=2", "train.log_interval=1", "train.batch_size=24", "data.workers=1", shared_graphs]
     straight = tmp_path / "straight"
     assert run(mpirun(2, *train_command(digits, straight, *whole))).returncode == 0
     job, errors, threads = started(mpirun(2, *train_command(digits, tmp_path / "run", *whole)))
@@ -266,9 +277,9 @@ def test_a_signal_stops_all_ranks_after_one_update_and_the_run_goes_on(digits, t
 
 
 @pytest.mark.slow
-def test_the_rank_that_others_wait_for_is_named(digits, tmp_path, started):
+def test_the_rank_that_others_wait_for_is_named(digits, shared_graphs, tmp_path, started):
     job, errors, threads = started(
-        mpirun(2, *train_command(digits, tmp_path / "run", *ENDLESS, "train.stall_seconds=2"))
+        mpirun(2, *train_command(digits, tmp_path / "run", *ENDLESS, shared_graphs, "train.stall_seconds=2"))
     )
     other = rank_process(job, 1)
     other.suspend()

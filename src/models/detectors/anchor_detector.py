@@ -149,5 +149,5 @@ def positives(labels, classes: int):
     Returns:
         [B, A] float32 of ones and zeros, and the count, to which every image adds at least 1 (a quirk of mmdetection).
     """
-    marks = (labels >= 0).astype(ms.float32) * (labels < classes).astype(ms.float32)
+    marks = (labels >= 0).astype(ms.float32) * (labels <= classes - 1).astype(ms.float32)
     return marks, ops.maximum(marks.sum(-1), 1.0).sum()

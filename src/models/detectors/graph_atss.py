@@ -58,7 +58,7 @@ class GraphATSS(nn.Cell):
                 chosen = chosen + (few,)
             else:
                 _, nearest = self.top(nearness[..., first:end], NEAREST)
-                chosen = chosen + (ops.select(few < 0, nearest + first, few),)
+                chosen = chosen + (ops.select(few <= -1, nearest + first, few),)
         numbers = ops.concat(chosen, 2)  # [B, G, K]
         rows = numbers + Tensor(np.arange(batch, dtype=np.int32).reshape(-1, 1, 1) * length)
         of_objects = ops.gather(boxes.reshape((-1, 4)), rows.reshape(-1), 0).reshape((batch, count, -1, 4))

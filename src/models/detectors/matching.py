@@ -51,7 +51,7 @@ class LeastCostMatching(nn.Cell):
         column_of = ops.select(has_it, wanted, no_column)
         column_prices = ops.zeros((count, columns), ms.float32)
 
-        is_left = ops.logical_and(is_row, column_of < 0)
+        is_left = ops.logical_and(is_row, column_of <= -1)
         while is_left.any():
             active = is_left.any(1)  # [M]
             start = self.argmax(is_left.astype(ms.float32)).astype(ms.int32)  # the first row that is left
@@ -60,8 +60,8 @@ class LeastCostMatching(nn.Cell):
             distances, came_from = far, ops.zeros((count, columns), ms.int32)
             is_seen = ops.zeros((count, columns), ms.bool_)
             end = ops.select(active, ops.full_like(start, -1), ops.zeros_like(start))
-            while (end < 0).any():
-                searching = (end < 0).reshape((-1, 1))
+            while (end <= -1).any():
+                searching = (end <= -1).reshape((-1, 1))
                 reached = way.reshape((-1, 1)) + rows_of_each(costs, row) - column_prices
                 reached = reached - ops.gather_elements(row_prices, 1, row.reshape((-1, 1)))
                 nearer = ops.logical_and(ops.logical_and(searching, ops.logical_not(is_seen)), reached < distances)
@@ -71,10 +71,10 @@ class LeastCostMatching(nn.Cell):
                 is_column = column.reshape((-1, 1)) == column_numbers
                 is_seen = ops.logical_or(is_seen, ops.logical_and(is_column, searching))
                 owner = ops.gather_elements(row_of, 1, column.reshape((-1, 1))).reshape(-1)
-                is_searching = end < 0
+                is_searching = end <= -1
                 way = ops.select(is_searching, nearest, way)
                 row = ops.select(ops.logical_and(is_searching, owner >= 0), owner, row)
-                end = ops.select(ops.logical_and(is_searching, owner < 0), column, end)
+                end = ops.select(ops.logical_and(is_searching, owner <= -1), column, end)
 
             # Prices, by which every matched pair stays the cheapest that its row can have.
             seen = ops.logical_and(is_seen, active.reshape((-1, 1)))
@@ -97,7 +97,7 @@ class LeastCostMatching(nn.Cell):
                 column_of = ops.select(mine, column.reshape((-1, 1)) + ops.zeros_like(column_of), column_of)
                 moving = ops.logical_and(moving, row != start)
                 column = ops.select(moving, before, column)
-            is_left = ops.logical_and(is_row, column_of < 0)
+            is_left = ops.logical_and(is_row, column_of <= -1)
         return row_of
 
 

@@ -110,7 +110,7 @@ class GaussianFocalLoss(nn.Cell):
             heat: 1 at corners, less around them; below 0 for what is not counted.
         """
         probability, tiny = ops.sigmoid(logits), 1e-12
-        hot = (heat == 1).astype(ms.float32)
+        hot = (heat >= 1).astype(ms.float32)
         cold = ops.square(ops.square(1 - heat)) * (heat >= 0).astype(ms.float32)
         hits = -ops.log(probability + tiny) * ops.square(1 - probability) * hot
         misses = -ops.log(1 - probability + tiny) * ops.square(probability) * cold
@@ -138,7 +138,7 @@ class SemanticFocalLoss(nn.Cell):
         probability = ops.sigmoid(logits)
         softplus = ops.relu(logits) + ops.log1p(ops.exp(-ops.abs(logits)))  # -log(1 - probability)
         objects = (softplus - logits) * ops.square(1 - probability) * weights * self.alpha
-        background = softplus * ops.square(probability) * (weights == 0).astype(ms.float32) * (1 - self.alpha)
+        background = softplus * ops.square(probability) * (weights <= 0).astype(ms.float32) * (1 - self.alpha)
         return objects.sum(), (background.sum(2) * is_valid).sum()
 
 
@@ -182,11 +182,11 @@ class RepPointsLosses(nn.Cell):
         matched, match_boxes = matched_boxes(boxes, matches)
         refining_loss = self.giou(refined_boxes / self.scale, match_boxes / self.scale, matched)
         quality = ops.stop_gradient(paired_iou(refined_boxes, match_boxes) * matched)
-        own = ops.select(matches < 0, -ops.ones_like(matches), rows_of(labels, matches))
+        own = ops.select(matches <= -1, -ops.ones_like(matches), rows_of(labels, matches))
         class_loss = self.quality_focal(logits.astype(ms.float32), own, quality, is_valid)
 
         heat_losses = self.heat_focal(heat_logits.astype(ms.float32), heat)
-        hot = (heat == 1).astype(ms.float32)
+        hot = (heat >= 1).astype(ms.float32)
         offsets = offsets.astype(ms.float32)
         top_left = self.smooth_l1(offsets[..., :2], corner_offsets[..., :2], hot[..., 0])
         bottom_right = self.smooth_l1(offsets[..., 2:], corner_offsets[..., 2:], hot[..., 1])

@@ -19,6 +19,7 @@ from src.models.detectors.assign import BACKGROUND, IGNORED, IouRule, assign_by_
 from src.models.detectors.box_layers import clip_to_extents, decode_deltas
 from src.models.detectors.boxes import encode
 from src.models.detectors.detector import PAD_DIVISOR
+from src.models.detectors.suppression import RankedSuppression
 from src.models.level_layers import SharedConv
 
 STDS = (1.0, 1.0, 1.0, 1.0)  # of the deltas of anchors
@@ -57,9 +58,6 @@ class Proposals(nn.Cell):
     Of each level the best are taken, moved, clipped to the image, and of any two that overlap by more than `iou` the
     weaker is dropped; of what all levels have left, the best are the proposals.
 
-    MindSpore's operator for the suppression answers as it should on every device if the boxes come sorted and each has
-    its rank for a score.
-
     Args:
         per_level: anchors of each level that are moved, at most MOST_SUPPRESSED.
         count: proposals of an image.
@@ -73,7 +71,7 @@ class Proposals(nn.Cell):
         self.corners = Tensor(anchors.corners.astype(np.float32))
         self.count = min(count, sum(taken for _, _, taken in self.levels))
         self.top = ops.TopK(sorted=True)
-        self.suppress = ops.NMSWithMask(iou)
+        self.suppress = RankedSuppression(iou)
         self.sigmoid = ops.Sigmoid()
 
     def construct(self, logits, deltas, extents):
@@ -94,7 +92,7 @@ class Proposals(nn.Cell):
             moved = decode_deltas(ops.gather(self.anchors[first:end], index, 0), delta, STDS)
             moved = clip_to_extents(moved.reshape((batch, taken, 4)), extents)
             boxes = boxes + (moved,)
-            left = left + ((score + 1) * self.unsuppressed(moved, taken) - 1,)
+            left = left + ((score + 1) * self.suppress(moved) - 1,)
         boxes, left = ops.concat(boxes, 1), ops.concat(left, 1)
         score, index = self.top(left, self.count)
         image = Tensor(np.arange(batch, dtype=np.int32).reshape(-1, 1) * boxes.shape[1])
@@ -103,19 +101,10 @@ class Proposals(nn.Cell):
 
     def scores(self, logits, extents):
         """Return the scores [B, A] of anchors; -1 for those that stand beyond the image, see Anchors.valid."""
-        padded = ops.ceil(extents.astype(ms.float32) / PAD_DIVISOR) * PAD_DIVISOR
+        padded = ((extents + (PAD_DIVISOR - 1)) // PAD_DIVISOR * PAD_DIVISOR).astype(ms.float32)
         stands_on = (self.corners.expand_dims(0) < padded.expand_dims(1)).astype(ms.float32)  # [B, A, 2]
         valid = stands_on[:, :, 0] * stands_on[:, :, 1]
         return (self.sigmoid(logits) + 1) * valid - 1
-
-    def unsuppressed(self, boxes, count):
-        """Return 1 for each of sorted boxes [B, count, 4] that no better one suppresses, else 0: [B, count] float32."""
-        ranks = Tensor(np.linspace(1, 0.1, count, dtype=np.float32).reshape(-1, 1))
-        kept = ()
-        for i in range(boxes.shape[0]):
-            _, _, mask = self.suppress(ops.concat((boxes[i], ranks), 1))
-            kept = kept + (mask.astype(ms.float32),)
-        return ops.stack(kept)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.models.backbones.backbone import Backbone
+from src.models.class_layout import ClassLayout
 from src.models.detectors.anchors import AnchorShapes, anchors_on, padded_extent
 from src.models.detectors.box_heads import REGION_SIDE, BoxHead
 from src.models.detectors.box_layers import clip_to_extents, decode_deltas
@@ -30,6 +31,11 @@ from src.models.registry import ArgumentError, register_family
 RATIOS = (0.5, 1.0, 2.0)  # height over width of anchors
 NMS_IOU = 0.7  # of proposals
 TEST_PROPOSALS = 1000
+LAYOUTS = {  # of the layers that have rows for classes; the background is the last
+    "fc_cls": ClassLayout(others=1),
+    "fc_reg": ClassLayout(per_class=4),
+    "conv_logits": ClassLayout(),
+}
 
 
 @dataclass(frozen=True)
@@ -221,8 +227,8 @@ class TwoStageDetector(Detector):
         sizes = [m.size for m in maps]
         self.rpn_head = RPNHead(channels, sizes, self.shapes.per_place)
         self.propose = Proposals(self.anchors, proposals_per_level, proposals, NMS_IOU)
-        fewer = (min(number, TEST_PROPOSALS) for number in (proposals_per_level, proposals))
-        self.propose_in_test = Proposals(self.anchors, *fewer, NMS_IOU)
+        tested, tested_per_level = min(proposals, TEST_PROPOSALS), min(proposals_per_level, TEST_PROPOSALS)
+        self.propose_in_test = Proposals(self.anchors, tested_per_level, tested, NMS_IOU)
         self.positives = samples // 4
         stages, is_cascade = self.stages, self.is_cascade
         self.stds = tuple(stage.stds for stage in stages)
@@ -246,6 +252,7 @@ class TwoStageDetector(Detector):
         self.classifiers = tuple(
             f"roi_head.{head}{place}.{name}" for _, place in heads for head, names in layers.items() for name in names
         )
+        self.class_layouts = {layer: LAYOUTS[layer.rpartition(".")[2]] for layer in self.classifiers}
         of_stages = [part + suffix for suffix, _ in heads for part in parts]
         self.loss_names = ("proposal_classification", "proposal_boxes", *of_stages)
         self.loss_floors = (1.0,) * len(self.loss_names)
@@ -308,7 +315,7 @@ class TwoStageDetector(Detector):
 
     def best_class(self, scores):
         """Return the best of the classes but the background: [B, S, C + 1] to [B, S] int32."""
-        return ops.argmax(scores[:, :, : self.num_classes], -1).astype(ms.int32)
+        return ops.Argmax(-1)(scores[:, :, : self.num_classes])
 
     def moves_of_class(self, moves, classes):
         """Pick each region's deltas of one class: [B * S, C, 4] and [B, S] int32 to [B, S, 4]."""

@@ -8,6 +8,7 @@ import numpy as np
 from mindspore import nn, ops
 
 from src.models.backbones.backbone import Backbone
+from src.models.class_layout import ClassLayout
 from src.models.detectors.anchor_detector import AnchorDetector, check_anchor_detector, positives
 from src.models.detectors.anchors import AnchorShapes, anchors_on
 from src.models.detectors.assign import IGNORED, IouRule, assign_by_iou, labels_of_matches
@@ -101,6 +102,7 @@ class RetinaNet(AnchorDetector):
     def __init__(self, backbone: Backbone, anchor_scale: float = 4.0, **arguments):
         super().__init__(backbone, anchor_scale=anchor_scale, **arguments)
         a, per_place = self.arguments, self.shapes.per_place
+        self.class_layouts = {"bbox_head.retina_cls": ClassLayout(blocks=per_place)}
         self.bbox_head = RetinaHead(
             a["neck_channels"], a["channels"], a["stacked_convs"], self.num_classes, per_place, self.map_sizes
         )

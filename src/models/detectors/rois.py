@@ -94,7 +94,7 @@ class RoIAlign(nn.Cell):
         samples = ops.zeros_like(bin_sides) + self.fixed_samples
         cells = 2 * samples
         if self.is_adaptive:
-            wanted = ops.ceil(bin_sides)
+            wanted = -ops.floor(-bin_sides)  # rounded up: files of ONNX that MindSpore writes have no Ceil
             consecutive = ops.maximum(wanted, ops.ones_like(wanted)) + 1
             fits = (consecutive[:, :1] * consecutive[:, 1:]) <= self.bin_rows  # [N, 1]
             spread = self.spread_samples(wanted)

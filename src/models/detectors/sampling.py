@@ -64,7 +64,7 @@ class RoISampler(nn.Cell):
         boxes = ops.gather(boxes.reshape((-1, 4)), row, 0).reshape((*index.shape, 4))
         matched = ops.gather(matched.reshape(-1), row, 0).reshape(index.shape)
         matched = ops.select(score >= 0, matched, ops.zeros_like(matched) - 1)
-        return boxes, matched, (score >= 0).astype(ms.float32), (index < objects).astype(ms.float32)
+        return boxes, matched, (score >= 0).astype(ms.float32), (index <= objects - 1).astype(ms.float32)
 
     def chosen(self, scores, count):
         """Return 1 for each image's `count` highest scores that are not below 0, else 0: [B, N] float32."""
@@ -84,9 +84,9 @@ class RoISampler(nn.Cell):
         number, overlap = self.best(overlaps)
         matched = ops.select(overlap >= self.iou, number.astype(ms.int32), ops.zeros_like(number.astype(ms.int32)) - 1)
         if self.match_low_quality:
-            highest = overlaps.max(axis=2, keepdims=True)  # [B, G, 1]
+            highest = ops.ReduceMax(keep_dims=True)(overlaps, 2)  # [B, G, 1]; Tensor.max brings int64
             is_highest = ops.logical_and(overlaps == highest, highest >= self.iou).astype(ms.float32)
             numbers = Tensor(np.arange(1, truth.shape[1] + 1, dtype=np.float32).reshape(1, -1, 1))
-            last = ((is_highest * numbers).max(axis=1) - 1).astype(ms.int32)  # of several objects the last, as there
+            last = (ops.ReduceMax()(is_highest * numbers, 1) - 1).astype(ms.int32)  # the last object
             matched = ops.select(last >= 0, last, matched)
         return matched

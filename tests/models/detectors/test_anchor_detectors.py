@@ -8,6 +8,7 @@ import pytest
 from mindspore import Tensor, nn
 from mindspore.nn.utils import no_init_parameters
 
+from src.files.class_rows import choose_rows
 from src.files.weights import load_weights, official_names
 from src.models import ArgumentError, create_model
 from src.models.detectors.anchors import padded_extent
@@ -269,6 +270,22 @@ def test_a_classifiers_checkpoint_starts_the_backbone(name):
     assert report.moved == ("", "backbone.")
     assert not report.missing + report.unexpected
     assert {key.split(".")[0] for key in report.begun} == {"backbone", "neck", "bbox_head"}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_class_keeps_its_rows_among_other_classes(name):
+    """At each of a place's anchors; other classes begin anew."""
+    source, model = small(name), small(name, num_classes=2)
+    (layer,) = model.classifiers
+    own = official_names(model)[f"{layer}.weight"].asnumpy().reshape(-1, 2, 72 if name == "retinanet" else 288)
+    rows = choose_rows("by_name", ("a", "b", "c"), ("d", "b"))
+    report = load_weights(model, {k: p.asnumpy() for k, p in official_names(source).items()}, announce=str, rows=rows)
+    assert {*report.kept} == {f"{layer}.weight", f"{layer}.bias"}
+    assert not report.reset + report.missing + report.unexpected
+    found = official_names(model)[f"{layer}.weight"].asnumpy().reshape(own.shape)
+    theirs = official_names(source)[f"{layer}.weight"].asnumpy().reshape(len(own), 3, -1)
+    np.testing.assert_array_equal(found[:, 1], theirs[:, 1])
+    np.testing.assert_array_equal(found[:, 0], own[:, 0])
 
 
 def test_names_are_those_of_published_checkpoints():
