@@ -1,0 +1,109 @@
+"""Exported detectors: what their files find is what the checkpoint finds, in evaluation and in prediction."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from mindspore import Tensor
+
+from src.config.load import load_config
+from src.distributed.ranks import Dist
+from src.errors import UserError
+from src.files.weights import CLASSES as NAMES_KEY
+from src.files.weights import CONFIG as CONFIG_KEY
+from src.files.weights import official_names, write_checkpoint
+from src.inference.evaluate import evaluate_checkpoint
+from src.inference.export import export_checkpoint
+from tests.tasks.detection.small_detection import CLASSES, MASK_RCNN, make_data, write_config
+from tests.trained import with_formula_weights
+
+
+def checkpoint_of(folder, model=None):
+    """A configuration, and a checkpoint of a network that finds something, at random."""
+    config = load_config(write_config(folder, make_data(folder / "data"), model))
+    network = with_formula_weights(config.build_model("CPU"))
+    values = {name: Tensor(parameter.asnumpy()) for name, parameter in official_names(network).items()}
+    path = folder / "best.ckpt"
+    write_checkpoint(path, values, {CONFIG_KEY: config.to_yaml(), NAMES_KEY: json.dumps(CLASSES)})
+    return config, path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return checkpoint_of(tmp_path_factory.mktemp("exported"))
+
+
+@pytest.fixture(scope="module")
+def onnx_file(trained, tmp_path_factory):
+    """A file with suppression inside."""
+    config, path = trained
+    target = tmp_path_factory.mktemp("onnx") / "x"
+    return export_checkpoint(config, Dist(), path, "auto", "ONNX", target, 1, "detections")
+
+
+def test_the_file_is_described_and_verified(trained, onnx_file):
+    described = json.loads(onnx_file.with_name("x.onnx.json").read_text())
+    assert described["output"] == {"name": "detections", "shape": [1, 100, 6], "dtype": "float32"}
+    assert described["further_outputs"] == []
+    assert described["verified"] == {"images": "validation images", "equal_share": 1.0}
+    preprocessing = described["preprocessing"]
+    assert (preprocessing["canvases"], preprocessing["output"]) == ([[64, 96]], "detections")
+    assert (preprocessing["score_threshold"], preprocessing["nms_iou"]) == (0.001, 0.5)
+    session = onnxruntime.InferenceSession(onnx_file)
+    rows = session.run(["detections"], {"images": np.zeros((1, 3, 64, 96), np.float32)})[0]
+    assert (np.diff(rows[0, :, 4]) <= 0).all() and set(np.unique(rows[0, :, 5])) <= {0, 1}
+
+
+def test_checkpoint_and_file_predict_the_same(trained, onnx_file, run_script, tmp_path):
+    """Of an image that fills the canvas; a file does not know where others end."""
+    config, path = trained
+    images = Path(config.data.path) / "val"
+    found = []
+    for model in (path, onnx_file):
+        options = ["--checkpoint", model, "--format", "csv", "--threshold", "0.3", "--output", tmp_path / model.name]
+        code, out, err = run_script("scripts/predict.py", *options, images)
+        assert (code, err) == (0, "")
+        rows = csv.DictReader(io.StringIO(out))
+        found.append([row for row in rows if row["image"] == str(images / "image02.png")])
+        assert len(list((tmp_path / model.name / "overlays").iterdir())) == 5
+    assert found[0] and len(found[0]) == len(found[1])
+    for row, other in zip(*found, strict=True):
+        assert row["class"] == other["class"]
+        assert float(row["score"]) == pytest.approx(float(other["score"]), abs=1e-3)
+        for side in ("x1", "y1", "x2", "y2"):
+            assert float(row[side]) == pytest.approx(float(other[side]), abs=0.5)
+
+
+def test_a_file_of_candidates_is_evaluated(trained, onnx_file, tmp_path, capsys):
+    """On one canvas, on which images that do not fit are made smaller; a file of detections is refused."""
+    config, path = trained
+    target = export_checkpoint(config, Dist(), path, output=tmp_path / "y")
+    result = evaluate_checkpoint(config, Dist(), str(target), json_path=str(tmp_path / "file.json"))
+    assert "an exported file is evaluated on its one canvas" in capsys.readouterr().out
+    content = json.loads((tmp_path / "file.json").read_text())
+    assert (content["count"], content["objects"], content["box_ap"]) == (5, 10, result.figures["box_ap"])
+    assert content["detections"] > 10
+    with pytest.raises(UserError, match="gives detections; evaluation needs candidates"):
+        evaluate_checkpoint(config, Dist(), str(onnx_file))
+    with pytest.raises(UserError, match="--dynamic-batch: a detector is exported for one number of images"):
+        export_checkpoint(config, Dist(), path, batch_size=None)
+
+
+@pytest.mark.slow
+def test_two_stages_are_exported_with_masks(tmp_path, run_script):
+    config, path = checkpoint_of(tmp_path, MASK_RCNN)
+    target = export_checkpoint(config, Dist(), path, "auto", "ONNX", tmp_path / "x", 1, "detections")
+    described = json.loads(target.with_name("x.onnx.json").read_text())
+    assert described["further_outputs"] == [{"name": "masks", "shape": [1, 100, 28, 28], "dtype": "float32"}]
+    assert described["verified"]["equal_share"] >= 0.99
+    image = tmp_path / "data" / "val" / "image00.png"
+    code, out, err = run_script(
+        "scripts/predict.py", "--model", target, "--format", "json", "--threshold", "0.01", image
+    )
+    assert (code, err) == (0, "")
+    entries = json.loads(out)
+    assert entries and all(entry["segmentation"]["size"] == [48, 80] for entry in entries)
