@@ -242,6 +242,15 @@ def test_images_without_objects_teach_the_background():
     assert weights["sem_objects"] == weights["sem_background"] == 0  # which loss_floors replace
 
 
+def test_the_compiled_losses_equal_the_operators(graph_mode):
+    outputs = outputs_for(((8, 12), (4, 6), (2, 3)))
+    made = [tuple(targets().values()), tuple(targets(boxes=BOXES[:1], labels=LABELS[:1]).values())]
+    compiled = losses_of(outputs, made)
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    for found, expected in zip(compiled, losses_of(outputs, made), strict=True):
+        np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
+
+
 def test_what_lies_beyond_the_image_has_no_loss():
     found = targets(extent=(32, 60), boxes=BOXES[:1], labels=LABELS[:1])
     outputs, made = outputs_for(((8, 12), (4, 6), (2, 3))), [tuple(found.values())] * 2
