@@ -75,7 +75,8 @@ DETECTORS = {
     "cascade_rcnn": RCNN,
     "reppoints_v2": {"channels": 32, "corner_channels": 32, "levels": 3, "neck_repeats": 1, "max_boxes": 3},
     "sparse_rcnn": {
-        "channels": 16, "proposals": 6, "stages": 2, "num_heads": 2, "hidden": 16, "dynamic_channels": 4, "max_boxes": 3,
+        "channels": 16, "proposals": 6, "stages": 2, "num_heads": 2, "hidden": 16, "dynamic_channels": 4,
+        "max_boxes": 3,
     },
 }  # fmt: skip
 EACH_TIME = ("retinanet", "mask_rcnn")  # of the detectors
@@ -330,7 +331,7 @@ def test_every_product_is_float16_in_mixed_precision(name):
 
 
 def reductions(operators):
-    """The sums over devices but for those of BatchNorm, within the network, and of the divisors of parts of the loss."""
+    """The sums over devices, but for those of BatchNorm, within the network, and of the divisors of losses."""
     sums = [operator for operator in operators if operator.name == "AllReduce"]
     return [o for o in sums if "-BatchNorm/" not in o.scope and "-SumOverRanks/" not in o.scope]
 
