@@ -5,7 +5,7 @@ import pickle
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import Tensor, nn
 
 from src.models.deformable import PlacesOnLevels, SharedDeformableConv
 from src.models.detectors.assign import assign_by_centres
@@ -61,6 +61,30 @@ def test_between_cells_values_are_interpolated():
     assert abs(float(found) / expected - 1) < 1e-6
     np.testing.assert_allclose(by_rows.asnumpy(), 2 * inside, atol=1e-5)
     np.testing.assert_allclose(by_columns.asnumpy(), 5 * inside, atol=1e-5)
+
+
+class SumAtPlaces(nn.Cell):
+    """A deformable convolution as a function of tokens and places, summed up by random factors."""
+
+    def __init__(self, conv):
+        super().__init__()
+        self.conv, self.around, self.factors = conv, PlacesOnLevels(SIZES, 9), Tensor(drawn(2, LENGTH, 4, seed=1))
+
+    def construct(self, x, rows, columns):
+        return (self.conv(x, *self.around(rows, columns)) * self.factors).sum()
+
+
+def test_the_compiled_gradients_equal_those_of_operators(graph_mode):
+    (row, column), conv = cells_of_places(), SharedDeformableConv(3, 4, 3)
+    places = [
+        Tensor((axis + 2 * drawn(2, LENGTH, 9, seed=i)).astype(np.float32)) for i, axis in enumerate((row, column))
+    ]
+    inputs = Tensor(drawn(2, LENGTH, 3)), *places
+    compiled = ms.grad(SumAtPlaces(conv), (0, 1, 2), conv.trainable_params())(*inputs)
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    expected = ms.grad(SumAtPlaces(conv), (0, 1, 2), conv.trainable_params())(*inputs)
+    for found, other in zip((*compiled[0], *compiled[1]), (*expected[0], *expected[1]), strict=True):
+        np.testing.assert_allclose(found.asnumpy(), other.asnumpy(), atol=1e-5)
 
 
 # --- corners --------------------------------------------------------------------------------------------------------
