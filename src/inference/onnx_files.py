@@ -36,7 +36,10 @@ class MapNorm(nn.Cell):
 
 
 class FoldedNorm(nn.Cell):
-    """Normalises tokens by running statistics: BatchNorm in evaluation, as one product and one sum with constants."""
+    """Normalises tokens by running statistics: BatchNorm in evaluation, as one product and one sum with constants.
+
+    Which rows count in training does not matter then.
+    """
 
     def __init__(self, norm: BatchNorm):
         super().__init__()
@@ -48,7 +51,7 @@ class FoldedNorm(nn.Cell):
         self.factor = Tensor(factor.astype(np.float32))
         self.addend = Tensor((bias - mean * factor).astype(np.float32))
 
-    def construct(self, x):
+    def construct(self, x, counted=None):
         return x * self.factor + self.addend
 
 
