@@ -156,9 +156,10 @@ def change(config: Path, **sections: dict) -> None:
 
 
 def shrink(config: Path) -> None:
-    """The quickstart's network and recipe, for one epoch of a network that compiles fast."""
+    """The quickstart's network and recipe, for one epoch of a network that compiles fast, and for like runs once."""
     keys_and_values = (override.removeprefix("model.").partition("=")[::2] for override in TOY_MODEL)
-    change(config, model={key: yaml.safe_load(value) for key, value in keys_and_values})
+    model = {key: yaml.safe_load(value) for key, value in keys_and_values}
+    change(config, model=model, runtime={"compile_cache": "graphs"})
 
 
 TWO_STAGES = {  # a stage more than the shrunk classifier
