@@ -15,7 +15,8 @@ def main(arguments: list[str]) -> None:
     options.add_argument(
         "--outputs",
         metavar="WHAT",
-        help="segmentation: logits (as the network gives them), full_size (logits of every pixel) or labels",
+        help="segmentation: logits (as the network gives them), full_size (logits of every pixel) or labels; "
+        "detection: candidates (boxes and scores of classes) or detections (selected among them)",
     )
     batch = options.add_mutually_exclusive_group()
     batch.add_argument("--batch_size", type=int, default=1, help="images per call of the exported model (1)")

@@ -1,7 +1,8 @@
 """Count parameters, multiply-accumulates and activation memory of models: python scripts/model_stats.py [NAME ...]
 
 It counts on the compiled graph of inference on one image (src/measuring/graph.py says how), and prints the authors' own
-figures beside. A network that stands on a backbone goes by the name of its configuration (configs/segmentation).
+figures beside. A network that stands on a backbone goes by the name of its configuration (configs/segmentation,
+configs/detection). A detector's masks are left out: they are drawn for detections, by a graph of their own.
 """
 
 import difflib
@@ -15,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Python puts o
 
 from src.cli import Parser, run
 from src.errors import UserError
+
+DENSE = ("segmentation", "detection")  # tasks of networks that stand on a backbone: folders of configurations
 
 
 def image_size(text: str) -> tuple[int, int]:
@@ -37,7 +40,7 @@ def network_of(name: str, size: tuple[int, int] | None):
     from src.config.load import CONFIG_ROOT, ConfigError, load_config
     from src.models import ArgumentError, create_model, find_model, resolve_arguments
 
-    configurations = [path.stem for path in sorted(CONFIG_ROOT.glob("segmentation/*.yaml"))]
+    configurations = [path.stem for task in DENSE for path in sorted(CONFIG_ROOT.glob(f"{task}/*.yaml"))]
     if name in configurations:
         try:
             config = load_config(name, [] if size is None else [f"backbone.img_size={list(size)}"])

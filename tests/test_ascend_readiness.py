@@ -37,6 +37,7 @@ from src.models.batch_norm import batch_norms, synchronise_batch_norms
 from src.models.device_options import DEVICE_DEFAULTS, set_device_options
 from src.models.precision import apply_precision
 from src.tasks.classification.loss import SoftTargetCrossEntropy
+from src.tasks.detection.loss import DetectionLosses
 from src.tasks.segmentation.loss import PixelLosses
 from src.training.ema import ExponentialMovingAverage
 from src.training.optimizer import create_optimizer
@@ -62,15 +63,43 @@ SEGMENTORS = {  # and the backbone of each
     "upernet": ("focal", {"channels": 8, "auxiliary_channels": 4, "pool_scales": [1, 2]}),
     "semantic_fpn": ("twins_pcpvt", {"neck_channels": 8, "channels": 4}),
 }
-NETWORKS = [*MODELS, *SEGMENTORS]
-LEVELS = ("O0", "O1")
+RCNN = {
+    "channels": 8, "hidden": 16, "anchor_samples": 16, "proposals_per_level": 32, "proposals": 24, "samples": 8,
+    "max_boxes": 3,
+}  # fmt: skip
+ONE_STAGE = {"stacked_convs": 1, "start_level": 0, "num_outs": 3, "candidates_per_level": 20}
+DETECTORS = {
+    "retinanet": ONE_STAGE | {"neck_channels": 8, "channels": 8},
+    "atss": ONE_STAGE | {"neck_channels": 32, "channels": 32},
+    "mask_rcnn": RCNN,
+    "cascade_rcnn": RCNN,
+    "reppoints_v2": {"channels": 32, "corner_channels": 32, "levels": 3, "neck_repeats": 1, "max_boxes": 3},
+    "sparse_rcnn": {
+        "channels": 16, "proposals": 6, "stages": 2, "num_heads": 2, "hidden": 16, "dynamic_channels": 4,
+        "max_boxes": 3,
+    },
+}  # fmt: skip
+EACH_TIME = ("retinanet", "mask_rcnn")  # of the detectors
+# Every backbone is in the graphs of one network. What a classifier adds to v1 and PCPVT, a head and dropout, is that of
+# v2 and SVT.
+NETWORKS = [
+    "focalv2",
+    "twins_svt",
+    *SEGMENTORS,
+    *(pytest.param(name, marks=[] if name in EACH_TIME else pytest.mark.exhaustive) for name in DETECTORS),
+]
 DROPPING = {"drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_path_rate": 0.1}
+
+
+def levels_of(name):
+    """The precisions in which graphs are listed. Operators of O0 are among those of O1: of detectors, one is enough."""
+    return ("O1",) if name in DETECTORS else ("O0", "O1")
 
 
 def build(name):
     """A model with the operators of an Ascend, dropping what it can drop; BatchNorm sums over the devices."""
-    if name in SEGMENTORS:
-        on, own = SEGMENTORS[name]
+    if name in SEGMENTORS or name in DETECTORS:
+        on, own = SEGMENTORS.get(name) or ("twins_pcpvt", DETECTORS[name])
         family, arguments = MODELS[on]
         arguments = {key: value for key, value in arguments.items() if key != "num_classes"}
         backbone = create_model(family, features_only=True, **arguments | {"drop_path_rate": 0.1})
@@ -98,6 +127,24 @@ def segmenting(model, level):
     return losses, (Tensor(np.zeros(IMAGES, np.float32)), labels, *noise)
 
 
+def detecting(model, level):
+    """The loss of a detector and its inputs: in each image an object that fills half of it."""
+    canvas = model.img_size
+    maker, generator = model.target_maker(), np.random.default_rng(0)
+    boxes, labels = np.array([[2, 3, 30, 18]], np.float32), np.array([1], np.int32)
+    targets = maker(canvas, canvas, boxes, labels, generator, np.ones((1, *canvas), np.uint8))
+    arrays = np.zeros(IMAGES[1:], np.float32), np.array(canvas, np.int32), *targets
+    losses = DetectionLosses({canvas: apply_precision(model, level)}, {canvas: model})
+    return losses, (*(Tensor(np.stack([a] * BATCH)) for a in arrays), model.draw_drop_path(generator, BATCH))
+
+
+def training(name, model, level):
+    """The loss of a model's task and its inputs."""
+    if name in DETECTORS:
+        return detecting(model, level)
+    return segmenting(model, level) if name in SEGMENTORS else classifying(model, IMAGES, CLASSES, level)
+
+
 def train_operators(model, losses, inputs, *, optimizer="adamw", update=True):
     """Operators of a training step with everything that a step can have, as one of two Ascend devices runs it."""
     parameters = model.trainable_params()
@@ -113,13 +160,23 @@ def train_operators(model, losses, inputs, *, optimizer="adamw", update=True):
         float_status=True,
     ).set_train()
     rate, no_vote = Tensor(1e-3, ms.float32), Tensor(0.0, ms.float32)
-    return compiled_operators(step, rate, update, no_vote, *inputs)
+    return compiled_operators(step, rate, update, no_vote, *inputs, loops_once=True)
 
 
 def eval_operators(name, level):
     """Operators of evaluation and, at O0, of the graph that export.py writes."""
-    network = apply_precision(build(name), level).set_train(False)
-    return compiled_operators(network, Tensor(np.zeros(IMAGES, np.float32)))
+    model = build(name)
+    network = apply_precision(model, level).set_train(False)
+    images = Tensor(np.zeros(IMAGES, np.float32))
+    if name not in DETECTORS:
+        return compiled_operators(network, images)
+    operators = compiled_operators(network, images, Tensor(np.array([model.img_size] * BATCH, np.int32)))
+    if model.has_masks:
+        pyramid = Tensor(np.zeros((BATCH, model.region_tokens, model.arguments["channels"]), np.float32))
+        boxes, labels = Tensor(np.zeros((BATCH, 5, 4), np.float32)), Tensor(np.zeros((BATCH, 5), np.int32))
+        masks = apply_precision(model.mask_cell(), level).set_train(False)
+        operators = operators + compiled_operators(masks, pyramid, boxes, labels)
+    return operators
 
 
 @cache
@@ -135,11 +192,10 @@ def graphs_of(name):
         found = {f"{key} O0": train_operators(model, *task, optimizer=key) for key in optimizers}
         return found | {"accumulate O0": train_operators(model, *task, update=False)}
     trained = {}
-    for level in LEVELS:
+    for level in levels_of(name):
         model = build(name)
-        task = segmenting(model, level) if name in SEGMENTORS else classifying(model, IMAGES, CLASSES, level)
-        trained[f"train {level}"] = train_operators(model, *task)
-    return trained | {f"eval {level}": eval_operators(name, level) for level in LEVELS}
+        trained[f"train {level}"] = train_operators(model, *training(name, model, level))
+    return trained | {f"eval {level}": eval_operators(name, level) for level in levels_of(name)}
 
 
 @pytest.mark.parametrize("name", [*NETWORKS, "linear"])
@@ -163,11 +219,13 @@ def test_shapes_are_static_and_types_are_the_910s(name):
         types |= {value.type for operator in operators for value in operator.inputs if value.type is not None}
         assert all(size > 0 for type in types for size in type.shape), graph
         expected = {"float32", "float16"} if graph.endswith("O1") else {"float32"}
-        assert {type.dtype for type in types} - {"int32", "bool"} == expected, graph
+        assert {type.dtype for type in types} - {"int32", "bool", "uint8"} == expected, graph
 
 
+@pytest.mark.exhaustive
 def test_no_entry_is_out_of_use():
-    graphs = [operators for name in [*NETWORKS, "linear"] for operators in graphs_of(name).values()]
+    names = [*MODELS, *SEGMENTORS, *DETECTORS, "linear"]
+    graphs = [operators for name in names for operators in graphs_of(name).values()]
     used = {operator.name for operators in graphs for operator in operators}
     unused = set(TABLE) - used
     assert not unused, f"no graph has {', '.join(sorted(unused))} any more; remove them from {TABLE_FILE.name}"
@@ -229,16 +287,17 @@ def test_the_graph_engine_has_a_place_for_it(name):
             assert engine_has(TABLE[part]["engine"] if part in TABLE else part)
 
 
-def test_what_the_engine_lacks_is_not_found():
-    """The search above can fail: EqScalar (tensor == number) has neither, and was in the train step once."""
-    assert not engine_has("EqScalar")
-    assert library("libmindspore_backend_common.so").find(b"EqScalar\0") < 0
+@pytest.mark.parametrize("name", ["EqScalar", "LessScalar"])
+def test_what_the_engine_lacks_is_not_found(name):
+    """The search above can fail: tensor == number and tensor < number have neither, and were in graphs once."""
+    assert not engine_has(name)
+    assert library("libmindspore_backend_common.so").find(f"{name}\0".encode()) < 0
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_convolutions_are_real(name):
     """Patches cut out by index are for the CPU, where they are faster."""
-    for level in LEVELS:
+    for level in levels_of(name):
         trained = [operator.name for operator in graphs_of(name)[f"train {level}"]]
         assert {"Conv2D", "Conv2DBackpropFilter", "Conv2DBackpropInput"} <= set(trained)
         assert "Im2Col" not in trained
@@ -254,8 +313,10 @@ def test_grouped_convolutions_are_depthwise(name):
                 assert weight[1] == channels or (weight[0], weight[1]) == (channels, 1), operator.scope
 
 
-def resizes_to_the_image(product):
-    """Whether a product has a matrix with the image's side. Only a segmentor's loss, in float32, has such."""
+def is_of_the_loss(product):
+    """Whether a product belongs to a loss, in float32: targets of masks, and logits that are resized to the image."""
+    if "/losses-CellList/" in product.scope:
+        return True
     constants = [value.type.shape for value in product.inputs if value.kind == "constant" and value.type is not None]
     return any(IMAGES[2] in shape[-2:] for shape in constants)
 
@@ -265,7 +326,7 @@ def test_every_product_is_float16_in_mixed_precision(name):
     """The 910's matrix unit multiplies float16 and int8 (docs/ascend.md)."""
     for graph in ("train O1", "eval O1"):
         products = [operator for operator in graphs_of(name)[graph] if operator.name in PRODUCT_RULES]
-        products = [operator for operator in products if not resizes_to_the_image(operator)]
+        products = [operator for operator in products if not is_of_the_loss(operator)]
         assert len(products) > 10
         for operator in products:
             types = {value.type.dtype for value in operator.inputs if value.type is not None}
@@ -273,14 +334,15 @@ def test_every_product_is_float16_in_mixed_precision(name):
 
 
 def reductions(operators):
-    """The sums over devices but for those of BatchNorm, which are within the network."""
-    return [operator for operator in operators if operator.name == "AllReduce" and "-BatchNorm/" not in operator.scope]
+    """The sums over devices, but for those of BatchNorm, within the network, and of the divisors of losses."""
+    sums = [operator for operator in operators if operator.name == "AllReduce"]
+    return [o for o in sums if "-BatchNorm/" not in o.scope and "-SumOverRanks/" not in o.scope]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_register_is_cleared_before_the_step_and_read_after_it(name):
     """And read on each device before the reduction, for a saturated gradient carries no infinity through it."""
-    for level in LEVELS:
+    for level in levels_of(name):
         operators = graphs_of(name)[f"train {level}"]
         (cleared,) = (operator.index for operator in operators if operator.name == "NPUClearFloatStatusV2")
         (read,) = (operator for operator in operators if operator.name == "NPUGetFloatStatusV2")
@@ -296,16 +358,17 @@ def test_every_gradient_is_reduced_once(name):
     model = build(name)
     shapes = [parameter.shape for parameter in model.trainable_params()]
     # and once more what devices tell each other: overflow, parts of the loss, votes to stop
-    told = (2 + len(getattr(model, "head_names", ("loss",))),)
-    reduced = reductions(graphs_of(name)["train O0"])
+    told = (2 + len(training(name, model, "O0")[0].names),)
+    reduced = reductions(graphs_of(name)[f"train {levels_of(name)[0]}"])
     assert sorted(operator.outputs[0].shape for operator in reduced) == sorted([*shapes, told])
 
 
-@pytest.mark.parametrize("name", SEGMENTORS)
+@pytest.mark.parametrize("name", [*SEGMENTORS, pytest.param("cascade_rcnn", marks=pytest.mark.exhaustive)])
 def test_batch_norm_sums_over_the_devices(name):
     """Twice in each layer, and as often for the gradient."""
-    operators = [operator for operator in graphs_of(name)["train O0"] if operator.name == "AllReduce"]
-    summed = len(operators) - len(reductions(operators))
+    graph = graphs_of(name)[f"train {levels_of(name)[0]}"]
+    operators = [operator for operator in graph if operator.name == "AllReduce"]
+    summed = sum("-BatchNorm/" in operator.scope for operator in operators)
     assert summed == 4 * len(batch_norms(build(name)))
 
 

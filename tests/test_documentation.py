@@ -30,10 +30,10 @@ KEYS: dict[str, set[str]] = {}
 for sections in TASK_SECTIONS.values():
     for section, schema in sections.schemas().items():
         KEYS.setdefault(section, set()).update(schema.model_fields)
-BACKBONES = ("focal", "focalv2", "twins")
-HEADS = ("upernet", "semantic_fpn", "retinanet", "atss", "mask_rcnn", "cascade_rcnn", "sparse_rcnn", "reppoints_v2")
+BACKBONES, SEGMENTORS = ("focal", "focalv2", "twins"), ("upernet", "semantic_fpn")
+DETECTORS = ("retinanet", "atss", "mask_rcnn", "cascade_rcnn", "reppoints_v2", "sparse_rcnn")
 KEYS["backbone"] = {"name"}.union(*(find_model(family)[0].parameters() for family in BACKBONES))
-KEYS["model"] = KEYS["backbone"].union(*(find_model(family)[0].parameters() for family in HEADS))
+KEYS["model"] = KEYS["backbone"].union(*(find_model(family)[0].parameters() for family in SEGMENTORS + DETECTORS))
 FOLDERS = ("src", "scripts", "configs", "docs", "tests")
 
 

@@ -11,6 +11,7 @@ Each is of one of three kinds, found by the rules below and not by a list that a
 - elsewhere: what belongs to the Ascend's own software or installs packages. The rule says why; nothing is run.
 """
 
+import json
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import venv
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -119,33 +121,77 @@ def write_images(folder: Path, names: list[str]) -> None:
         Image.fromarray(generator.integers(0, 256, (480, 640, 3), dtype=np.uint8)).save(folder / name)
 
 
+def write_objects(folder: Path, splits: dict[str, int]) -> None:
+    """Noise with a COCO JSON for each split, an object of each of three classes on every image."""
+    categories = [{"id": number, "name": name} for number, name in enumerate("abc", 1)]
+    (folder / "annotations").mkdir(parents=True)
+    for split, count in splits.items():
+        names = [f"{number}.jpg" for number in range(count)]
+        write_images(folder / split, names)
+        images = [{"id": i, "file_name": name, "height": 480, "width": 640} for i, name in enumerate(names)]
+        places = list(product(range(count), range(3)))
+        annotations = [
+            {
+                "id": number,
+                "image_id": image,
+                "category_id": 1 + c,
+                "bbox": [200 * c, 90, 180, 240],
+                "area": 43200,
+                "iscrowd": 0,
+            }
+            for number, (image, c) in enumerate(places, 1)
+        ]
+        content = {"images": images, "categories": categories, "annotations": annotations}
+        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+
+
+def change(config: Path, **sections: dict) -> None:
+    """Train a configuration for one epoch, with other values of some keys."""
+    content = yaml.safe_load(config.read_text())
+    one_epoch = {"train": {"epochs": 1}, "schedule": {"warmup_epochs": 0}, "data": {"workers": 1}}
+    for changes in (one_epoch, sections):
+        for section, values in changes.items():
+            content[section] = content.get(section, {}) | values
+    config.write_text(yaml.safe_dump(content))
+
+
 def shrink(config: Path) -> None:
-    """The quickstart's network and recipe, for one epoch of a network that compiles fast."""
-    content = yaml.safe_load(config.read_text())
-    for override in TOY_MODEL:
-        key, _, value = override.partition("=")
-        content["model"][key.removeprefix("model.")] = yaml.safe_load(value)
-    content["train"]["epochs"] = 1
-    content["schedule"]["warmup_epochs"] = 0
-    content["data"]["workers"] = 1
-    config.write_text(yaml.safe_dump(content))
+    """The quickstart's network and recipe, for one epoch of a network that compiles fast, and for like runs once."""
+    keys_and_values = (override.removeprefix("model.").partition("=")[::2] for override in TOY_MODEL)
+    model = {key: yaml.safe_load(value) for key, value in keys_and_values}
+    change(config, model=model, runtime={"compile_cache": "graphs"})
 
 
-def shrink_segmentation(config: Path) -> None:
-    """The segmentation quickstart for one epoch of a small network, which has a stage more than the shrunk classifier.
+TWO_STAGES = {  # a stage more than the shrunk classifier
+    "window_size": 2, "embed_dim": 16, "depths": [2, 1], "num_heads": [1, 2], "focal_stages": [0, 1],
+    "focal_levels": [1, 1], "focal_topK": 8,
+}  # fmt: skip
 
-    That its own network starts from the real classifier's weights is tested in test_quickstart.py.
+
+def shrink_dense(quickstart: Path) -> None:
+    """The quickstarts of segmentation and detection for one epoch of small networks on scenes.
+
+    That their own networks start from the real classifier's weights is tested in test_quickstart.py.
     """
-    content = yaml.safe_load(config.read_text())
-    content["backbone"] |= {
-        "window_size": 2, "embed_dim": 16, "depths": [2, 1], "num_heads": [1, 2], "focal_stages": [0, 1],
-        "focal_levels": [1, 1], "focal_topK": 8,
-    }  # fmt: skip
-    content["model"] |= {"channels": 8, "pool_scales": [1], "auxiliary_weight": 0.0}
-    content["train"] |= {"epochs": 1, "batch_size": 48, "pretrained": None}
-    content["schedule"]["warmup_epochs"] = 0
-    content["data"]["workers"] = 1
-    config.write_text(yaml.safe_dump(content))
+    recipe = {"backbone": TWO_STAGES, "train": {"epochs": 1, "batch_size": 48, "pretrained": None}}
+    change(
+        quickstart / "upernet_digits.yaml", **recipe, model={"channels": 8, "pool_scales": [1], "auxiliary_weight": 0.0}
+    )
+    scenes = {"workers": 1, "train_subset": 0.1, "val_subset": 0.1}
+    change(quickstart.parent / "base/digit_scenes.yaml", **recipe, data=scenes, eval={"interval": 1})
+    change(quickstart / "retinanet_digits.yaml", model={"neck_channels": 8, "channels": 8, "stacked_convs": 1})
+
+
+def shrink_folder_of_objects(config: Path) -> None:
+    """The recipe for photographs with a COCO JSON, on images a fourth as large."""
+    change(
+        config,
+        backbone={"img_size": [64, 96], "embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]},
+        model={"neck_channels": 8, "channels": 8, "stacked_convs": 1},
+        data={"canvases": [[64, 96], [96, 64]], "workers": 1},
+        augment={"short_sides": [48, 64], "long_side": 96},
+        eval={"short_side": 64, "long_side": 96},
+    )
 
 
 def shrink_checks(folder: Path) -> None:
@@ -177,7 +223,8 @@ class Workshop:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
         shrink(folder / "configs/quickstart/focalv2_digits.yaml")
-        shrink_segmentation(folder / "configs/quickstart/upernet_digits.yaml")
+        shrink_dense(folder / "configs/quickstart")
+        shrink_folder_of_objects(folder / "configs/finetune/retinanet_focal_small_folder.yaml")
         shrink_checks(folder)
         five = folder / "configs/finetune/focalv2_digits5_64.yaml"
         five.write_text(five.read_text().replace("epochs: 5\n", "epochs: 1\n"))
@@ -185,6 +232,7 @@ class Workshop:
         write_images(folder, ["photo.jpg", "folder/1.jpg", "photos/1.jpg", "photos/2.jpg", "more_photos/3.jpg"])
         splits = {"train": 12, "val": 2}
         write_images(folder, [f"my_images/{s}/{c}/{i}.jpg" for s, n in splits.items() for c in "abc" for i in range(n)])
+        write_objects(folder / "my_set", {"train": 16, "val": 2})
         for name in ("imagenet/train", "imagenet-a", "imagenet-r"):
             write_images(folder, [f"data_of_others/{name}/n0144076{i}/0.jpg" for i in range(3)])
         for name in ("python", "mpirun", "msrun"):

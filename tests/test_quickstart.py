@@ -1,4 +1,4 @@
-"""The quickstarts: accuracy on the held-out digits, that of the network fine-tuned, and mIoU on scenes of digits."""
+"""The quickstarts: accuracy on the held-out digits, that of the network fine-tuned, mIoU and AP on scenes of digits."""
 
 import json
 import subprocess
@@ -10,6 +10,7 @@ import pytest
 from scripts.prepare_digit_scenes import CLASSES
 from src.config.load import load_config
 from tests.conftest import DIGITS_CONFIG, ROOT
+from tests.training.states import metrics
 
 
 def python(*command) -> None:
@@ -45,22 +46,38 @@ def test_quickstart_network_fine_tunes_to_five_digits_of_another_size(quickstart
 
 @pytest.mark.slow
 def test_segmentation_quickstart_trains_from_the_digit_classifier(quickstart, digit_scenes, tmp_path):
-    """Three updates and an evaluation of the network itself, on a few scenes."""
-    output = train_from(
-        quickstart, "upernet_digits", digit_scenes, tmp_path, "train.epochs=1", "schedule.warmup_epochs=0"
-    )
-    figures = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    assert [line["weights"] for line in figures if "miou" in line] == ["raw", "ema"]
-    assert all(0 <= line["miou"] <= 100 for line in figures if "miou" in line)
+    trains_from_the_digit_classifier(quickstart, "upernet_digits", "miou", digit_scenes, tmp_path)
+
+
+@pytest.mark.slow
+def test_detection_quickstart_trains_from_the_digit_classifier(quickstart, digit_scenes, tmp_path):
+    trains_from_the_digit_classifier(quickstart, "retinanet_digits", "box_ap50", digit_scenes, tmp_path)
+
+
+def trains_from_the_digit_classifier(quickstart, config, figure, scenes, folder) -> None:
+    """A few updates and an evaluation of the network itself, on a few scenes."""
+    output = train_from(quickstart, config, scenes, folder, "train.epochs=1", "schedule.warmup_epochs=0")
+    figures = [line for line in metrics(output) if figure in line]
+    assert [line["weights"] for line in figures] == ["raw", "ema"]
+    assert all(0 <= line[figure] <= 100 for line in figures)
     assert (output / "checkpoints" / "best.ckpt").exists()
 
 
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """All scenes of digits."""
+    folder = tmp_path_factory.mktemp("scenes") / "scenes"
+    python("scripts/prepare_digit_scenes.py", "--output", folder)
+    return folder
+
+
 @pytest.mark.exhaustive
-def test_segmentation_quickstart_reaches_its_miou(quickstart, tmp_path):
-    scenes = tmp_path / "scenes"
-    python("scripts/prepare_digit_scenes.py", "--output", scenes)
-    output = train_from(quickstart, "upernet_digits", scenes, tmp_path)
-    assert json.loads((output / "summary.json").read_text())["best"] >= 75
+@pytest.mark.parametrize(
+    ("config", "figure", "least"), [("upernet_digits", "miou", 75), ("retinanet_digits", "box_ap50", 60)]
+)
+def test_quickstart_on_scenes_reaches_its_figure(config, figure, least, quickstart, scenes, tmp_path):
+    output = train_from(quickstart, config, scenes, tmp_path)
+    assert max(line[figure] for line in metrics(output) if figure in line) >= least
 
 
 def train_from(quickstart, config, data, folder, *overrides) -> Path:
@@ -76,17 +93,24 @@ def train_from(quickstart, config, data, folder, *overrides) -> Path:
     return folder / "run"
 
 
-def test_segmentation_quickstart_has_the_classifiers_backbone():
+ON_SCENES = [path.stem for path in sorted(DIGITS_CONFIG.parent.glob("*.yaml")) if path != DIGITS_CONFIG]
+
+
+@pytest.mark.parametrize("name", ON_SCENES)
+def test_quickstarts_on_scenes_have_the_classifiers_backbone(name):
     """All but what sizes decide, and stochastic depth, so that all of its weights fit."""
-    classifier, segmentor = (
-        load_config(DIGITS_CONFIG.with_name(f"{name}_digits.yaml")) for name in ("focalv2", "upernet")
-    )
+    classifier, dense = load_config(DIGITS_CONFIG), load_config(DIGITS_CONFIG.with_name(f"{name}.yaml"))
     own = {"num_classes": 10, "img_size": 48, "drop_path_rate": 0.1}
-    assert segmentor.backbone.name == classifier.model.name
-    assert segmentor.backbone.arguments | own == classifier.model.arguments
-    assert (segmentor.data.mean, segmentor.data.std) == (classifier.data.mean, classifier.data.std)
-    assert segmentor.augment.hflip == 0
-    assert tuple(segmentor.data.classes) == CLASSES
+    assert dense.backbone.name == classifier.model.name
+    arguments = {key: value for key, value in dense.backbone.arguments.items() if key != "out_indices"}
+    assert arguments | own == classifier.model.arguments
+    assert (dense.data.mean, dense.data.std) == (classifier.data.mean, classifier.data.std)
+    assert dense.augment.hflip == 0
+
+
+def test_segmentation_quickstart_has_the_classes_of_the_scenes():
+    config = load_config(DIGITS_CONFIG.with_name("upernet_digits.yaml"))
+    assert tuple(config.data.classes) == CLASSES
 
 
 def test_the_summary_names_the_report_and_a_prediction(tmp_path):

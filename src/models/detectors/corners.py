@@ -113,7 +113,7 @@ class CornerRefinement(nn.Cell):
             cell = row.astype(ms.int32) * self.width + column.astype(ms.int32)  # [B, n]
             cells = (cell.reshape((batch, count, 1)) + self.around).reshape((batch, -1))
             heat = rows_of(ops.sigmoid(heat_logits[..., i : i + 1]), cells).reshape((batch, count, 4))
-            best = self.hottest(heat).reshape((batch, count, 1)).astype(ms.int32)
+            best = self.hottest(heat).reshape((batch, count, 1))
             cell = ops.gather_elements(cells.reshape((batch, count, 4)), 2, best).reshape((batch, count))
             place = ops.stack((cell % self.width, cell // self.width), 2).astype(ms.float32)
             corners = corners + ((place + rows_of(offsets[..., 2 * i : 2 * i + 2], cell)) * self.stride,)

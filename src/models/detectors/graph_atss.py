@@ -32,7 +32,8 @@ class GraphATSS(nn.Cell):
         super().__init__()
         self.spans = level_spans(sizes)
         self.candidates = NEAREST * len(self.spans)
-        self.top, self.largest, self.update = ops.TopK(), ops.ArgMaxWithValue(1), ops.TensorScatterUpdate()
+        self.top, self.update = ops.TopK(), ops.TensorScatterUpdate()
+        self.largest, self.highest = ops.Argmax(1), ops.ReduceMax()  # ArgMaxWithValue's numbers are int64
 
     def construct(self, boxes, is_valid, objects, is_object, few_places):
         """Return the number [B, L] int32 of each box's object, -1 for none. No gradient flows through it.
@@ -76,8 +77,9 @@ class GraphATSS(nn.Cell):
             (first_of_row + numbers).reshape((-1, 1)),
             taken.reshape(-1),
         )
-        owner, overlap = self.largest(taken.reshape((batch, count, length)))
-        return ops.stop_gradient(ops.select(overlap >= 0, owner, -ops.ones_like(owner)))
+        taken = taken.reshape((batch, count, length))
+        owner = self.largest(taken)
+        return ops.stop_gradient(ops.select(self.highest(taken, 1) >= 0, owner, -ops.ones_like(owner)))
 
 
 def middles_of(boxes):

@@ -160,10 +160,12 @@ class MaskTargets(nn.Cell):
     def unpack(self, packed):
         """Map bytes [n, H, W / 8] to their bits [n, H, W] float32, those of one place in all bytes together."""
         whole = packed.astype(ms.float32)
-        parts = ()
-        for bit in range(8):  # from the highest
-            halves = ops.floor(whole * 0.5 ** (7 - bit))
-            parts = parts + (halves - 2 * ops.floor(halves * 0.5),)
+        higher = ops.floor(whole * 0.5**7)  # what the byte is without its lower bits: here the highest alone
+        parts = (higher,)
+        for bit in range(6, -1, -1):
+            high = ops.floor(whole * 0.5**bit)
+            parts = parts + (high - 2 * higher,)
+            higher = high
         return ops.concat(parts, 2)
 
     def weights(self, low, high, frame, order):

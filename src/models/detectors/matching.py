@@ -24,7 +24,8 @@ class LeastCostMatching(nn.Cell):
 
     def __init__(self):
         super().__init__()
-        self.argmin, self.argmax = ops.ArgMinWithValue(1), ops.Argmax(1)
+        # ArgMinWithValue's numbers are int64.
+        self.argmin, self.argmax, self.least = ops.Argmin(1), ops.Argmax(1), ops.ReduceMin()
 
     def construct(self, costs, is_row):
         """Return the row [M, N] int32 that each column is matched with, -1 for none. No gradient flows through it.
@@ -42,10 +43,10 @@ class LeastCostMatching(nn.Cell):
         far = Tensor(np.full((count, columns), FAR, np.float32))
 
         # Every row wants its cheapest column, and the first of those that want a column has it.
-        wanted, row_prices = ops.ArgMinWithValue(2)(costs)  # [M, G]
+        wanted, row_prices = ops.Argmin(2)(costs), self.least(costs, 2)  # [M, G]
         wants = wanted.reshape((count, rows, 1)) == column_numbers.reshape((1, 1, -1))
         wants = ops.logical_and(wants, is_row.reshape((count, rows, 1)))  # [M, G, N]
-        first_row = self.argmax(wants.astype(ms.float32)).astype(ms.int32)  # [M, N]
+        first_row = self.argmax(wants.astype(ms.float32))  # [M, N]
         row_of = ops.select(wants.any(1), first_row, no_row)
         has_it = ops.logical_and(is_row, ops.gather_elements(row_of, 1, wanted) == row_numbers)
         column_of = ops.select(has_it, wanted, no_column)
@@ -54,7 +55,7 @@ class LeastCostMatching(nn.Cell):
         is_left = ops.logical_and(is_row, column_of <= -1)
         while is_left.any():
             active = is_left.any(1)  # [M]
-            start = self.argmax(is_left.astype(ms.float32)).astype(ms.int32)  # the first row that is left
+            start = self.argmax(is_left.astype(ms.float32))  # the first row that is left
             # Dijkstra's search for the nearest free column.
             row, way = start, ops.zeros((count,), ms.float32)
             distances, came_from = far, ops.zeros((count, columns), ms.int32)
@@ -67,7 +68,8 @@ class LeastCostMatching(nn.Cell):
                 nearer = ops.logical_and(ops.logical_and(searching, ops.logical_not(is_seen)), reached < distances)
                 distances = ops.select(nearer, reached, distances)
                 came_from = ops.select(nearer, row.reshape((-1, 1)) + ops.zeros_like(came_from), came_from)
-                column, nearest = self.argmin(ops.select(is_seen, far, distances))
+                unseen = ops.select(is_seen, far, distances)
+                column, nearest = self.argmin(unseen), self.least(unseen, 1)
                 is_column = column.reshape((-1, 1)) == column_numbers
                 is_seen = ops.logical_or(is_seen, ops.logical_and(is_column, searching))
                 owner = ops.gather_elements(row_of, 1, column.reshape((-1, 1))).reshape(-1)

@@ -125,7 +125,7 @@ class RoIAlign(nn.Cell):
             wanted: [N, 2], as the originals take.
         """
         shorter = ops.minimum(wanted[:, :1], wanted[:, 1:])
-        fewer = ops.clamp(shorter, 1, self.fixed_samples)
+        fewer = ops.minimum(ops.maximum(shorter, 1.0), self.fixed_samples)
         more = ops.floor(self.bin_rows / (4 * fewer))
         is_shorter = (wanted <= shorter).astype(ms.float32)
         return is_shorter * fewer + (1 - is_shorter) * more

@@ -31,7 +31,8 @@ class RoISampler(nn.Cell):
         self.iou = iou
         self.match_low_quality = match_low_quality
         self.top = ops.TopK(sorted=True)
-        self.best = ops.ArgMaxWithValue(axis=1)
+        # Both in place of ArgMaxWithValue, whose numbers are int64.
+        self.best, self.highest = ops.Argmax(1), ops.ReduceMax(keep_dims=True)
 
     def construct(self, proposals, is_proposal, truth, is_truth, keys):
         """Sample from G objects and P proposals, candidates in this order.
@@ -81,12 +82,12 @@ class RoISampler(nn.Cell):
         overlaps = paired_iou(truth.expand_dims(2), proposals.expand_dims(1))  # [B, G, P]
         exists = is_truth.expand_dims(2) * is_proposal.expand_dims(1)
         overlaps = overlaps * exists - (1 - exists)  # -1 where one of the two is none
-        number, overlap = self.best(overlaps)
-        matched = ops.select(overlap >= self.iou, number.astype(ms.int32), ops.zeros_like(number.astype(ms.int32)) - 1)
+        number, overlap = self.best(overlaps), self.highest(overlaps, 1).reshape((overlaps.shape[0], -1))
+        matched = ops.select(overlap >= self.iou, number, ops.zeros_like(number) - 1)
         if self.match_low_quality:
-            highest = ops.ReduceMax(keep_dims=True)(overlaps, 2)  # [B, G, 1]; Tensor.max brings int64
+            highest = self.highest(overlaps, 2)  # [B, G, 1]
             is_highest = ops.logical_and(overlaps == highest, highest >= self.iou).astype(ms.float32)
             numbers = Tensor(np.arange(1, truth.shape[1] + 1, dtype=np.float32).reshape(1, -1, 1))
-            last = (ops.ReduceMax()(is_highest * numbers, 1) - 1).astype(ms.int32)  # the last object
+            last = self.highest(is_highest * numbers, 1).reshape(number.shape).astype(ms.int32) - 1  # the last object
             matched = ops.select(last >= 0, last, matched)
         return matched

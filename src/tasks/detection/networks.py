@@ -50,7 +50,9 @@ class CanvasDetector:
         self.networks: dict[tuple[int, int], nn.Cell] = {}
         self.draw_masks = {}
         if model.has_masks:
-            self.draw_masks = {size: other.mask_cell().set_train(False) for size, other in self.models.items()}
+            self.draw_masks = {
+                size: apply_precision(other.mask_cell(), level).set_train(False) for size, other in self.models.items()
+            }
         self.call: Callable[..., Tensor] = call_cell
 
     def with_network(self, network: nn.Cell, call: Callable[..., Tensor] = call_cell) -> "CanvasDetector":

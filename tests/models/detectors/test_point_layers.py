@@ -5,7 +5,7 @@ import pickle
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import Tensor, nn
 
 from src.models.deformable import PlacesOnLevels, SharedDeformableConv
 from src.models.detectors.assign import assign_by_centres
@@ -61,6 +61,30 @@ def test_between_cells_values_are_interpolated():
     assert abs(float(found) / expected - 1) < 1e-6
     np.testing.assert_allclose(by_rows.asnumpy(), 2 * inside, atol=1e-5)
     np.testing.assert_allclose(by_columns.asnumpy(), 5 * inside, atol=1e-5)
+
+
+class SumAtPlaces(nn.Cell):
+    """A deformable convolution as a function of tokens and places, summed up by random factors."""
+
+    def __init__(self, conv):
+        super().__init__()
+        self.conv, self.around, self.factors = conv, PlacesOnLevels(SIZES, 9), Tensor(drawn(2, LENGTH, 4, seed=1))
+
+    def construct(self, x, rows, columns):
+        return (self.conv(x, *self.around(rows, columns)) * self.factors).sum()
+
+
+def test_the_compiled_gradients_equal_those_of_operators(graph_mode):
+    (row, column), conv = cells_of_places(), SharedDeformableConv(3, 4, 3)
+    places = [
+        Tensor((axis + 2 * drawn(2, LENGTH, 9, seed=i)).astype(np.float32)) for i, axis in enumerate((row, column))
+    ]
+    inputs = Tensor(drawn(2, LENGTH, 3)), *places
+    compiled = ms.grad(SumAtPlaces(conv), (0, 1, 2), conv.trainable_params())(*inputs)
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    expected = ms.grad(SumAtPlaces(conv), (0, 1, 2), conv.trainable_params())(*inputs)
+    for found, other in zip((*compiled[0], *compiled[1]), (*expected[0], *expected[1]), strict=True):
+        np.testing.assert_allclose(found.asnumpy(), other.asnumpy(), atol=1e-5)
 
 
 # --- corners --------------------------------------------------------------------------------------------------------
@@ -240,6 +264,15 @@ def test_images_without_objects_teach_the_background():
     assert {name for name, value in sums.items() if value > 0} == {"cls", "heatmap_tl", "heatmap_br", "sem_background"}
     assert weights["cls"] == weights["pts_init"] == weights["offset_br"] == 2  # an image counts at least once
     assert weights["sem_objects"] == weights["sem_background"] == 0  # which loss_floors replace
+
+
+def test_the_compiled_losses_equal_the_operators(graph_mode):
+    outputs = outputs_for(((8, 12), (4, 6), (2, 3)))
+    made = [tuple(targets().values()), tuple(targets(boxes=BOXES[:1], labels=LABELS[:1]).values())]
+    compiled = losses_of(outputs, made)
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    for found, expected in zip(compiled, losses_of(outputs, made), strict=True):
+        np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
 
 
 def test_what_lies_beyond_the_image_has_no_loss():

@@ -5,12 +5,13 @@ import pickle
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import Tensor, nn
 from mindspore.nn.utils import no_init_parameters
 
 from src.files.weights import official_names
 from src.models import ArgumentError, create_model
 from src.models.detectors.selection import SelectionRule
+from src.models.detectors.set_losses import SetLosses
 from tests.models.test_training_options import FAMILIES
 from tests.reference import formula_value, images
 
@@ -92,6 +93,34 @@ def test_a_batch_is_the_sum_of_its_images(name):
         alone.append((sums.asnumpy(), weights.asnumpy()))
     for found, first, second in zip(both, *alone, strict=True):
         np.testing.assert_allclose(found, first + second, rtol=1e-4)
+
+
+class SumOfSetLosses(nn.Cell):
+    """The loss of Sparse R-CNN as a function of logits and boxes alone."""
+
+    def __init__(self, objects, labels):
+        super().__init__()
+        self.loss = SetLosses(3)
+        self.sides, self.targets = Tensor(np.full((2, 1, 4), 64, np.float32)), (Tensor(objects), Tensor(labels))
+
+    def construct(self, logits, boxes):
+        sums, _ = self.loss((logits, boxes, self.sides), self.targets)
+        return sums.sum()
+
+
+def test_gradients_past_the_compiled_matching_equal_those_of_operators(graph_mode):
+    generator = np.random.default_rng(0)
+    corner = generator.uniform(0, 30, (2, 2, 9, 2))
+    boxes = np.concatenate([corner, corner + generator.uniform(5, 30, corner.shape)], 3).astype(np.float32)
+    inputs = Tensor(generator.standard_normal((2, 2, 9, 3)).astype(np.float32)), Tensor(boxes)
+    objects = boxes[:, 0, :4] + 1
+    labels = np.array([[0, 1, 1, 2], [2, -1, -1, -1]], np.int32)
+    compiled = ms.value_and_grad(SumOfSetLosses(objects, labels), (0, 1))(*inputs)
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    value, gradients = ms.value_and_grad(SumOfSetLosses(objects, labels), (0, 1))(*inputs)
+    assert abs(float(compiled[0]) / float(value) - 1) < 1e-5
+    for found, expected in zip(compiled[1], gradients, strict=True):
+        np.testing.assert_allclose(found.asnumpy(), expected.asnumpy(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SMALL)
