@@ -93,6 +93,9 @@ class DetectionEvaluator(Evaluator):
         return self.finder_of(network, call)
 
     def answering_file(self, answer):
+        """Return what finds objects by a file of candidates. It has no masks, so boxes alone are evaluated."""
+        self.has_masks = False
+        self._start()
         return file_finder(answer, CANDIDATES, self.rule)
 
     def add(self, network, batch):
