@@ -96,6 +96,9 @@ class Config:
 
         Args:
             device_options: those of set_device_options; given ones replace the configured ones.
+
+        Raises:
+            ConfigError: a network and its backbone do not fit each other.
         """
         # The blocks' arguments have the original's name for recomputing.
         recompute = {"use_checkpoint": True} if self.train.recompute else {}
@@ -103,7 +106,12 @@ class Config:
             model = create_model(self.model.name, **self.model.arguments | recompute)
         else:
             backbone = create_model(self.backbone.name, features_only=True, **self.backbone.arguments | recompute)
-            model = create_model(self.model.name, backbone=backbone, **self.model.arguments)
+            try:
+                model = create_model(self.model.name, backbone=backbone, **self.model.arguments)
+            except ArgumentError as error:
+                is_own = error.argument in find_model(self.model.name)[0].parameters()
+                key = f"{'model' if is_own else 'backbone'}.{error.argument}"
+                raise self.error(key, error.reason) from error
         chosen = {name: getattr(self.runtime, name) for name in DEVICE_OPTIONS} | device_options
         defaults = DEVICE_DEFAULTS[device_target]
         chosen = {name: defaults[name] if value == "auto" else value for name, value in chosen.items()}
