@@ -2,7 +2,7 @@
 
 It counts on the compiled graph of inference on one image (src/measuring/graph.py says how), and prints the authors' own
 figures beside. A network that stands on a backbone goes by the name of its configuration (configs/segmentation,
-configs/detection). A detector's masks are left out: they are drawn for detections, by a graph of their own.
+configs/detection). Masks of detections are left out: a graph of its own draws them.
 """
 
 import difflib

@@ -201,6 +201,8 @@ class _Reader:
         """Return the value of one node."""
         reference = node.op_type.removeprefix("REF::")
         arguments = [self.values[name] for name in node.input]
+        if any(argument is _NEXT_TURN for argument in arguments):  # what is made of it was listed in the turn before
+            return _NEXT_TURN
         name = self.primitives.get(reference)
         if name is None:
             return self.call_closure(self.values[reference], arguments, node)
