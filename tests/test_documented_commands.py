@@ -224,7 +224,7 @@ class Workshop:
             shutil.copy2(ROOT / name, folder / name)
         shrink(folder / "configs/quickstart/focalv2_digits.yaml")
         shrink_dense(folder / "configs/quickstart")
-        shrink_folder_of_objects(folder / "configs/finetune/retinanet_focal_small_folder.yaml")
+        shrink_folder_of_objects(folder / "configs/finetune/retinanet_focal_folder.yaml")
         shrink_checks(folder)
         five = folder / "configs/finetune/focalv2_digits5_64.yaml"
         five.write_text(five.read_text().replace("epochs: 5\n", "epochs: 1\n"))

@@ -46,7 +46,7 @@ class DetectionAugment(Section):
     # Images are resized, the aspect kept, as large as both sides allow; the short one is drawn from these.
     short_sides: Lengths = Field([480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800])
     long_side: Positive = 1333
-    crop: bool = True  # every second image is first resized by crop_short_sides and cropped, as DETR does
+    crop: bool = True  # one image in two, drawn, is first resized by crop_short_sides and cropped, as DETR does
     crop_short_sides: Lengths = Field([400, 500, 600])
     crop_range: Sides = Field([384, 600])  # least and greatest side of a crop; a smaller image is cropped to its side
     hflip: Fraction = 0.5
@@ -61,7 +61,7 @@ class DetectionEval(Section):
     interval: Positive = 1  # epochs between evaluations while training
     short_side: Positive = 800  # images are resized, the aspect kept, as large as both sides allow
     long_side: Positive = 1333
-    score_threshold: Fraction | None = None  # least score of a detection; null: the network's
+    score_threshold: Fraction | None = None  # detections score higher than this; null: the network's
     nms_iou: Fraction | None = None  # boxes of a class that overlap more than this are one; null: the network's
     max_detections: Positive | None = None  # of an image, the best ones; null: the network's
 
