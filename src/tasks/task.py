@@ -285,15 +285,15 @@ class Task(ABC):
     def images_or_noise(
         self,
         readable: Callable[[Any], Iterable[np.ndarray]],
-        normalise: Callable[[np.ndarray], np.ndarray],
+        inputs_of: Callable[[list[np.ndarray]], np.ndarray],
         shape: tuple[int, ...],
         count: int,
     ) -> tuple[np.ndarray, str]:
         """Return what `sample_inputs` does, of the first readable validation images; without any, of noise.
 
         Args:
-            readable: lists the pixels [H, W, C] of a data set's readable images, at the model's size.
-            normalise: turns pixels [B, H, W, C] into inputs.
+            readable: lists the pixels [H, W, C] of a data set's readable images.
+            inputs_of: turns the pixels of images into inputs [B, C, H, W].
             shape: [C, H, W] of an input.
         """
         try:
@@ -304,8 +304,7 @@ class Task(ABC):
         if not pixels:
             noise = np.random.default_rng(0).standard_normal((count, *shape), dtype=np.float32)
             return noise, "random input (no validation images here)"
-        repeated = np.stack([pixels[index % len(pixels)] for index in range(count)])
-        return normalise(repeated), "validation images"
+        return inputs_of([pixels[index % len(pixels)] for index in range(count)]), "validation images"
 
     def answer(self, model: nn.Cell) -> Callable[[np.ndarray], np.ndarray]:
         """Return what computes, for a predictor, the outputs of inputs as an exported model gives them."""

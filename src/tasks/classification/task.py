@@ -83,7 +83,10 @@ class Classification(Task):
         preprocessing = self._preprocessing(model)
         shape = (model.in_chans, *model.img_size)
         return self.images_or_noise(
-            lambda images: _readable_pixels(images, preprocessing), preprocessing.normalise, shape, count
+            lambda images: _readable_pixels(images, preprocessing),
+            lambda pixels: preprocessing.normalise(np.stack(pixels)),
+            shape,
+            count,
         )
 
     def preprocessing(self, model, output):

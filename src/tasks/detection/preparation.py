@@ -64,8 +64,8 @@ class ImagePreparation:
             Reading.from_dict(data.model_dump()),
         )
 
-    def of_exported(self, canvas: tuple[int, int], output: str) -> "ImagePreparation":
-        """Return the same for an exported file, which has one canvas."""
+    def on_canvas(self, canvas: tuple[int, int], output: str | None = None) -> "ImagePreparation":
+        """Return the same for one canvas, as exported files have, and for the output of such a file."""
         return replace(self, canvases=(canvas,), output=output)
 
     def to_dict(self) -> dict:

@@ -3,12 +3,9 @@
 from dataclasses import replace
 
 from src.config.detection import canvases_of
-from src.data.box_transforms import placed
 from src.data.coco import CocoImages
 from src.data.dataset import DataError
 from src.data.decoding import UnreadableImage
-from src.data.dense_transforms import pad, resize_pixels
-from src.data.transforms import normalise
 from src.errors import UserError
 from src.models.detectors.mask_head import MASK_SIDE
 from src.models.detectors.selection import SelectionRule
@@ -115,20 +112,13 @@ class Detection(Task):
 
     def sample_inputs(self, model, count):
         """Return the first readable validation images on the network's own canvas; without any, noise."""
-        mean, std, section = self.config.data.mean, self.config.data.std, self.config.eval
-        canvas, bounds = model.img_size, (section.short_side, section.long_side)
-
-        def readable(data: CocoImages):
-            for index in range(data.size):
-                try:
-                    pixels = data.pixels(index, model.in_chans)
-                except UnreadableImage:
-                    continue
-                _, extent = placed(data.image_size(index), bounds, [canvas])
-                yield pad(resize_pixels(pixels, extent), canvas, 0)
-
-        shape = (model.in_chans, *canvas)
-        return self.images_or_noise(readable, lambda pixels: normalise(pixels, mean, std), shape, count)
+        preparation = ImagePreparation.of(self.config, model).on_canvas(model.img_size)
+        return self.images_or_noise(
+            lambda images: _readable_pixels(images, preparation),
+            lambda resized: preparation.inputs(resized, model.img_size)[0],
+            (model.in_chans, *model.img_size),
+            count,
+        )
 
     def answer(self, model):
         """Return what finds objects in images on canvases, see finding.Finder."""
@@ -136,7 +126,7 @@ class Detection(Task):
 
     def preprocessing(self, model, output):
         preparation = ImagePreparation.of(self.config, model)
-        return (preparation if output is None else preparation.of_exported(model.img_size, output)).to_dict()
+        return (preparation if output is None else preparation.on_canvas(model.img_size, output)).to_dict()
 
     @classmethod
     def predictor(cls, answer, preprocessing, batch_size, classes, options):
@@ -155,3 +145,12 @@ class Detection(Task):
     @classmethod
     def sections(cls, evaluation, config, data, roots):
         return run_sections.sections(evaluation, config, data, roots)
+
+
+def _readable_pixels(data: CocoImages, preparation: ImagePreparation):
+    """Yield the pixels [h, w, C] uint8 of readable images, resized as they are on their canvas."""
+    for index in range(data.size):
+        try:
+            yield preparation.resized(data.pixels(index, preparation.channels))[0]
+        except UnreadableImage:
+            continue

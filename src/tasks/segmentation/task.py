@@ -121,7 +121,10 @@ class Segmentation(Task):
         mean, std = self.config.data.mean, self.config.data.std
         shape = (model.in_chans, *model.img_size)
         return self.images_or_noise(
-            lambda images: _readable_pixels(images, model), lambda pixels: normalise(pixels, mean, std), shape, count
+            lambda images: _readable_pixels(images, model),
+            lambda pixels: normalise(np.stack(pixels), mean, std),
+            shape,
+            count,
         )
 
     def answer(self, model):
