@@ -16,18 +16,18 @@ from src.models.level_layers import MapSizes
 from src.models.resize import nearest_tokens
 
 FACTORS = {
-    "cls": 1.0,
-    "pts_init": 1.0,
-    "pts_refine": 2.0,
-    "heatmap_tl": 0.25 / 2,  # of the two kinds of corners, the mean counts
-    "heatmap_br": 0.25 / 2,
-    "offset_tl": 1.0 / 2,
-    "offset_br": 1.0 / 2,
-    "sem_objects": 0.1,
-    "sem_background": 0.1,
+    "classification": 1.0,
+    "first_boxes": 1.0,
+    "refined_boxes": 2.0,
+    "top_left_corners": 0.25 / 2,  # of the two kinds of corners, the mean counts
+    "bottom_right_corners": 0.25 / 2,
+    "top_left_offsets": 1.0 / 2,
+    "bottom_right_offsets": 1.0 / 2,
+    "semantic_objects": 0.1,
+    "semantic_background": 0.1,
 }
 # Weights of covered cells are one over an area in pixels, which may sum up to less than 1.
-FLOORS = {name: 1e-6 if name == "sem_objects" else 1.0 for name in FACTORS}
+FLOORS = {name: 1e-6 if name == "semantic_objects" else 1.0 for name in FACTORS}
 
 
 class QualityFocalLoss(nn.Cell):
@@ -145,9 +145,10 @@ class SemanticFocalLoss(nn.Cell):
 class RepPointsLosses(nn.Cell):
     """Computes the parts of RepPoints v2's loss, in the order of FACTORS.
 
-    Divisors: for "cls" and "pts_refine" the places that the first boxes match with an object, for "pts_init" those that
-    start from one, for corners the places of heat 1, for "sem_objects" the weights of the covered cells and for
-    "sem_background" their number. All but the last two count an image without any as one.
+    Divisors: for "classification" and "refined_boxes" the places that the first boxes match with an object, for
+    "first_boxes" those that start from one, for corners and their offsets the places of heat 1, for "semantic_objects"
+    the weights of the covered cells and for "semantic_background" their number. All but the last two count an image
+    without any as one.
 
     Args:
         map_sizes: (h, w) of each level. strides: of the levels.

@@ -17,10 +17,13 @@ GIOU_WEIGHT = 10.0  # of a cascade's boxes
 class RCNNLoss(nn.Cell):
     """Sums the losses of both steps of a batch, and counts what they are divided by.
 
-    - rpn_cls, rpn_box: of sampled anchors, by their number. As in the original, an image without a positive or without
-      a negative one counts one for them.
-    - cls: cross entropy of sampled boxes; box: of those matched with an object. Both by the number of samples.
-    - mask: binary cross entropy of the own class, by the number of pixels.
+    - proposal_classification, proposal_boxes: of sampled anchors, by their number. As in the original, an image without a
+      positive or without a negative one counts one for them.
+    - classification: cross entropy of sampled boxes; boxes: of those matched with an object. Both by the number of
+      samples.
+    - masks: binary cross entropy of the own class, by the number of pixels.
+
+    In a cascade each stage has the last three, with _1, _2 and _3 behind their names.
 
     Args:
         stages: of the detector, see rcnn.Stage.

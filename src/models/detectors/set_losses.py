@@ -13,7 +13,7 @@ from src.models.detectors.candidates import rows_of
 from src.models.detectors.losses import GIoULoss, SigmoidFocalLoss, SmoothL1Loss
 from src.models.detectors.matching import LeastCostMatching
 
-FACTORS = {"cls": 2.0, "boxes": 5.0, "giou": 2.0}  # of costs and losses alike
+FACTORS = {"classification": 2.0, "boxes": 5.0, "overlaps": 2.0}  # of costs and losses alike; the last two: L1, GIoU
 ALPHA = 0.25  # of the focal loss, whose exponent is 2
 
 
@@ -36,11 +36,11 @@ class MatchingCosts(nn.Cell):
         right = -ops.log(probability + tiny) * ALPHA * ops.square(1 - probability)
         wrong = -ops.log(1 - probability + tiny) * (1 - ALPHA) * ops.square(probability)
         of_classes = (right - wrong).transpose((0, 2, 1))  # [M, C, N]
-        costs = rows_of(of_classes, labels).reshape((count, rows, columns)) * FACTORS["cls"]
+        costs = rows_of(of_classes, labels).reshape((count, rows, columns)) * FACTORS["classification"]
         predicted, wanted = boxes.reshape((count, 1, columns, 4)), objects.reshape((count, rows, 1, 4))
         sides = sides.reshape((count, 1, 1, 4))
         costs = costs + ops.abs(predicted / sides - wanted / sides).sum(-1) * FACTORS["boxes"]
-        return costs - paired_giou(predicted, wanted) * FACTORS["giou"]
+        return costs - paired_giou(predicted, wanted) * FACTORS["overlaps"]
 
 
 class SetLosses(nn.Cell):

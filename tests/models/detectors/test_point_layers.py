@@ -261,9 +261,15 @@ def test_images_without_objects_teach_the_background():
     outputs, empty = outputs_for(((8, 12), (4, 6), (2, 3))), targets(boxes=BOXES[:0], labels=LABELS[:0])
     sums, weights = losses_of(outputs, [tuple(empty.values())] * 2)
     assert all(np.isfinite(value) for value in sums.values())
-    assert {name for name, value in sums.items() if value > 0} == {"cls", "heatmap_tl", "heatmap_br", "sem_background"}
-    assert weights["cls"] == weights["pts_init"] == weights["offset_br"] == 2  # an image counts at least once
-    assert weights["sem_objects"] == weights["sem_background"] == 0  # which loss_floors replace
+    assert {name for name, value in sums.items() if value > 0} == {
+        "classification",
+        "top_left_corners",
+        "bottom_right_corners",
+        "semantic_background",
+    }
+    counted = ("classification", "first_boxes", "bottom_right_offsets")
+    assert [weights[name] for name in counted] == [2, 2, 2]  # an image counts at least once
+    assert weights["semantic_objects"] == weights["semantic_background"] == 0  # which loss_floors replace
 
 
 def test_the_compiled_losses_equal_the_operators(graph_mode):

@@ -183,16 +183,22 @@ def test_losses_and_divisors(run):
     expected = figures("dense/reppointsv2")
     parts, losses = run.parts, {name: np.sum(levels) for name, levels in expected["losses"].items()}
     found = {
-        "loss_cls": parts["cls"],
-        "loss_pts_init": parts["pts_init"],
-        "loss_pts_refine": parts["pts_refine"],
-        "loss_heatmap": parts["heatmap_tl"] + parts["heatmap_br"],
-        "loss_offset": parts["offset_tl"] + parts["offset_br"],
-        "loss_sem": parts["sem_objects"] + parts["sem_background"],
+        "loss_cls": parts["classification"],
+        "loss_pts_init": parts["first_boxes"],
+        "loss_pts_refine": parts["refined_boxes"],
+        "loss_heatmap": parts["top_left_corners"] + parts["bottom_right_corners"],
+        "loss_offset": parts["top_left_offsets"] + parts["bottom_right_offsets"],
+        "loss_sem": parts["semantic_objects"] + parts["semantic_background"],
     }
     assert found.keys() == losses.keys()
     np.testing.assert_allclose([found[name] for name in losses], list(losses.values()), rtol=1e-5)
-    counts = {"cls": "refine", "pts_init": "init", "pts_refine": "refine", "heatmap_tl": "tl", "offset_br": "br"}
+    counts = {
+        "classification": "refine",
+        "first_boxes": "init",
+        "refined_boxes": "refine",
+        "top_left_corners": "tl",
+        "bottom_right_offsets": "br",
+    }
     assert {name: run.weights[name] for name in counts} == {
         name: expected["counts"][key] for name, key in counts.items()
     }
