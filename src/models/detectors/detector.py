@@ -55,7 +55,7 @@ class Detector(NetworkOnBackbone):
     """Runs images through a backbone, a neck and heads, which give candidates for detections.
 
     Parameter names are those of the published checkpoints: `backbone.*`, `neck.*`, `bbox_head.*`, `rpn_head.*`,
-    `roi_head.*`. A subclass defines the five members that raise NotImplementedError here.
+    `roi_head.*`. A subclass defines the members that raise NotImplementedError here, mask_cell with `has_masks` alone.
 
     Attributes:
         loss_names: names of the parts of the loss.
@@ -90,7 +90,7 @@ class Detector(NetworkOnBackbone):
         raise NotImplementedError
 
     def candidates(self, images, extents):
-        """Return the candidates [B, K, D] that construct describes."""
+        """Return what construct does in evaluation; arguments as those of construct."""
         raise NotImplementedError
 
     @property
@@ -110,6 +110,14 @@ class Detector(NetworkOnBackbone):
         """Create the maker of the arrays that training takes as targets."""
         raise NotImplementedError
 
+    def mask_cell(self) -> nn.Cell:
+        """Create the cell that draws the masks of detections, with this model's parameters.
+
+        It maps what construct gives beside the candidates, boxes [B, n, 4] in pixels of the canvas and labels [B, n]
+        int32 to the probabilities [B, n, M, M] float32 of the places in each box.
+        """
+        raise NotImplementedError
+
     # --- detection ---------------------------------------------------------------------------------------------------
 
     def construct(self, images, extents=None, targets=(), drop_path=None):
@@ -126,7 +134,8 @@ class Detector(NetworkOnBackbone):
             Candidates [B, K, D] float32. Each is a box, in pixels of the canvas, and the scores of the classes:
             (x1, y1, x2, y2, score 0, ..., score C - 1), with `has_factor` followed by the factor. With `class_boxes`
             it begins with the boxes of all classes in place of one: (x1, y1, x2, y2) x C. Candidates that lie in
-            padding have scores of 0.
+            padding have scores of 0. With `has_masks` a pair: the candidates, and the tokens [B, L, channels] that
+            mask_cell takes.
         """
         if self.training:
             return self.training_outputs(images, extents, targets, drop_path)
