@@ -1,14 +1,18 @@
-"""Computes with boxes in graphs: decodes deltas, clips, and measures overlaps. See boxes.py, the same in NumPy.
+"""Computes with boxes in graphs: decodes deltas, clips, and measures overlaps. Conventions are those of boxes.py.
 
 These are functions and not cells: mixed precision casts what a cell is given, and float16 knows no half pixels beyond
 1,024.
 """
 
+import math
+
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from src.models.detectors.boxes import IOU_EPS, MAX_LOG_RATIO
+from src.models.detectors.boxes import IOU_EPS
+
+MAX_LOG_RATIO = abs(math.log(16 / 1000))  # the most that a delta may enlarge or shrink a side, as a logarithm
 
 
 def decode_deltas(anchors, deltas, stds: tuple[float, ...]):

@@ -1,16 +1,13 @@
-"""Computes with boxes in NumPy: overlaps, and the deltas by which a network moves one box onto another.
+"""Computes with boxes in NumPy: overlaps, and the deltas by which a network is to move one box onto another.
 
 Boxes are (x1, y1, x2, y2) in pixels; a width is x2 - x1, without the 1 that older detectors added. The conventions are
-those of mmdetection 2.11 (core/bbox/iou_calculators and coder/delta_xywh_bbox_coder.py). The same in graphs:
-box_layers.py.
+those of mmdetection 2.11 (core/bbox/iou_calculators and coder/delta_xywh_bbox_coder.py). What graphs compute with
+boxes is in box_layers.py.
 """
-
-import math
 
 import numpy as np
 
 IOU_EPS = 1e-6  # the least union that an overlap is divided by
-MAX_LOG_RATIO = abs(math.log(16 / 1000))  # the most that a delta may enlarge or shrink a side, as a logarithm
 
 
 def areas(boxes: np.ndarray) -> np.ndarray:
@@ -18,34 +15,13 @@ def areas(boxes: np.ndarray) -> np.ndarray:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
-def intersections(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the areas [...] that boxes [..., 4] share with others; the shapes broadcast."""
-    corner = np.maximum(boxes[..., :2], others[..., :2])
-    sides = np.maximum(np.minimum(boxes[..., 2:], others[..., 2:]) - corner, 0)
-    return sides[..., 0] * sides[..., 1]
-
-
 def iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Return the intersection over union [...] of boxes [..., 4] with others; the shapes broadcast."""
-    shared = intersections(boxes, others)
+    corner = np.maximum(boxes[..., :2], others[..., :2])
+    sides = np.maximum(np.minimum(boxes[..., 2:], others[..., 2:]) - corner, 0)
+    shared = sides[..., 0] * sides[..., 1]
     union = areas(boxes) + areas(others) - shared
     return shared / np.maximum(union, np.asarray(IOU_EPS, union.dtype))
-
-
-def iou_matrix(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the intersection over union [n, m] of each of boxes [n, 4] with each of others [m, 4]."""
-    return iou(boxes[:, None], others[None])
-
-
-def giou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the generalised IoU [...] (arXiv 1902.09630) of boxes [..., 4] with others; the shapes broadcast."""
-    shared = intersections(boxes, others)
-    union = areas(boxes) + areas(others) - shared
-    hull = np.maximum(boxes[..., 2:], others[..., 2:]) - np.minimum(boxes[..., :2], others[..., :2])
-    least = np.asarray(IOU_EPS, union.dtype)
-    union = np.maximum(union, least)
-    hull_area = np.maximum(hull[..., 0] * hull[..., 1], least)
-    return shared / union - (hull_area - union) / hull_area
 
 
 def encode(anchors: np.ndarray, boxes: np.ndarray, stds: tuple[float, ...]) -> np.ndarray:
@@ -59,23 +35,6 @@ def encode(anchors: np.ndarray, boxes: np.ndarray, stds: tuple[float, ...]) -> n
     centres, targets = (anchors[:, :2] + anchors[:, 2:]) * 0.5, (boxes[:, :2] + boxes[:, 2:]) * 0.5
     deltas = np.concatenate([(targets - centres) / sides, np.log(wanted / sides)], axis=1)
     return deltas / np.asarray(stds, np.float32)
-
-
-def decode(
-    anchors: np.ndarray, deltas: np.ndarray, stds: tuple[float, ...], extent: tuple[float, float] | None = None
-) -> np.ndarray:
-    """Return the boxes [n, 4] float32 onto which deltas [n, 4] move anchors [n, 4].
-
-    Args:
-        extent: (height, width) that the boxes are clipped to; None: they are not.
-    """
-    deltas = deltas.astype(np.float32) * np.asarray(stds, np.float32)
-    anchors = anchors.astype(np.float32)
-    sides, centres = anchors[:, 2:] - anchors[:, :2], (anchors[:, :2] + anchors[:, 2:]) * 0.5
-    limit = np.float32(MAX_LOG_RATIO)
-    sides, centres = sides * np.exp(np.clip(deltas[:, 2:], -limit, limit)), centres + sides * deltas[:, :2]
-    boxes = np.concatenate([centres - sides * 0.5, centres + sides * 0.5], axis=1)
-    return boxes if extent is None else clip(boxes, extent)
 
 
 def clip(boxes: np.ndarray, extent: tuple[float, float]) -> np.ndarray:

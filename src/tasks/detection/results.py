@@ -10,7 +10,6 @@ from src.tasks.detection.mask_pasting import packed_masks
 
 BOX_DIGITS, SCORE_DIGITS = 3, 6  # decimals of pixels and of scores; evaluated is what is written
 COLUMNS = 7  # of a row: the image's index, four of the box, score, label
-RESULT_KEYS = ("image_id", "category_id", "bbox", "score", "segmentation")
 
 
 class DetectionsOfImages:

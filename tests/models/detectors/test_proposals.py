@@ -5,7 +5,8 @@ import pytest
 from mindspore import Tensor
 
 from src.models.detectors.anchors import AnchorShapes, anchors_on
-from src.models.detectors.boxes import decode, iou_matrix
+from src.models.detectors.box_layers import clip_to_extents, decode_deltas
+from src.models.detectors.boxes import iou
 from src.models.detectors.proposals import STDS, AnchorSampler, Proposals
 from src.models.detectors.selection import non_maximum_suppression
 
@@ -24,13 +25,14 @@ def scored(seed=0, moves=0.3):
 
 
 def expected(logits, deltas, extent, per_level, count):
-    """The same by NumPy, level by level."""
+    """The same level by level, the choice by NumPy."""
     found = []
     valid = ANCHORS.valid(extent)
     for level in ANCHORS.levels:
         numbers = np.arange(level.start, level.stop)[valid[level]]
         best = numbers[np.argsort(-logits[numbers], kind="stable")[:per_level]]
-        boxes = decode(ANCHORS.boxes[best], deltas[best], STDS, extent)
+        moved = decode_deltas(Tensor(ANCHORS.boxes[best]), Tensor(deltas[best]), STDS).reshape((1, -1, 4))
+        boxes = clip_to_extents(moved, Tensor(np.int32([extent]))).asnumpy()[0]
         kept = non_maximum_suppression(boxes, logits[best], np.zeros(len(best), int), 0.7)
         found += [(logits[best[i]], boxes[i]) for i in kept]
     found.sort(key=lambda pair: -pair[0])
@@ -73,13 +75,13 @@ def test_sampled_anchors_and_their_targets():
     sampler = AnchorSampler(SHAPES, 64)
     index, labels, deltas = sampler(CANVAS, CANVAS, BOXES, np.random.default_rng(0))
     assert (index.dtype, labels.dtype, deltas.dtype) == (np.int32, np.float32, np.float32)
-    overlaps = iou_matrix(ANCHORS.boxes, BOXES)
+    overlaps = iou(ANCHORS.boxes[:, None], BOXES)
     positive, negative = index[labels == 1], index[labels == 0]
     assert len(positive) + len(negative) == 64 == len(set(index))
     assert (overlaps[negative].max(1) < 0.3).all()
     best_of_object = overlaps.max(0)
     assert all(row.max() >= 0.7 or (row == best_of_object).any() for row in overlaps[positive])
-    moved = decode(ANCHORS.boxes[positive], deltas[labels == 1], STDS)
+    moved = decode_deltas(Tensor(ANCHORS.boxes[positive]), Tensor(deltas[labels == 1]), STDS).asnumpy()
     np.testing.assert_allclose(moved, BOXES[overlaps[positive].argmax(1)], atol=1e-3)
     assert not deltas[labels == 0].any()
 
