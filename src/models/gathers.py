@@ -1,4 +1,4 @@
-"""Gathers of rows of token matrices, whose gradients are gathers too where that is possible."""
+"""Gathers rows of every image's matrix, by tables or by numbers that arise in the graph."""
 
 import numpy as np
 from mindspore import Tensor, nn, ops
@@ -53,10 +53,22 @@ class RowOrder(nn.Cell):
         return (ops.gather(gradient, rows_of_batch(self.inverse, rows.shape[0] // self.count, self.count), 0),)
 
 
-def rows_of_batch(index, batch, count):
-    """Turn row numbers [n] of one sample's `count` rows into those [batch * n] of a batch's."""
+def rows_of_batch(numbers, batch, count):
+    """Turn numbers of one sample's `count` rows, [n] for all samples or [batch, n], into those [batch * n] of a batch's."""
     first = Tensor(np.arange(batch, dtype=np.int32) * count).reshape((-1, 1))
-    return (first + index.reshape((1, -1))).reshape(-1)
+    return (first + numbers).reshape(-1)
+
+
+def gather_rows(values, numbers):
+    """Gather each sample's values [B, G, ...] by its numbers [B, n] int32, of which those below 0 count as 0.
+
+    Returns:
+        [B, n, ...].
+    """
+    batch, count = values.shape[:2]
+    rows = rows_of_batch(ops.maximum(numbers, 0), batch, count)
+    gathered = ops.gather(values.reshape((batch * count, *values.shape[2:])), rows, 0)
+    return gathered.reshape((batch, -1, *values.shape[2:]))
 
 
 def with_padding_token(tokens):

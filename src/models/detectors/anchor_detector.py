@@ -9,8 +9,9 @@ from mindspore import Tensor, nn, ops
 from src.models.backbones.backbone import Backbone
 from src.models.detectors.anchors import Anchors, AnchorShapes, anchors_on
 from src.models.detectors.box_layers import clip_to_extents, decode_deltas
-from src.models.detectors.candidates import BestOfLevels, rows_of, stands_on_image
+from src.models.detectors.candidates import BestOfLevels, stands_on_image
 from src.models.detectors.detector import Detector, check_detector
+from src.models.gathers import gather_rows
 from src.models.pyramid import FPN
 from src.models.registry import ArgumentError
 
@@ -120,10 +121,10 @@ class CandidateChoice(nn.Cell):
             scores = scores * valid.reshape((batch, -1, 1))
         chosen = self.best(ranks)  # [B, K]
         anchors = ops.gather(self.boxes, chosen.reshape(-1), 0).reshape((batch, -1, 4))
-        boxes = decode_deltas(anchors, rows_of(deltas.astype(ms.float32), chosen), self.stds)
-        parts = clip_to_extents(boxes, extents), rows_of(scores, chosen)
+        boxes = decode_deltas(anchors, gather_rows(deltas.astype(ms.float32), chosen), self.stds)
+        parts = clip_to_extents(boxes, extents), gather_rows(scores, chosen)
         if factor is not None:
-            parts = (*parts, rows_of(factor.reshape((batch, -1, 1)), chosen))
+            parts = (*parts, gather_rows(factor.reshape((batch, -1, 1)), chosen))
         return ops.concat(parts, -1)
 
 

@@ -48,13 +48,3 @@ def stands_on_image(places, extents):
     padded = (extents + (PAD_DIVISOR - 1)) // PAD_DIVISOR * PAD_DIVISOR
     inside = (places < padded.reshape((-1, 1, 2))).astype(ms.float32)
     return inside[..., 0] * inside[..., 1]
-
-
-def rows_of(values, numbers):
-    """Gather each image's values [B, G, ...] by numbers [B, n], of which those below 0 count as 0: [B, n, ...]."""
-    batch, count = values.shape[:2]
-    first = Tensor(np.arange(batch, dtype=np.int32).reshape(-1, 1) * count)
-    rows = ops.gather(
-        values.reshape((batch * count, *values.shape[2:])), (first + ops.maximum(numbers, 0)).reshape(-1), 0
-    )
-    return rows.reshape((batch, -1, *values.shape[2:]))

@@ -7,8 +7,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from src.models.detectors.candidates import rows_of
-from src.models.gathers import RowGather
+from src.models.gathers import RowGather, gather_rows
 from src.models.level_layers import LevelGroupNorm, MapSizes, SharedConv, SharedConvNorm, level_spans
 
 # Where each kind of corner looks for the edges that meet in it, as (rows, columns) per step: a top left corner for the
@@ -112,9 +111,9 @@ class CornerRefinement(nn.Cell):
             row = ops.clip_by_value(ops.floor(boxes[..., 2 * i + 1] / self.stride), 0.0, self.last_row)
             cell = row.astype(ms.int32) * self.width + column.astype(ms.int32)  # [B, n]
             cells = (cell.reshape((batch, count, 1)) + self.around).reshape((batch, -1))
-            heat = rows_of(ops.sigmoid(heat_logits[..., i : i + 1]), cells).reshape((batch, count, 4))
+            heat = gather_rows(ops.sigmoid(heat_logits[..., i : i + 1]), cells).reshape((batch, count, 4))
             best = self.hottest(heat).reshape((batch, count, 1))
             cell = ops.gather_elements(cells.reshape((batch, count, 4)), 2, best).reshape((batch, count))
             place = ops.stack((cell % self.width, cell // self.width), 2).astype(ms.float32)
-            corners = corners + ((place + rows_of(offsets[..., 2 * i : 2 * i + 2], cell)) * self.stride,)
+            corners = corners + ((place + gather_rows(offsets[..., 2 * i : 2 * i + 2], cell)) * self.stride,)
         return ops.concat(corners, 2)

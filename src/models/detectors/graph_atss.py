@@ -11,6 +11,7 @@ from mindspore import Tensor, nn, ops
 
 from src.models.detectors.box_layers import paired_iou
 from src.models.detectors.point_targets import NEAREST
+from src.models.gathers import gather_rows
 from src.models.level_layers import MapSizes, level_spans
 
 
@@ -61,8 +62,7 @@ class GraphATSS(nn.Cell):
                 _, nearest = self.top(nearness[..., first:end], NEAREST)
                 chosen = chosen + (ops.select(few <= -1, nearest + first, few),)
         numbers = ops.concat(chosen, 2)  # [B, G, K]
-        rows = numbers + Tensor(np.arange(batch, dtype=np.int32).reshape(-1, 1, 1) * length)
-        of_objects = ops.gather(boxes.reshape((-1, 4)), rows.reshape(-1), 0).reshape((batch, count, -1, 4))
+        of_objects = gather_rows(boxes, numbers.reshape((batch, -1))).reshape((batch, count, -1, 4))
         objects = objects.reshape((batch, count, 1, 4))
         overlaps = paired_iou(of_objects, objects)  # [B, G, K]
         mean = overlaps.mean(2, keep_dims=True)

@@ -4,6 +4,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from src.models.gathers import gather_rows
+
 FAR = 1e30  # a distance that no path has
 MOST_COST = 1e6  # what takes the place of costs that are not finite, after an overflow: the search has to end
 
@@ -63,7 +65,8 @@ class LeastCostMatching(nn.Cell):
             end = ops.select(active, ops.full_like(start, -1), ops.zeros_like(start))
             while (end <= -1).any():
                 searching = (end <= -1).reshape((-1, 1))
-                reached = way.reshape((-1, 1)) + rows_of_each(costs, row) - column_prices
+                costs_of_row = gather_rows(costs, row.reshape((-1, 1))).reshape((count, columns))
+                reached = way.reshape((-1, 1)) + costs_of_row - column_prices
                 reached = reached - ops.gather_elements(row_prices, 1, row.reshape((-1, 1)))
                 nearer = ops.logical_and(ops.logical_and(searching, ops.logical_not(is_seen)), reached < distances)
                 distances = ops.select(nearer, reached, distances)
@@ -101,10 +104,3 @@ class LeastCostMatching(nn.Cell):
                 column = ops.select(moving, before, column)
             is_left = ops.logical_and(is_row, column_of <= -1)
         return row_of
-
-
-def rows_of_each(matrices, row):
-    """Return one row [M, N] of each of matrices [M, G, N], by its number [M]."""
-    count, rows, columns = matrices.shape
-    first = Tensor(np.arange(count, dtype=np.int32) * rows)
-    return ops.gather(matrices.reshape((-1, columns)), first + row, 0)

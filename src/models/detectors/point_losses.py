@@ -7,11 +7,10 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.models.detectors.box_layers import paired_iou
-from src.models.detectors.candidates import rows_of
 from src.models.detectors.graph_atss import GraphATSS
 from src.models.detectors.losses import SmoothL1Loss
 from src.models.detectors.point_targets import POINT_SCALE
-from src.models.gathers import RowGather
+from src.models.gathers import RowGather, gather_rows
 from src.models.level_layers import MapSizes
 from src.models.resize import nearest_tokens
 
@@ -183,7 +182,7 @@ class RepPointsLosses(nn.Cell):
         matched, match_boxes = matched_boxes(boxes, matches)
         refining_loss = self.giou(refined_boxes / self.scale, match_boxes / self.scale, matched)
         quality = ops.stop_gradient(paired_iou(refined_boxes, match_boxes) * matched)
-        own = ops.select(matches <= -1, -ops.ones_like(matches), rows_of(labels, matches))
+        own = ops.select(matches <= -1, -ops.ones_like(matches), gather_rows(labels, matches))
         class_loss = self.quality_focal(logits.astype(ms.float32), own, quality, is_valid)
 
         heat_losses = self.heat_focal(heat_logits.astype(ms.float32), heat)
@@ -209,7 +208,7 @@ class RepPointsLosses(nn.Cell):
         """
         areas = ops.maximum(area(boxes[..., 2:] - boxes[..., :2]), 1e-6)  # [B, G]
         weights = ops.concat((ops.zeros_like(areas[:, :1]), 1 / areas), 1)  # object 0 is none
-        weights = rows_of(weights, semantics.reshape((semantics.shape[0], -1))).reshape(semantics.shape)
+        weights = gather_rows(weights, semantics.reshape((semantics.shape[0], -1))).reshape(semantics.shape)
         return self.to_levels(weights)
 
 
@@ -230,7 +229,7 @@ def box_of_points(points):
 
 def matched_boxes(boxes, matches):
     """Return which of matches [B, L] are some, [B, L] float32, and their boxes [B, L, 4] of boxes [B, G, 4]."""
-    return (matches >= 0).astype(ms.float32), rows_of(boxes, matches)
+    return (matches >= 0).astype(ms.float32), gather_rows(boxes, matches)
 
 
 def at_least_one(counted):

@@ -18,8 +18,9 @@ from src.models.detectors.anchors import Anchors, AnchorShapes, anchors_on
 from src.models.detectors.assign import BACKGROUND, IGNORED, IouRule, assign_by_iou
 from src.models.detectors.box_layers import clip_to_extents, decode_deltas
 from src.models.detectors.boxes import encode
-from src.models.detectors.detector import PAD_DIVISOR
+from src.models.detectors.candidates import stands_on_image
 from src.models.detectors.suppression import RankedSuppression
+from src.models.gathers import gather_rows
 from src.models.level_layers import SharedConv
 
 STDS = (1.0, 1.0, 1.0, 1.0)  # of the deltas of anchors
@@ -68,7 +69,7 @@ class Proposals(nn.Cell):
         super().__init__()
         self.levels = tuple((s.start, s.stop, min(per_level, s.stop - s.start)) for s in anchors.levels)
         self.anchors = Tensor(anchors.boxes)
-        self.corners = Tensor(anchors.corners.astype(np.float32))
+        self.corners = Tensor(anchors.corners[None])
         self.count = min(count, sum(taken for _, _, taken in self.levels))
         self.top = ops.TopK(sorted=True)
         self.suppress = RankedSuppression(iou)
@@ -86,25 +87,18 @@ class Proposals(nn.Cell):
         boxes, left = (), ()
         for first, end, taken in self.levels:
             score, index = self.top(scores[:, first:end], taken)  # [B, taken]
-            index = index.reshape(-1)
-            image = Tensor(np.repeat(np.arange(batch, dtype=np.int32) * (end - first), taken))
-            delta = ops.gather(deltas[:, first:end].reshape((-1, 4)), index + image, 0)
-            moved = decode_deltas(ops.gather(self.anchors[first:end], index, 0), delta, STDS)
-            moved = clip_to_extents(moved.reshape((batch, taken, 4)), extents)
+            anchors = ops.gather(self.anchors[first:end], index.reshape(-1), 0).reshape((batch, taken, 4))
+            moved = decode_deltas(anchors, gather_rows(deltas[:, first:end], index), STDS)
+            moved = clip_to_extents(moved, extents)
             boxes = boxes + (moved,)
             left = left + ((score + 1) * self.suppress(moved) - 1,)
         boxes, left = ops.concat(boxes, 1), ops.concat(left, 1)
         score, index = self.top(left, self.count)
-        image = Tensor(np.arange(batch, dtype=np.int32).reshape(-1, 1) * boxes.shape[1])
-        chosen = ops.gather(boxes.reshape((-1, 4)), (index + image).reshape(-1), 0).reshape((batch, self.count, 4))
-        return ops.stop_gradient(chosen), (score >= 0).astype(ms.float32)
+        return ops.stop_gradient(gather_rows(boxes, index)), (score >= 0).astype(ms.float32)
 
     def scores(self, logits, extents):
         """Return the scores [B, A] of anchors; -1 for those that stand beyond the image, see Anchors.valid."""
-        padded = ((extents + (PAD_DIVISOR - 1)) // PAD_DIVISOR * PAD_DIVISOR).astype(ms.float32)
-        stands_on = (self.corners.expand_dims(0) < padded.expand_dims(1)).astype(ms.float32)  # [B, A, 2]
-        valid = stands_on[:, :, 0] * stands_on[:, :, 1]
-        return (self.sigmoid(logits) + 1) * valid - 1
+        return (self.sigmoid(logits) + 1) * stands_on_image(self.corners, extents) - 1
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from src.models.detectors.proposals import MOST_SUPPRESSED, AnchorSampler, Propo
 from src.models.detectors.rcnn_losses import RCNNLoss
 from src.models.detectors.rois import RoIAlign
 from src.models.detectors.sampling import RoISampler
+from src.models.gathers import gather_rows
 from src.models.network_on_backbone import check_several_maps
 from src.models.pyramid import FPN
 from src.models.registry import ArgumentError, register_family
@@ -283,7 +284,7 @@ class TwoStageDetector(Detector):
         for i in range(len(self.stages)):
             boxes, matched, is_sample, is_own = self.samplers[i](proposals, is_proposal, truth, is_object, keys[:, i])
             scores, moves = self.scores_and_moves(i, regions, boxes, is_sample)
-            own_class = self.classes_of(labels, matched)
+            own_class = gather_rows(labels, matched)  # of what is matched with none, that of the first object
             is_matched = matched >= 0
             moved_class = ops.select(is_matched, own_class, self.best_class(scores))
             moves = self.moves_of_class(moves, moved_class)
@@ -297,13 +298,6 @@ class TwoStageDetector(Detector):
                 proposals = self.refine(i, boxes, moves, extents)
                 is_proposal = is_sample * (1 - is_own)
         return outputs
-
-    def classes_of(self, labels, matched):
-        """Return the class [B, S] int32 of the object that each sample is matched with; of the first where of none."""
-        batch, objects = labels.shape
-        first = Tensor(np.arange(batch, dtype=np.int32).reshape(-1, 1) * objects)
-        number = ops.maximum(matched, ops.zeros_like(matched)) + first
-        return ops.gather(labels.reshape(-1), number.reshape(-1), 0).reshape(matched.shape)
 
     # --- both --------------------------------------------------------------------------------------------------------
 
@@ -319,8 +313,7 @@ class TwoStageDetector(Detector):
 
     def moves_of_class(self, moves, classes):
         """Pick each region's deltas of one class: [B * S, C, 4] and [B, S] int32 to [B, S, 4]."""
-        first = Tensor(np.arange(classes.size, dtype=np.int32) * self.num_classes)
-        return ops.gather(moves.reshape((-1, 4)), classes.reshape(-1) + first, 0).reshape((*classes.shape, 4))
+        return gather_rows(moves, classes.reshape((-1, 1))).reshape((*classes.shape, 4))
 
     def refine(self, stage, boxes, moves, extents):
         """Move boxes [B, S, 4] by deltas [B, S, 4] within the image; they pass no gradient."""

@@ -10,6 +10,7 @@ from mindspore import Tensor, nn, ops
 from src.models.detectors.box_layers import decode_deltas, encode_deltas
 from src.models.detectors.losses import BinaryCrossEntropy, GIoULoss, SmoothL1Loss
 from src.models.detectors.mask_head import MASK_SIDE, MaskTargets
+from src.models.gathers import gather_rows, rows_of_batch
 
 GIOU_WEIGHT = 10.0  # of a cascade's boxes
 
@@ -73,9 +74,8 @@ class RCNNLoss(nn.Cell):
 
     def anchor_losses(self, logits, deltas, index, labels, wanted):
         """Return the sums of the first step's two losses, and their weights, of sampled anchors."""
-        row = self.rows(index, logits.shape[1])
-        logits = ops.gather(logits.astype(ms.float32).reshape(-1), row, 0).reshape(labels.shape)
-        deltas = ops.gather(deltas.astype(ms.float32).reshape((-1, 4)), row, 0).reshape(wanted.shape)
+        logits = gather_rows(logits.astype(ms.float32), index)
+        deltas = gather_rows(deltas.astype(ms.float32), index)
         is_positive = (labels >= 1).astype(ms.float32)
         is_negative = ops.equal(labels, 0).astype(ms.float32)
         entropy = self.entropy(logits, is_positive, is_positive + is_negative)
@@ -85,14 +85,14 @@ class RCNNLoss(nn.Cell):
 
     def class_loss(self, logits, labels, matched, is_sample):
         """Return the sum of the cross entropy of samples with the class of their object, or the background."""
-        own = ops.gather(labels.reshape(-1), self.rows(matched, labels.shape[1]), 0).reshape(matched.shape)
+        own = gather_rows(labels, matched)
         own = ops.select(matched >= 0, own, ops.zeros_like(own) + self.num_classes)
         at_own = (own.expand_dims(2) == self.classes).astype(ms.float32)
         return -((self.log_softmax(logits) * at_own).sum(-1) * is_sample).sum()
 
     def box_loss(self, stage, boxes, moves, truth, matched, is_positive):
         """Return the sum of a stage's loss of the boxes that are matched with an object."""
-        wanted = ops.gather(truth.reshape((-1, 4)), self.rows(matched, truth.shape[1]), 0).reshape(boxes.shape)
+        wanted = gather_rows(truth, matched)
         if self.is_cascade:
             return self.overlap(decode_deltas(boxes, moves, self.stds[stage]), wanted, is_positive) * GIOU_WEIGHT
         # Others, which may have no area, count as boxes of one pixel: what is multiplied by zero must be finite.
@@ -105,7 +105,7 @@ class RCNNLoss(nn.Cell):
         """Return the sum of the cross entropy of masks, and the number of their pixels."""
         count = logits.shape[1]
         boxes, matched, is_positive = boxes[:, :count], matched[:, :count], is_positive[:, :count]
-        numbers = self.rows(matched, bitmaps.shape[1])
+        numbers = rows_of_batch(ops.maximum(matched, 0), bitmaps.shape[0], bitmaps.shape[1])
         packed = bitmaps.reshape((-1, *bitmaps.shape[2:]))
         frames = ops.tile(frames.expand_dims(1), (1, count, 1)).reshape((-1, 2))
         wanted = ops.stop_gradient(self.mask_targets(packed, boxes.reshape((-1, 4)), numbers, frames))
@@ -113,8 +113,3 @@ class RCNNLoss(nn.Cell):
         pixels = MASK_SIDE * MASK_SIDE
         drawn = self.entropy(logits.reshape((-1, pixels)), wanted.reshape((-1, pixels)), weights)
         return drawn, is_positive.sum() * pixels
-
-    def rows(self, numbers, count):
-        """Turn numbers [B, N] of each image's `count` rows into those of the batch's; below 0 stands for the first."""
-        image = Tensor(np.arange(numbers.shape[0], dtype=np.int32).reshape(-1, 1) * count)
-        return (ops.maximum(numbers, ops.zeros_like(numbers)) + image).reshape(-1)

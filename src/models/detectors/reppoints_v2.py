@@ -15,11 +15,12 @@ from src.models.backbones.backbone import Backbone
 from src.models.bifpn import BiFPN
 from src.models.deformable import PlacesOnLevels, SharedDeformableConv
 from src.models.detectors.box_layers import clip_to_extents
-from src.models.detectors.candidates import BestOfLevels, rows_of, stands_on_image
+from src.models.detectors.candidates import BestOfLevels, stands_on_image
 from src.models.detectors.corners import CornerFeatures, CornerRefinement
 from src.models.detectors.detector import Detector, check_detector
 from src.models.detectors.point_losses import FACTORS, FLOORS, RepPointsLosses, box_of_points, places_of_tokens
 from src.models.detectors.point_targets import PointTargets
+from src.models.gathers import gather_rows
 from src.models.level_layers import MapSizes, SharedConv, SharedConvNorm, level_spans
 from src.models.network_on_backbone import check_several_maps
 from src.models.registry import ArgumentError, register_family
@@ -147,7 +148,7 @@ class PointCandidates(nn.Cell):
         scores = scores * stands_on_image(self.corners, extents).reshape((logits.shape[0], -1, 1))
         boxes = box_of_points(refined.astype(ms.float32)) * self.strides + self.places
         chosen = self.best(self.most(scores, -1))
-        boxes = clip_to_extents(rows_of(boxes, chosen), extents)
+        boxes = clip_to_extents(gather_rows(boxes, chosen), extents)
         heat, offsets = heat.astype(ms.float32), offsets.astype(ms.float32)
         levels, end = (boxes[:, : self.best.counts[0]],), self.best.counts[0]
         for i in range(len(self.sources)):
@@ -155,7 +156,7 @@ class PointCandidates(nn.Cell):
             start, stop = self.spans[self.sources[i]]
             moved = self.refine[i](boxes[:, first:end], heat[:, start:stop], offsets[:, start:stop])
             levels = levels + (clip_to_extents(moved, extents),)
-        return ops.concat((ops.concat(levels, 1), rows_of(scores, chosen)), 2)
+        return ops.concat((ops.concat(levels, 1), gather_rows(scores, chosen)), 2)
 
 
 def check_reppoints_v2(arguments: dict) -> None:

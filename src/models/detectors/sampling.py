@@ -11,6 +11,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.models.detectors.box_layers import paired_iou
+from src.models.gathers import gather_rows
 
 
 class RoISampler(nn.Cell):
@@ -60,10 +61,7 @@ class RoISampler(nn.Cell):
         positives = self.chosen(is_positive * (keys + 1) - 1, min(self.positives, candidates))
         scores = exists * (1 - is_positive) * (keys + 1) + positives * (keys + 1 + most) - 1
         score, index = self.top(scores, min(self.size, candidates))  # [B, S]
-        image = np.arange(proposals.shape[0], dtype=np.int32).reshape(-1, 1) * candidates
-        row = (index + Tensor(image)).reshape(-1)
-        boxes = ops.gather(boxes.reshape((-1, 4)), row, 0).reshape((*index.shape, 4))
-        matched = ops.gather(matched.reshape(-1), row, 0).reshape(index.shape)
+        boxes, matched = gather_rows(boxes, index), gather_rows(matched, index)
         matched = ops.select(score >= 0, matched, ops.zeros_like(matched) - 1)
         return boxes, matched, (score >= 0).astype(ms.float32), (index <= objects - 1).astype(ms.float32)
 

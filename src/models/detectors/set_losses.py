@@ -9,9 +9,9 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.models.detectors.box_layers import paired_giou
-from src.models.detectors.candidates import rows_of
 from src.models.detectors.losses import GIoULoss, SigmoidFocalLoss, SmoothL1Loss
 from src.models.detectors.matching import LeastCostMatching
+from src.models.gathers import gather_rows
 
 FACTORS = {"classification": 2.0, "boxes": 5.0, "overlaps": 2.0}  # of costs and losses alike; the last two: L1, GIoU
 ALPHA = 0.25  # of the focal loss, whose exponent is 2
@@ -36,7 +36,7 @@ class MatchingCosts(nn.Cell):
         right = -ops.log(probability + tiny) * ALPHA * ops.square(1 - probability)
         wrong = -ops.log(1 - probability + tiny) * (1 - ALPHA) * ops.square(probability)
         of_classes = (right - wrong).transpose((0, 2, 1))  # [M, C, N]
-        costs = rows_of(of_classes, labels).reshape((count, rows, columns)) * FACTORS["classification"]
+        costs = gather_rows(of_classes, labels).reshape((count, rows, columns)) * FACTORS["classification"]
         predicted, wanted = boxes.reshape((count, 1, columns, 4)), objects.reshape((count, rows, 1, 4))
         sides = sides.reshape((count, 1, 1, 4))
         costs = costs + ops.abs(predicted / sides - wanted / sides).sum(-1) * FACTORS["boxes"]
@@ -75,8 +75,8 @@ class SetLosses(nn.Cell):
         costs = self.costs(ops.stop_gradient(logits), ops.stop_gradient(boxes), sides, objects, labels)
         matches = self.match(costs, labels >= 0)  # [B * S, N]
         matched = (matches >= 0).astype(ms.float32)
-        own = ops.select(matches >= 0, rows_of(labels, matches), ops.full_like(matches, self.num_classes))
-        wanted = rows_of(objects, matches)
+        own = ops.select(matches >= 0, gather_rows(labels, matches), ops.full_like(matches, self.num_classes))
+        wanted = gather_rows(objects, matches)
         # What is not matched has an empty box as target, and no weight.
         sums = ops.stack(
             (

@@ -3,10 +3,10 @@
 import mindspore as ms
 from mindspore import nn, ops
 
-from src.models.detectors.candidates import rows_of
 from src.models.detectors.detector import Detector
 from src.models.detectors.selection import SelectionRule
 from src.models.detectors.suppression import ComposedSuppression
+from src.models.gathers import gather_rows
 
 CANDIDATES, DETECTIONS = "candidates", "detections"
 PAIRS = 1000  # of a candidate and a class, the best of which a graph selects among
@@ -85,10 +85,10 @@ class SelectedDetections(nn.Cell):
         places = chosen // classes
         labels = chosen - places * classes
         if rule.class_boxes:
-            boxes = rows_of(candidates[:, :, :first].reshape((batch, count * classes, 4)), chosen)
+            boxes = gather_rows(candidates[:, :, :first].reshape((batch, count * classes, 4)), chosen)
         else:
-            boxes = rows_of(candidates[:, :, :4], places)
+            boxes = gather_rows(candidates[:, :, :4], places)
         if self.suppress is not None:
             ranks = ranks * self.suppress(boxes, labels.astype(ms.float32))
         ranks, best = self.top(ranks, rule.max_detections)
-        return rows_of(boxes, best), ranks.expand_dims(2), rows_of(labels.expand_dims(2), best)
+        return gather_rows(boxes, best), ranks.expand_dims(2), gather_rows(labels.expand_dims(2), best)
