@@ -54,7 +54,7 @@ class RowOrder(nn.Cell):
 
 
 def rows_of_batch(numbers, batch, count):
-    """Turn numbers of one sample's `count` rows, [n] for all samples or [batch, n], into those [batch * n] of a batch's."""
+    """Turn numbers of a sample's `count` rows, [n] for all samples or [batch, n], into those [batch * n] of a batch's."""
     first = Tensor(np.arange(batch, dtype=np.int32) * count).reshape((-1, 1))
     return (first + numbers).reshape(-1)
 

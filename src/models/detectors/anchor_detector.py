@@ -3,7 +3,6 @@
 from typing import Literal
 
 import mindspore as ms
-import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.models.backbones.backbone import Backbone
@@ -70,7 +69,7 @@ class AnchorDetector(Detector):
         self.shapes = AnchorShapes(strides, scales, self.ratios)
         self.anchors = anchors_on(self.img_size, self.shapes)
         self.map_sizes = self.anchors.map_sizes
-        self.choose = CandidateChoice(self.img_size, self.anchors, self.stds, candidates_per_level)
+        self.choose = CandidateChoice(self.anchors, self.stds, candidates_per_level)
 
     @property
     def candidate_count(self):
@@ -92,33 +91,28 @@ class CandidateChoice(nn.Cell):
     """Chooses the anchors of each level that score best, and moves them: the candidates of Detector.construct.
 
     Args:
-        canvas: (H, W) of the images.
         stds: see AnchorDetector.
         per_level: how many of each level; of one that has no more, all.
     """
 
-    def __init__(self, canvas: tuple[int, int], anchors: Anchors, stds: tuple[float, ...], per_level: int):
+    def __init__(self, anchors: Anchors, stds: tuple[float, ...], per_level: int):
         super().__init__()
         self.boxes, self.corners = Tensor(anchors.boxes), Tensor(anchors.corners[None])
-        self.canvas = Tensor(np.asarray([canvas], np.int32))
         self.stds = stds
         self.best = BestOfLevels([(level.start, level.stop) for level in anchors.levels], per_level)
         self.sigmoid, self.most = ops.Sigmoid(), ops.ReduceMax()
 
     def construct(self, logits, deltas, factor, extents):
-        """Map the outputs of the head, see AnchorDetector, and extents [B, 2] or None to candidates [B, K, D]."""
+        """Map the outputs of the head, see AnchorDetector, and extents [B, 2] to candidates [B, K, D]."""
         batch = logits.shape[0]
         scores = self.sigmoid(logits.astype(ms.float32))
         ranks = self.most(scores, -1)
         if factor is not None:
             factor = self.sigmoid(factor.astype(ms.float32))
             ranks = ranks * factor
-        if extents is None:
-            extents = ops.tile(self.canvas, (batch, 1))
-        else:
-            valid = stands_on_image(self.corners, extents)
-            ranks = ranks * valid
-            scores = scores * valid.reshape((batch, -1, 1))
+        valid = stands_on_image(self.corners, extents)
+        ranks = ranks * valid
+        scores = scores * valid.reshape((batch, -1, 1))
         chosen = self.best(ranks)  # [B, K]
         anchors = ops.gather(self.boxes, chosen.reshape(-1), 0).reshape((batch, -1, 4))
         boxes = decode_deltas(anchors, gather_rows(deltas.astype(ms.float32), chosen), self.stds)

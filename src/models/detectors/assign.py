@@ -13,6 +13,8 @@ from src.models.detectors.boxes import IOU_EPS, iou
 
 BACKGROUND = -1
 IGNORED = -2
+NEAREST = 9  # anchors of each level that are an object's candidates by the rule of ATSS
+LEAST_MARGIN = 0.01  # pixels by which, by the same rule, the centre of an anchor lies within its object, at least
 
 
 def labels_of_matches(match: np.ndarray, labels: np.ndarray, background: int) -> np.ndarray:
@@ -78,19 +80,16 @@ def assign_by_iou(anchors: np.ndarray, boxes: np.ndarray, rule: IouRule) -> np.n
     return match
 
 
-def assign_by_centres(
-    anchors: np.ndarray, boxes: np.ndarray, counts: Sequence[int], candidates_per_level: int = 9
-) -> np.ndarray:
+def assign_by_centres(anchors: np.ndarray, boxes: np.ndarray, counts: Sequence[int]) -> np.ndarray:
     """Match anchors [n, 4] with boxes [k, 4] by the rule of ATSS (arXiv 1912.02424): [n] int32, none ignored.
 
-    A box has candidates: on each level, the anchors whose centres are the nearest to its own. Those have the box whose
-    IoU with it is at least the candidates' mean and standard deviation together, and whose centre lies in the box. Of
-    several boxes an anchor has the one of highest IoU. Of anchors as near as each other, the original takes any; here
-    those of higher IoU come first.
+    A box has candidates: on each level, the NEAREST anchors whose centres are the nearest to its own; all, where there
+    are no more. Those have the box whose IoU with it is at least the candidates' mean and standard deviation together,
+    and whose centre lies in the box. Of several boxes an anchor has the one of highest IoU. Of anchors as near as each
+    other, the original takes any; here those of higher IoU come first.
 
     Args:
         counts: anchors of each level, in the order of the anchors.
-        candidates_per_level: of a level that has as many.
     """
     match = np.full(len(anchors), BACKGROUND, np.int32)
     best = np.full(len(anchors), -1, np.float32)
@@ -102,16 +101,16 @@ def assign_by_centres(
         candidates, overlaps = [], []
         for end, count in zip(ends, counts, strict=True):
             level = distances[end - count : end]
-            last = min(candidates_per_level, count) - 1
+            last = min(NEAREST, count) - 1
             near = np.flatnonzero(level <= np.partition(level, last)[last])
             overlap = iou(anchors[end - count + near], box)
-            first = np.lexsort((-overlap, level[near]))[:candidates_per_level]
+            first = np.lexsort((-overlap, level[near]))[:NEAREST]
             candidates.append(end - count + near[first])
             overlaps.append(overlap[first])
         candidate, overlap = np.concatenate(candidates), np.concatenate(overlaps)
         threshold = overlap.mean() + overlap.std(ddof=1)
         centre = centres[candidate]
-        inside = np.minimum(centre - box[:2], box[2:] - centre).min(axis=1) > np.float32(0.01)
+        inside = np.minimum(centre - box[:2], box[2:] - centre).min(axis=1) > np.float32(LEAST_MARGIN)
         positive = (overlap >= threshold) & inside & (overlap > best[candidate])
         match[candidate[positive]], best[candidate[positive]] = i, overlap[positive]
     return match

@@ -12,8 +12,7 @@ from src.models.detectors.anchors import Anchors, AnchorShapes, anchors_on
 from src.models.detectors.assign import IGNORED, assign_by_centres, labels_of_matches
 from src.models.detectors.box_layers import decode_deltas
 from src.models.detectors.detector import TargetMaker
-from src.models.detectors.losses import BinaryCrossEntropy, GIoULoss, SigmoidFocalLoss
-from src.models.detectors.retinanet import RARE
+from src.models.detectors.losses import PRIOR_BIAS, BinaryCrossEntropy, GIoULoss, SigmoidFocalLoss
 from src.models.level_layers import SharedConv, SharedConvReLU, level_spans
 from src.models.registry import ArgumentError, register_family
 
@@ -45,7 +44,7 @@ class ATSSHead(nn.Cell):
         inputs = [in_channels] + [channels] * (stacked_convs - 1)
         self.cls_convs = nn.SequentialCell([SharedConvReLU(given, channels, map_sizes, GROUPS) for given in inputs])
         self.reg_convs = nn.SequentialCell([SharedConvReLU(given, channels, map_sizes, GROUPS) for given in inputs])
-        self.atss_cls = SharedConv(channels, num_classes, 3, map_sizes, bias_start=RARE)
+        self.atss_cls = SharedConv(channels, num_classes, 3, map_sizes, bias_start=PRIOR_BIAS)
         self.atss_reg = SharedConv(channels, 4, 3, map_sizes)
         self.atss_centerness = SharedConv(channels, 1, 3, map_sizes)
         self.scales = nn.CellList([Scale() for _ in map_sizes])

@@ -8,7 +8,7 @@ of one size, the canvas; the extent of an image is its (height, width) there, an
 from abc import ABC, abstractmethod
 
 import numpy as np
-from mindspore import nn
+from mindspore import Tensor, nn, ops
 
 from src.models.backbones.backbone import Backbone
 from src.models.network_on_backbone import NetworkOnBackbone
@@ -82,15 +82,16 @@ class Detector(NetworkOnBackbone):
     def __init__(self, backbone: Backbone, arguments: dict):
         super().__init__(backbone, arguments)
         check_canvas(self.img_size)
+        self.canvas = Tensor(np.array([self.img_size], np.int32))
 
     # --- what a family defines ---------------------------------------------------------------------------------------
 
     def training_outputs(self, images, extents, targets, drop_path):
-        """Return the tuple of tensors that the loss takes; arguments as those of construct."""
+        """Return the tuple of tensors that the loss takes; arguments as those of construct, extents never None."""
         raise NotImplementedError
 
     def candidates(self, images, extents):
-        """Return what construct does in evaluation; arguments as those of construct."""
+        """Return what construct does in evaluation; arguments as those of construct, extents never None."""
         raise NotImplementedError
 
     @property
@@ -137,6 +138,8 @@ class Detector(NetworkOnBackbone):
             padding have scores of 0. With `has_masks` a pair: the candidates, and the tokens [B, L, channels] that
             mask_cell takes.
         """
+        if extents is None:
+            extents = ops.tile(self.canvas, (images.shape[0], 1))
         if self.training:
             return self.training_outputs(images, extents, targets, drop_path)
         return self.candidates(images, extents)

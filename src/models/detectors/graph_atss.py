@@ -9,8 +9,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from src.models.detectors.assign import LEAST_MARGIN, NEAREST
 from src.models.detectors.box_layers import paired_iou
-from src.models.detectors.point_targets import NEAREST
 from src.models.gathers import gather_rows
 from src.models.level_layers import MapSizes, level_spans
 
@@ -88,8 +88,6 @@ def middles_of(boxes):
 
 
 def lies_inside(middles, objects):
-    """Tell which middles [..., 2] lie in their objects [..., 4], by more than a hundredth of a pixel."""
-    return ops.logical_and(
-        ops.logical_and(middles[..., 0] - objects[..., 0] > 0.01, objects[..., 2] - middles[..., 0] > 0.01),
-        ops.logical_and(middles[..., 1] - objects[..., 1] > 0.01, objects[..., 3] - middles[..., 1] > 0.01),
-    )
+    """Tell which middles [..., 2] lie in their objects [..., 4], by more than LEAST_MARGIN."""
+    margins = ops.minimum(middles - objects[..., :2], objects[..., 2:] - middles)
+    return ops.minimum(margins[..., 0], margins[..., 1]) > LEAST_MARGIN

@@ -3,11 +3,15 @@
 They compute in float32.
 """
 
+import math
+
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.models.detectors.box_layers import paired_giou
+
+PRIOR_BIAS = -math.log(99)  # where classifiers' biases start for the focal loss: every class has a probability of 1%
 
 
 class SigmoidFocalLoss(nn.Cell):

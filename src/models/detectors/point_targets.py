@@ -10,11 +10,11 @@ from functools import lru_cache
 import numpy as np
 
 from src.models.detectors.anchors import map_sizes, padded_extent
+from src.models.detectors.assign import NEAREST
 from src.models.detectors.detector import TargetMaker
 from src.models.detectors.padded_objects import padded_objects
 from src.models.level_layers import level_spans
 
-NEAREST = 9  # places of each level that the second assignment considers for an object
 POINT_SCALE = 4  # strides that the side of an object has on the level whose point starts from it
 CORNER_IOU = 0.7  # how well a box with a displaced corner has to fit for the corner to count as nearly right
 BEYOND = -1.0  # heat of places beyond the image, which no loss counts
@@ -35,8 +35,8 @@ class PointTargets(TargetMaker):
       the bottom right one.
     - semantics [l, C] uint8, for the l places of the largest map: the smallest object of each class whose box covers
       the cell, counted from 1; 0 for none.
-    - few_places [levels, 9] int32: for a level with fewer than nine places in the image, all of these and some of them
-      drawn once more, to be nine; -1 for the others.
+    - few_places [levels, NEAREST] int32: for a level with fewer places in the image than GraphATSS considers for an
+      object, all of these and some of them drawn once more, to be as many; -1 for the others.
 
     Args:
         num_classes: C.

@@ -326,8 +326,6 @@ class TwoStageDetector(Detector):
 
         The scores of a cascade are the probabilities of the mean of all stages' logits.
         """
-        if extents is None:
-            extents = ops.tile(Tensor([self.img_size], ms.int32), (images.shape[0], 1))
         pyramid = ops.concat(self.neck(self.backbone(images)), 1)
         logits, deltas = self.rpn_head(pyramid)
         boxes, is_proposal = self.propose_in_test(logits, deltas, extents)

@@ -18,8 +18,8 @@ GIOU_WEIGHT = 10.0  # of a cascade's boxes
 class RCNNLoss(nn.Cell):
     """Sums the losses of both steps of a batch, and counts what they are divided by.
 
-    - proposal_classification, proposal_boxes: of sampled anchors, by their number. As in the original, an image without a
-      positive or without a negative one counts one for them.
+    - proposal_classification, proposal_boxes: of sampled anchors, by their number. As in the original, an image without
+      a positive or without a negative one counts one for them.
     - classification: cross entropy of sampled boxes; boxes: of those matched with an object. Both by the number of
       samples.
     - masks: binary cross entropy of the own class, by the number of pixels.

@@ -4,7 +4,6 @@ Source: dense_heads/reppoints_v2_head.py and configs/_base_/models/reppointsv2_s
 SwinTransformer/Swin-Transformer-Object-Detection.
 """
 
-import math
 from collections.abc import Sequence
 
 import mindspore as ms
@@ -18,6 +17,7 @@ from src.models.detectors.box_layers import clip_to_extents
 from src.models.detectors.candidates import BestOfLevels, stands_on_image
 from src.models.detectors.corners import CornerFeatures, CornerRefinement
 from src.models.detectors.detector import Detector, check_detector
+from src.models.detectors.losses import PRIOR_BIAS
 from src.models.detectors.point_losses import FACTORS, FLOORS, RepPointsLosses, box_of_points, places_of_tokens
 from src.models.detectors.point_targets import PointTargets
 from src.models.gathers import gather_rows
@@ -28,7 +28,6 @@ from src.models.registry import ArgumentError, register_family
 POINTS = 9  # of each place: a deformable convolution of 3 x 3 sees the features there
 GROUPS = 32  # of every norm
 POINT_GRADIENT = 0.1  # share of the gradient that comes to the first points by the features seen there
-RARE = -math.log(99)  # a bias by which a sigmoid starts at 0.01
 
 
 class RepPointsV2Head(nn.Cell):
@@ -49,18 +48,18 @@ class RepPointsV2Head(nn.Cell):
             return nn.CellList([SharedConvNorm(channels, channels, 3, map_sizes, groups=groups) for _ in range(count)])
 
         self.cls_convs, self.reg_convs, self.shared_convs = towers(3), towers(3), towers(1)
-        self.reppoints_sem_out = SharedConv(channels, num_classes, 1, map_sizes, bias_start=RARE)
+        self.reppoints_sem_out = SharedConv(channels, num_classes, 1, map_sizes, bias_start=PRIOR_BIAS)
         self.reppoints_sem_embedding = SharedConvNorm(channels, channels, 1, map_sizes, "fan_out", groups)
         self.hem_tl = CornerFeatures(channels, corner_channels, map_sizes, "top_left", groups)
         self.hem_br = CornerFeatures(channels, corner_channels, map_sizes, "bottom_right", groups)
-        self.reppoints_hem_tl_score_out = SharedConv(channels, 1, 3, map_sizes, bias_start=RARE)
-        self.reppoints_hem_br_score_out = SharedConv(channels, 1, 3, map_sizes, bias_start=RARE)
+        self.reppoints_hem_tl_score_out = SharedConv(channels, 1, 3, map_sizes, bias_start=PRIOR_BIAS)
+        self.reppoints_hem_br_score_out = SharedConv(channels, 1, 3, map_sizes, bias_start=PRIOR_BIAS)
         self.reppoints_hem_tl_offset_out = SharedConv(channels, 2, 3, map_sizes)
         self.reppoints_hem_br_offset_out = SharedConv(channels, 2, 3, map_sizes)
         self.reppoints_pts_init_conv = SharedConv(channels, channels, 3, map_sizes)
         self.reppoints_pts_init_out = SharedConv(channels, 2 * POINTS, 1, map_sizes)
         self.reppoints_cls_conv = SharedDeformableConv(channels + 6, channels, 3)
-        self.reppoints_cls_out = SharedConv(channels, num_classes, 1, map_sizes, bias_start=RARE)
+        self.reppoints_cls_out = SharedConv(channels, num_classes, 1, map_sizes, bias_start=PRIOR_BIAS)
         self.reppoints_pts_refine_conv = SharedDeformableConv(channels + 6, channels, 3)
         self.reppoints_pts_refine_out = SharedConv(channels, 2 * POINTS, 1, map_sizes)
         self.relu = ops.ReLU()
@@ -123,14 +122,12 @@ class PointCandidates(nn.Cell):
     beyond to corners found on the second.
 
     Args:
-        canvas: (H, W) of the images.
         map_sizes: (h, w) of each level. strides: of the levels.
         per_level: places of each level.
     """
 
-    def __init__(self, canvas: tuple[int, int], map_sizes: MapSizes, strides: Sequence[int], per_level: int):
+    def __init__(self, map_sizes: MapSizes, strides: Sequence[int], per_level: int):
         super().__init__()
-        self.canvas = Tensor(np.asarray([canvas], np.int32))
         self.places, self.strides = places_of_tokens(map_sizes, strides)
         self.corners = Tensor(self.places.asnumpy()[..., 1::-1].astype(np.int32))
         self.spans = level_spans(map_sizes)
@@ -140,10 +137,8 @@ class PointCandidates(nn.Cell):
         self.sigmoid, self.most = ops.Sigmoid(), ops.ReduceMax()
 
     def construct(self, outputs, extents):
-        """Map the head's outputs, and extents [B, 2] int32 or None, to candidates [B, K, 4 + C]."""
+        """Map the head's outputs, and extents [B, 2] int32, to candidates [B, K, 4 + C]."""
         logits, _, refined, heat, offsets, _ = outputs
-        if extents is None:
-            extents = ops.tile(self.canvas, (logits.shape[0], 1))
         scores = self.sigmoid(logits.astype(ms.float32))
         scores = scores * stands_on_image(self.corners, extents).reshape((logits.shape[0], -1, 1))
         boxes = box_of_points(refined.astype(ms.float32)) * self.strides + self.places
@@ -165,8 +160,8 @@ def check_reppoints_v2(arguments: dict) -> None:
     Raises:
         ArgumentError: names the argument.
     """
-    check_detector(arguments, ("channels", "corner_channels", "levels", "neck_repeats", "max_boxes"))
-    check_detector(arguments, ("candidates_per_level",))
+    numbers = ("channels", "corner_channels", "levels", "neck_repeats", "max_boxes", "candidates_per_level")
+    check_detector(arguments, numbers)
     for key in ("channels", "corner_channels"):
         if arguments[key] % GROUPS:
             raise ArgumentError(key, f"must be a multiple of {GROUPS}, the groups of the norms, got {arguments[key]}")
@@ -202,18 +197,8 @@ class RepPointsV2(Detector):
         max_boxes: int = 100,
         candidates_per_level: int = 1000,
     ):
-        super().__init__(
-            backbone,
-            {
-                "num_classes": num_classes,
-                "channels": channels,
-                "corner_channels": corner_channels,
-                "levels": levels,
-                "neck_repeats": neck_repeats,
-                "max_boxes": max_boxes,
-                "candidates_per_level": candidates_per_level,
-            },
-        )
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "backbone", "__class__")}
+        super().__init__(backbone, arguments)
         check_several_maps(backbone)
         if levels < len(backbone.feature_maps):
             raise ArgumentError("levels", f"the backbone gives {len(backbone.feature_maps)} maps, got {levels}")
@@ -222,7 +207,7 @@ class RepPointsV2(Detector):
         self.map_sizes = tuple(m.size for m in self.neck.feature_maps)
         self.max_boxes = max_boxes
         self.bbox_head = RepPointsV2Head(self.map_sizes, channels, corner_channels, num_classes, GROUPS)
-        self.choose = PointCandidates(self.img_size, self.map_sizes, self.strides, candidates_per_level)
+        self.choose = PointCandidates(self.map_sizes, self.strides, candidates_per_level)
 
     def training_outputs(self, images, extents, targets, drop_path):
         return self.bbox_head(ops.concat(self.neck(self.backbone(images, drop_path)), 1))

@@ -1,6 +1,5 @@
 """Defines RetinaNet (arXiv 1708.02002), with the names and defaults of mmdetection 2.11, which the originals used."""
 
-import math
 from dataclasses import dataclass
 
 import mindspore as ms
@@ -14,13 +13,12 @@ from src.models.detectors.anchors import AnchorShapes, anchors_on
 from src.models.detectors.assign import IGNORED, IouRule, assign_by_iou, labels_of_matches
 from src.models.detectors.boxes import encode
 from src.models.detectors.detector import TargetMaker
-from src.models.detectors.losses import SigmoidFocalLoss, SmoothL1Loss
+from src.models.detectors.losses import PRIOR_BIAS, SigmoidFocalLoss, SmoothL1Loss
 from src.models.level_layers import SharedConv, SharedConvReLU
 from src.models.registry import register_family
 
 STDS = (1.0, 1.0, 1.0, 1.0)
 RULE = IouRule(positive=0.5, negative=0.4)
-RARE = -math.log((1 - 0.01) / 0.01)  # where the bias of classes starts: each has a probability of 1%
 
 
 class RetinaHead(nn.Cell):
@@ -37,7 +35,7 @@ class RetinaHead(nn.Cell):
         inputs = [in_channels] + [channels] * (stacked_convs - 1)
         self.cls_convs = nn.SequentialCell([SharedConvReLU(given, channels, map_sizes) for given in inputs])
         self.reg_convs = nn.SequentialCell([SharedConvReLU(given, channels, map_sizes) for given in inputs])
-        self.retina_cls = SharedConv(channels, per_place * num_classes, 3, map_sizes, bias_start=RARE)
+        self.retina_cls = SharedConv(channels, per_place * num_classes, 3, map_sizes, bias_start=PRIOR_BIAS)
         self.retina_reg = SharedConv(channels, per_place * 4, 3, map_sizes)
 
     def construct(self, x):

@@ -4,7 +4,6 @@ Sources: roi_heads/sparse_roi_head.py, roi_heads/bbox_heads/dii_head.py, dense_h
 models/utils/transformer.py there. Published models have 300 proposals.
 """
 
-import math
 from dataclasses import dataclass
 
 import mindspore as ms
@@ -16,6 +15,7 @@ from src.models.backbones.backbone import Backbone
 from src.models.detectors.box_heads import REGION_SIDE, HeadDense
 from src.models.detectors.box_layers import decode_deltas
 from src.models.detectors.detector import Detector, TargetMaker, check_detector
+from src.models.detectors.losses import PRIOR_BIAS
 from src.models.detectors.padded_objects import padded_objects
 from src.models.detectors.rois import RoIAlign
 from src.models.detectors.set_losses import FACTORS, SetLosses, relative_sides
@@ -25,7 +25,6 @@ from src.models.registry import ArgumentError, register_family
 
 STDS = (0.5, 0.5, 1.0, 1.0)
 SAMPLING_RATIO = 2  # of RoIAlign
-RARE = -math.log(99)  # a bias by which a sigmoid starts at 0.01
 
 
 class LearnedProposals(nn.Cell):
@@ -141,7 +140,7 @@ class DynamicHead(nn.Cell):
         self.instance_interactive_conv_norm = LayerNorm(channels)
         self.ffn, self.ffn_norm = FeedForward(channels, hidden), LayerNorm(channels)
         self.cls_fcs, self.reg_fcs = tower(channels, 1), tower(channels, 3)
-        self.fc_cls = HeadDense(channels, num_classes, XavierUniform(), bias_start=RARE)
+        self.fc_cls = HeadDense(channels, num_classes, XavierUniform(), bias_start=PRIOR_BIAS)
         self.fc_reg = HeadDense(channels, 4, XavierUniform())
 
     def construct(self, features, regions):
@@ -252,7 +251,6 @@ class SparseRCNN(Detector):
         self.roi_head = SparseRoIHead([m.size for m in maps], [m.stride for m in maps], heads)
         self.classifiers = tuple(f"roi_head.bbox_head.{i}.fc_cls" for i in range(stages))
         self.proposals, self.max_boxes = proposals, max_boxes
-        self.canvas = Tensor(np.array([self.img_size], np.int32))
 
     @property
     def candidate_count(self):
@@ -260,8 +258,6 @@ class SparseRCNN(Detector):
 
     def stages(self, images, extents, drop_path=None):
         """Return logits and boxes of all stages, see SparseRoIHead, and the sides of the images."""
-        if extents is None:
-            extents = ops.tile(self.canvas, (images.shape[0], 1))
         sides = relative_sides(extents)
         pyramid = ops.concat(self.neck(self.backbone(images, drop_path)), 1)
         return (*self.roi_head(pyramid, *self.rpn_head(sides)), sides)

@@ -152,7 +152,7 @@ def test_detections_equal_the_originals(name, shapes, stds, per_level, nms_iou):
     arrays = np.load(FOLDER / f"dense/{name}.npz")
     outputs = [Tensor(stored(arrays, kind, width)) for kind, width in HEADS[name][4].items()]
     factor = outputs[2].reshape((1, -1)) if name == "atss" else None
-    choose = CandidateChoice(CANVAS, anchors_on(CANVAS, shapes), stds, per_level)
+    choose = CandidateChoice(anchors_on(CANVAS, shapes), stds, per_level)
     candidates = choose(outputs[0], outputs[1], factor, Tensor([EXTENTS[0]], ms.int32)).asnumpy()[0]
     rule = SelectionRule(CLASSES, False, name == "atss", 0.05, nms_iou, 100)
     found, expected = select_detections(candidates, rule, EXTENTS[0]), arrays["raw_boxes_0"]

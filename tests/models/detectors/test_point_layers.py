@@ -8,11 +8,11 @@ import pytest
 from mindspore import Tensor, nn
 
 from src.models.deformable import PlacesOnLevels, SharedDeformableConv
-from src.models.detectors.assign import assign_by_centres
+from src.models.detectors.assign import NEAREST, assign_by_centres
 from src.models.detectors.corners import CornerPool, CornerRefinement
 from src.models.detectors.graph_atss import GraphATSS
 from src.models.detectors.point_losses import FACTORS, RepPointsLosses
-from src.models.detectors.point_targets import BEYOND, NEAREST, PointTargets, corner_radius
+from src.models.detectors.point_targets import BEYOND, PointTargets, corner_radius
 from src.models.level_layers import SharedConv, level_spans
 
 SIZES = ((4, 6), (2, 3))

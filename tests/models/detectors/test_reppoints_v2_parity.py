@@ -215,9 +215,7 @@ def test_detections(arrays, run, monkeypatch):
     # As above: in the fixture all places of the frame belong to both images.
     monkeypatch.setattr(reppoints_v2, "stands_on_image", lambda places, _: ops.ones((2, places.shape[1]), ms.float32))
     extents = [(360, 350), FRAME]
-    candidates = PointCandidates(FRAME, SIZES, STRIDES, 1000)(
-        run.outputs, Tensor(np.array(extents, np.int32))
-    ).asnumpy()
+    candidates = PointCandidates(SIZES, STRIDES, 1000)(run.outputs, Tensor(np.array(extents, np.int32))).asnumpy()
     rule = SelectionRule(CLASSES, False, False, 0.05, nms_iou=0.6, max_detections=100)
     for i, extent in enumerate(extents):
         found, expected = select_detections(candidates[i], rule, extent), arrays[f"det_boxes_{i}"]
