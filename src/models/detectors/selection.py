@@ -21,9 +21,14 @@ class SelectionRule:
     clips_boxes: bool = True
 
     @property
+    def box_columns(self) -> int:
+        """Return the number of values of a candidate's box, or boxes, which come first."""
+        return 4 * self.num_classes if self.class_boxes else 4
+
+    @property
     def columns(self) -> int:
         """Return D, the number of values of a candidate."""
-        return (4 * self.num_classes if self.class_boxes else 4) + self.num_classes + self.has_factor
+        return self.box_columns + self.num_classes + self.has_factor
 
     @classmethod
     def of(
@@ -67,8 +72,7 @@ def select_detections(candidates: np.ndarray, rule: SelectionRule, extent: tuple
 
     Every class of a candidate can be a detection, not its best alone. The factor does not count for the threshold.
     """
-    classes = rule.num_classes
-    first = 4 * classes if rule.class_boxes else 4
+    classes, first = rule.num_classes, rule.box_columns
     scores = candidates[:, first : first + classes]
     candidate, label = np.nonzero(scores > np.float32(rule.score_threshold))
     score = scores[candidate, label]

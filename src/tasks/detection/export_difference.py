@@ -22,7 +22,7 @@ def difference_of_rows(pairs: list[tuple[Outputs, Outputs]], output: str, rule: 
     if output == DETECTIONS:
         scores, tolerances = slice(4, 5), np.array([BOXES] * 4 + [SCORES, LABELS])
     else:
-        boxes = 4 * rule.num_classes if rule.class_boxes else 4
+        boxes = rule.box_columns
         scores = slice(boxes, boxes + rule.num_classes)
         tolerances = np.array([BOXES] * boxes + [SCORES] * (rule.columns - boxes))
     equal = total = 0

@@ -1,4 +1,4 @@
-"""Gives an exported detector one of two kinds of output."""
+"""Runs a detector in an exported file, and arranges its output as candidates or selects detections among them."""
 
 import mindspore as ms
 from mindspore import nn, ops
@@ -59,7 +59,7 @@ class SelectedDetections(nn.Cell):
         super().__init__()
         self.rule = rule
         self.classes = rule.num_classes
-        self.first = 4 * rule.num_classes if rule.class_boxes else 4
+        self.first = rule.box_columns
         self.top = ops.TopK()
         self.suppress = None if rule.nms_iou is None else ComposedSuppression(rule.nms_iou)
 

@@ -1,4 +1,4 @@
-"""Finds what a detector sees on images of any of the configured canvases."""
+"""Runs a detector on images of any of the configured canvases, each by a network of its own, and selects detections."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

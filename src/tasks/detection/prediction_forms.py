@@ -11,7 +11,7 @@ from src.models.detectors.selection import Detections
 from src.pages.palette import palette
 from src.tasks.detection.drawing import Outline, draw_outlines, drawn_name, enlargement
 from src.tasks.detection.mask_pasting import packed_masks
-from src.tasks.detection.results import BOX_DIGITS, SCORE_DIGITS
+from src.tasks.detection.results import SCORE_DIGITS, coco_boxes
 from src.tasks.prediction_files import overlay_ending, save_picture
 from src.tasks.prediction_printers import CsvPrinter, JsonPrinter, Printer, json_list
 
@@ -29,12 +29,10 @@ def records(prediction, classes: tuple[str, ...]) -> list[dict]:
             "file_name": prediction.image,
             "category_id": label,
             "category": classes[label],
-            "bbox": [round(value, BOX_DIGITS) for value in (x1, y1, x2 - x1, y2 - y1)],
+            "bbox": box,
             "score": round(score, SCORE_DIGITS),
         }
-        for (x1, y1, x2, y2), score, label in zip(
-            found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
-        )
+        for box, score, label in zip(coco_boxes(found.boxes), found.scores.tolist(), found.labels.tolist(), strict=True)
     ]
     if found.masks is not None:
         for entry, counts in zip(entries, packed_masks(found.masks, found.boxes, size), strict=True):

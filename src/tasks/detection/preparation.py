@@ -25,6 +25,12 @@ BOXES = (
 )
 
 
+def selection_rule(config: Config, model: Detector) -> SelectionRule:
+    """Return by which rule a configuration selects a model's detections."""
+    section = config.eval
+    return SelectionRule.of(model, section.score_threshold, section.nms_iou, section.max_detections)
+
+
 @dataclass(frozen=True)
 class ImagePreparation:
     """Says how an image becomes the input of a detector, and which of the candidates are detections.
@@ -60,7 +66,7 @@ class ImagePreparation:
             tuple(canvases_of(config)),
             data.mean,
             data.std,
-            SelectionRule.of(model, section.score_threshold, section.nms_iou, section.max_detections),
+            selection_rule(config, model),
             Reading.from_dict(data.model_dump()),
         )
 

@@ -50,6 +50,13 @@ class DetectionsOfImages:
         return together[order], [packed[place] for place in order] if self.has_masks else []
 
 
+def coco_boxes(boxes: np.ndarray) -> list[list[float]]:
+    """Return boxes [n, 4] of corners as COCO has them: (x, y, width, height), rounded, with the sides of rounded corners."""
+    corners = np.round(boxes.astype(np.float64), BOX_DIGITS)
+    sides = np.round(corners[:, 2:] - corners[:, :2], BOX_DIGITS)
+    return np.concatenate([corners[:, :2], sides], axis=1).tolist()
+
+
 def coco_results(rows: np.ndarray, masks: list[bytes], truth: dict) -> list[dict]:
     """Return detections in the form of COCO's results; see DetectionsOfImages.gather for the arguments.
 
@@ -57,9 +64,7 @@ def coco_results(rows: np.ndarray, masks: list[bytes], truth: dict) -> list[dict
         truth: the ground truth, whose images and categories are in the order of indices and labels.
     """
     images, categories = truth["images"], truth["categories"]
-    corners = np.round(rows[:, 1:5], BOX_DIGITS)
-    sides = np.round(corners[:, 2:] - corners[:, :2], BOX_DIGITS)
-    boxes, scores = np.concatenate([corners[:, :2], sides], axis=1).tolist(), np.round(rows[:, 5], SCORE_DIGITS)
+    boxes, scores = coco_boxes(rows[:, 1:5]), np.round(rows[:, 5], SCORE_DIGITS)
     results = [
         {
             "image_id": images[index]["id"],

@@ -8,7 +8,6 @@ from src.data.dataset import DataError
 from src.data.decoding import UnreadableImage
 from src.errors import UserError
 from src.models.detectors.mask_head import MASK_SIDE
-from src.models.detectors.selection import SelectionRule
 from src.tasks.detection import run_sections
 from src.tasks.detection.evaluator import DetectionEvaluator
 from src.tasks.detection.export_difference import difference_of_rows
@@ -17,7 +16,7 @@ from src.tasks.detection.figures import BOX_FIGURES, MASK_FIGURES
 from src.tasks.detection.loss import DetectionLosses
 from src.tasks.detection.networks import CanvasDetector, in_precision, models_by_canvas
 from src.tasks.detection.predictor import ObjectPredictor
-from src.tasks.detection.preparation import ImagePreparation
+from src.tasks.detection.preparation import ImagePreparation, selection_rule
 from src.tasks.detection.samples import DetectionEvalSamples, DetectionTrainSamples
 from src.tasks.task import Signature, Task, TensorSpec
 
@@ -79,16 +78,12 @@ class Detection(Task):
                 f"COCO JSON {data.file.path}: its classes are not those of {label} ({', '.join(classes[:3])}, ...); "
                 "choose by data.classes, in the model's order"
             )
-        rule = self._rule(model)
+        rule = selection_rule(self.config, model)
         finder = CanvasDetector(model, canvases_of(self.config), self.config.amp.level, rule)
         return DetectionEvaluator(data, self.config, dist, finder.with_network, rule, model.has_masks)
 
-    def _rule(self, model) -> SelectionRule:
-        section = self.config.eval
-        return SelectionRule.of(model, section.score_threshold, section.nms_iou, section.max_detections)
-
     def exported(self, model, output):
-        return ExportForm(model, output, self._rule(model))
+        return ExportForm(model, output, selection_rule(self.config, model))
 
     def for_one_size(self, config):
         """Evaluate on the canvas of the network's own size alone, into which larger images are made to fit."""
@@ -97,13 +92,13 @@ class Detection(Task):
         return replace(config, data=config.data.model_copy(update={"canvases": None}))
 
     def difference(self, model, output, pairs):
-        return difference_of_rows(pairs, output, self._rule(model))
+        return difference_of_rows(pairs, output, selection_rule(self.config, model))
 
     def signature(self, model, batch_size, output):
         if batch_size is None:
             raise UserError("--dynamic-batch: a detector is exported for one number of images; give --batch_size")
         images = TensorSpec("images", (batch_size, model.in_chans, *model.img_size))
-        rule = self._rule(model)
+        rule = selection_rule(self.config, model)
         if output == CANDIDATES:
             return Signature((images,), (TensorSpec(output, (batch_size, model.candidate_count, rule.columns)),))
         detections = TensorSpec(output, (batch_size, rule.max_detections, 6))
@@ -122,7 +117,8 @@ class Detection(Task):
 
     def answer(self, model):
         """Return what finds objects in images on canvases, see finding.Finder."""
-        return CanvasDetector(model, canvases_of(self.config), "O0", self._rule(model)).with_network(model)
+        rule = selection_rule(self.config, model)
+        return CanvasDetector(model, canvases_of(self.config), "O0", rule).with_network(model)
 
     def preprocessing(self, model, output):
         preparation = ImagePreparation.of(self.config, model)

@@ -1,7 +1,5 @@
 """Detections selected in a graph against those selected on the host, and how rows of exported files are compared."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from mindspore import Tensor, nn
@@ -97,7 +95,7 @@ def test_masks_are_drawn_for_the_detections():
 
 
 def test_rows_are_equal_in_any_order_within_tolerances():
-    rule = SimpleNamespace(num_classes=2, class_boxes=False, columns=6)
+    rule = RULES["fewer pairs than detections"]
     generator = np.random.default_rng(0)
     rows = np.concatenate([clustered(generator, (1, 50)), generator.random((1, 50, 2))], axis=2)
     rows[0, 40:, 4:] = 0  # those stand for nothing
@@ -113,7 +111,7 @@ def test_rows_are_equal_in_any_order_within_tolerances():
 def test_detections_have_labels_and_masks_to_compare():
     rows = np.array([[[0, 0, 9, 9, 0.5, 1], [0, 0, 0, 0, 0, 0]]], np.float32)
     masks = np.full((1, 2, 2, 2), 0.5, np.float32)
-    rule = SimpleNamespace(num_classes=2, class_boxes=False, columns=6)
+    rule = RULES["fewer pairs than detections"]
 
     def is_small(label=0.0, mask=0.0):
         own = rows + np.array([0, 0, 0, 0, 0, label]), masks + mask
