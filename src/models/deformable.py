@@ -1,4 +1,4 @@
-"""Deformable convolution (arXiv 1703.06211) of all levels of a pyramid, composed of gathers and a product.
+"""Composes deformable convolution (arXiv 1703.06211) of all levels of a pyramid from gathers and a product.
 
 MindSpore's own operator is deprecated, slower by an order on CPU and absent on the Ascend 910; this one is exact,
 with gradients by the places as well.

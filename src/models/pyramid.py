@@ -1,4 +1,4 @@
-"""Layers of necks and heads that work on pyramids of token maps."""
+"""Defines layers of necks and heads, which work on pyramids of token maps."""
 
 import itertools
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Heads that classify the boxes of a pyramid's regions and move them (arXiv 1506.01497 and 1712.00726).
+"""Classifies the boxes of a pyramid's regions and moves them (arXiv 1506.01497 and 1712.00726).
 
 Sources: mmdetection 2.11, roi_heads/bbox_heads/convfc_bbox_head.py and bbox_head.py.
 """
