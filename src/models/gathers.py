@@ -54,7 +54,11 @@ class RowOrder(nn.Cell):
 
 
 def rows_of_batch(numbers, batch, count):
-    """Turn numbers of a sample's `count` rows, [n] for all samples or [batch, n], into those [batch * n] of a batch's."""
+    """Turn numbers of one sample's `count` rows into those of a batch's, [batch * n].
+
+    Args:
+        numbers: [n], the same for all samples, or [batch, n].
+    """
     first = Tensor(np.arange(batch, dtype=np.int32) * count).reshape((-1, 1))
     return (first + numbers).reshape(-1)
 

@@ -8,7 +8,7 @@ from scipy.special import ndtr
 
 from src.models.convolutions import Conv2d, DepthwiseConv2d
 from src.models.device_options import set_device_options
-from src.models.gathers import RowGather
+from src.models.gathers import RowGather, gather_rows
 from src.models.layers import AddBias, Dense, Dropout, Gelu, LayerNorm, draw_drop_path, mix_bits
 
 
@@ -114,6 +114,15 @@ def test_the_gradient_of_gathered_rows(index):
     np.add.at(expected, (slice(None), index), weights)
     (found,) = gradients(layer, x, weights)
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (3, 5, 2), (3, 5, 2, 2)])
+def test_rows_are_gathered_by_numbers_of_each_sample(shape):
+    """A number below 0, which stands for none, takes the first row."""
+    (values,) = drawn(shape)
+    numbers = np.array([[4, 0, 2, 2], [-1, 1, 3, 0], [2, -2, 4, 4]], np.int32)
+    found = gather_rows(Tensor(values), Tensor(numbers)).asnumpy()
+    np.testing.assert_array_equal(found, values[np.arange(3)[:, None], np.maximum(numbers, 0)])
 
 
 def test_the_gradient_of_a_norm_by_products_is_the_operators():
