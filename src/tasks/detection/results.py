@@ -51,7 +51,7 @@ class DetectionsOfImages:
 
 
 def coco_boxes(boxes: np.ndarray) -> list[list[float]]:
-    """Return boxes [n, 4] of corners as COCO has them: (x, y, width, height), rounded, with the sides of rounded corners."""
+    """Return boxes [n, 4] of corners as COCO has them, (x, y, width, height), with the sides of the rounded corners."""
     corners = np.round(boxes.astype(np.float64), BOX_DIGITS)
     sides = np.round(corners[:, 2:] - corners[:, :2], BOX_DIGITS)
     return np.concatenate([corners[:, :2], sides], axis=1).tolist()

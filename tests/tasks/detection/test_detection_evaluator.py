@@ -10,6 +10,7 @@ from src.distributed.ranks import Dist
 from src.models.detectors.selection import SelectionRule
 from src.tasks.detection.coco_figures import evaluate_coco
 from src.tasks.detection.evaluator import DetectionEvaluator
+from src.tasks.detection.results import coco_boxes
 from src.tasks.evaluation_file import write_evaluation
 from src.tasks.task import evaluate
 from tests.tasks.detection.scenes import CATEGORIES, CLASSES, OBJECTS, SIZES, Scenes, found_in, on_canvas
@@ -103,6 +104,11 @@ def test_the_curves_are_precisions_by_overlap_and_by_class(result):
     assert arrays["box_class_precision"].shape == (3, 101)
     np.testing.assert_allclose(100 * arrays["box_precision"].mean(), result.figures["box_ap"], atol=0.01)
     assert (arrays["box_class_precision"][2] == -1).all()
+
+
+def test_boxes_of_files_end_at_the_rounded_corners():
+    assert coco_boxes(np.array([[0.0004, 2, 1.0006, 5.25]])) == [[0.0, 2.0, 1.001, 3.25]]  # the width itself is 1.0002
+    assert coco_boxes(np.array([[0.1, 0.2, 0.4, 0.7]], np.float32)) == [[0.1, 0.2, 0.3, 0.5]]
 
 
 def test_the_files_are_coco_results_that_give_the_same_figures(result, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from mindspore import Tensor
 
 from src.config.load import load_config
+from src.data.pipeline import EvalBatches, UnreadableImages
 from src.distributed.ranks import Dist
 from src.errors import UserError
 from src.files.weights import CLASSES as NAMES_KEY
@@ -18,6 +19,7 @@ from src.files.weights import CONFIG as CONFIG_KEY
 from src.files.weights import official_names, write_checkpoint
 from src.inference.evaluate import evaluate_checkpoint
 from src.inference.export import export_checkpoint
+from src.tasks.find_task import create_task
 from tests.tasks.detection.small_detection import CLASSES, MASK_RCNN, make_data, write_config
 from tests.trained import with_formula_weights
 
@@ -56,6 +58,20 @@ def test_the_file_is_described_and_verified(trained, onnx_file):
     session = onnxruntime.InferenceSession(onnx_file)
     rows = session.run(["detections"], {"images": np.zeros((1, 3, 64, 96), np.float32)})[0]
     assert (np.diff(rows[0, :, 4]) <= 0).all() and set(np.unique(rows[0, :, 5])) <= {0, 1}
+
+
+def test_files_are_verified_on_images_as_evaluation_makes_them(trained, tmp_path):
+    """Bit for bit, on the network's own canvas: what lies beyond an image is 0 after normalisation."""
+    config, _ = trained
+    task = create_task(config)
+    model = config.build_model("CPU")
+    sampled, source = task.sample_inputs(model, 5)
+    data = task.open("val")
+    samples = create_task(task.for_one_size(config)).eval_samples(model, data, UnreadableImages(tmp_path / "none.txt"))
+    (batch,) = EvalBatches(data, samples, batch_size=5)
+    assert source == "validation images"
+    assert (batch[1] != np.array(model.img_size)).any(axis=1).sum() >= 2
+    np.testing.assert_array_equal(sampled, batch[0])
 
 
 def test_checkpoint_and_file_predict_the_same(trained, onnx_file, run_script, tmp_path):
