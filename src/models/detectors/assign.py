@@ -14,7 +14,7 @@ from src.models.detectors.boxes import IOU_EPS, iou
 BACKGROUND = -1
 IGNORED = -2
 NEAREST = 9  # anchors of each level that are an object's candidates by the rule of ATSS
-LEAST_MARGIN = 0.01  # pixels by which, by the same rule, the centre of an anchor lies within its object, at least
+LEAST_MARGIN = 0.01  # by the same rule, an anchor's centre lies within its object by more pixels than this
 
 
 def labels_of_matches(match: np.ndarray, labels: np.ndarray, background: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Computes with boxes in NumPy: overlaps, and the deltas by which a network is to move one box onto another.
+"""Computes with boxes in NumPy: overlaps, and the deltas by which a network moves one box onto another.
 
 Boxes are (x1, y1, x2, y2) in pixels; a width is x2 - x1, without the 1 that older detectors added. The conventions are
 those of mmdetection 2.11 (core/bbox/iou_calculators and coder/delta_xywh_bbox_coder.py). What graphs compute with

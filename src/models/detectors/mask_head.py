@@ -1,4 +1,4 @@
-"""Draws the masks of instances, and cuts out the targets that this is learned from (arXiv 1703.06870).
+"""Draws the masks of instances, and cuts out the targets of their training (arXiv 1703.06870).
 
 Sources: mmdetection 2.11, roi_heads/mask_heads/fcn_mask_head.py and core/mask/mask_target.py.
 """
