@@ -74,7 +74,8 @@ class Trainer:
         self._announce()
         is_over = progress.epoch >= last_epoch or progress.update >= (config.train.stop_after_update or math.inf)
         if is_over or self._improves_no_more():
-            self.log.line(f"already trained to {progress.description}: {self.newest_or_best}")
+            why = "" if is_over else f" ({progress.worse} evaluations brought no better figure: train.early_stopping)"
+            self.log.line(f"already trained to {progress.description}{why}: {self.newest_or_best}")
             summary = self.folder.summary()
             if summary is None or summary["updates"] != self.parts.saved_progress.update:  # none, or of an earlier end
                 summary = self._finish()
@@ -251,7 +252,8 @@ class Trainer:
         progress = self.state.progress
         value = result.figures[self.metric.key]
         if not value > progress.best:
-            progress.worse += 1
+            # Not where a run was told to stop between two evaluations: it goes on as if it had not been.
+            progress.worse += progress.epoch % self.config.eval.interval == 0
             return False
         progress.best, progress.best_epoch, progress.worse = value, progress.epoch, 0
         if self.dist.is_main:

@@ -99,7 +99,13 @@ def test_early_stopping_ends_a_run_that_improves_no_more(toy, capsys):
     assert_same_state(straight.checkpoints.last, cut.checkpoints.last)
 
     assert toy("straight", *stopping, "train.resume=auto").run()["epochs"] == summary["epochs"]
-    assert "already trained to" in capsys.readouterr().out
+    assert "(2 evaluations brought no better figure: train.early_stopping)" in capsys.readouterr().out
+
+    best = summary["best_epoch"]  # an evaluation only because a run was told to stop does not count
+    stopped = toy("stopped", *unsteady, f"eval.interval={best}", f"train.stop_after_epoch={best + 1}")
+    stopped.run()
+    assert (stopped.state.progress.best_epoch, stopped.state.progress.worse) == (best, 0)
+
     assert toy("straight", *unsteady, "train.resume=auto").run()["epochs"] == 9
 
 

@@ -59,7 +59,8 @@ class DetectionTrainSamples(TrainSamples):
         canvases = [
             self._canvas(self._augmentation(index, epoch, position)[0]) for position, index in enumerate(order.tolist())
         ]
-        return grouped_positions(np.array([self.canvases.index(canvas) for canvas in canvases]), unit)
+        offset = generator(self.seed, Stream.ORDER, epoch, 1).random()
+        return grouped_positions(np.array([self.canvases.index(canvas) for canvas in canvases]), unit, offset)
 
     def _augmentation(self, index: int, epoch: int, position: int) -> tuple[Augmentation, np.random.Generator]:
         """Return what is drawn for a sample, and the generator, which goes on to draw for its targets."""
