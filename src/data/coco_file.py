@@ -46,10 +46,11 @@ class CocoFile:
         path: of the file.
         image_ids, names, sizes: of each image: its id, its file name, and [N, 2] (height, width).
         category_ids, category_names: of each category.
-        images, categories: [M] the numbers of each annotation's image and category.
+        annotation_ids: [M] int64. images, categories: [M] the numbers of each annotation's image and category.
         boxes: [M, 4] float64 (x, y, width, height) as they are given.
         areas: [M] float64. crowds: [M] bool.
         ignored: [M] bool: what carries "ignore", which some tools write for what is not to be trained on.
+        segmented: [M] bool: what has a segmentation.
         segmentations: each annotation's segmentation as it is given, or None; None where they were not asked for.
     """
 
@@ -59,12 +60,14 @@ class CocoFile:
     sizes: np.ndarray
     category_ids: list[int]
     category_names: list[str]
+    annotation_ids: np.ndarray
     images: np.ndarray
     categories: np.ndarray
     boxes: np.ndarray
     areas: np.ndarray
     crowds: np.ndarray
     ignored: np.ndarray
+    segmented: np.ndarray
     segmentations: PackedObjects | None
 
 
@@ -96,13 +99,14 @@ def read_coco(path: Path, with_segmentations: bool = False) -> CocoFile:
     sizes = np.stack([faults.sides(images, side) for side in ("height", "width")], axis=1)
     category_ids = faults.ids(categories, "category")
     category_names = faults.texts(categories, "category", "name")
-    faults.ids(annotations, "annotation")
+    annotation_ids = faults.ids(annotations, "annotation")
     image_numbers = faults.references(annotations, "image", image_ids)
     category_numbers = faults.references(annotations, "category", category_ids)
     boxes = faults.boxes(annotations, names, image_numbers)
     areas = faults.numbers(annotations, "area", boxes[:, 2] * boxes[:, 3])
-    crowds, ignored = (
-        np.array([bool(entry.get(key)) for entry in annotations], bool).reshape(-1) for key in ("iscrowd", "ignore")
+    crowds, ignored, segmented = (
+        np.array([bool(entry.get(key)) for entry in annotations], bool).reshape(-1)
+        for key in ("iscrowd", "ignore", "segmentation")
     )
     segmentations = None
     if with_segmentations:
@@ -116,12 +120,14 @@ def read_coco(path: Path, with_segmentations: bool = False) -> CocoFile:
         sizes,
         category_ids,
         category_names,
+        np.array(annotation_ids, np.int64),
         image_numbers,
         category_numbers,
         boxes,
         areas,
         crowds,
         ignored,
+        segmented,
         segmentations,
     )
 

@@ -125,15 +125,27 @@ def test_masks_are_the_pixels_of_polygons_and_of_both_forms_of_run_lengths(tmp_p
     expected = [listed | box_mask(40, 30, 50, 40), listed, packed]
     assert data.masks(0).dtype == np.uint8
     np.testing.assert_array_equal(data.masks(0), expected)
-    np.testing.assert_array_equal(data.masks(0, crowd=True), [packed])
     assert data.masks(1).shape == (0, 64, 48)
     assert data.ground_truth()["annotations"][2]["segmentation"] == objects[2]["segmentation"]
 
 
-def test_a_mask_needs_a_segmentation(tmp_path):
-    data = opened(make_coco(tmp_path, change=with_annotations(annotation(segmentation=[]))), with_masks=True)
-    with pytest.raises(DataError, match=r"the object with bbox \[8.0, 4.0, .* of the image scene00.png: it has no"):
-        data.masks(0)
+def test_masks_need_a_segmentation_of_every_object_that_counts(tmp_path):
+    """In training neither crowds nor what is left out count; in evaluation all objects of the chosen classes do."""
+    outline = [[8, 4, 24, 4, 24, 24, 8, 24]]
+    objects = [
+        annotation(id=5, segmentation=outline),
+        annotation(id=6, iscrowd=1),
+        annotation(id=7, bbox=[4, 4, 0.5, 20], segmentation=[]),
+        annotation(id=8, category_id=3),
+    ]
+    path = make_coco(tmp_path, change=with_annotations(*objects))
+    assert opened(path, classes=("owl",), for_training=True, with_masks=True).masks(0).shape == (1, 48, 64)
+    remedy = "; add masks, or set model.masks=false to find boxes alone"
+    message = refusal(path, for_training=True, with_masks=True)
+    assert message == (f"COCO JSON {path}: 1 of 2 objects has no segmentation (the annotation with id 8){remedy}")
+    message = refusal(path, classes=("owl",), with_masks=True)
+    assert message == (f"COCO JSON {path}: 2 of 3 objects have no segmentation (the annotation with id 6, ...){remedy}")
+    assert len(opened(path).ground_truth()["annotations"]) == 4
 
 
 @pytest.mark.parametrize("lengths", [[], [32, 31], [5, 100, 3, 2000, 7, 1]])
