@@ -14,7 +14,6 @@ from src.data.decoding import AS_STORED, Reading, UnreadableImage
 from src.data.label_images import read_class_names
 from src.data.numbered_images import NumberedImages
 from src.files.names import escape_name
-from src.models.detectors.boxes import clip
 
 SPOT_CHECKS = 8  # images whose sizes are compared with the JSON when a data set is opened
 
@@ -164,8 +163,7 @@ class CocoImages(NumberedImages):
             crowd: those of its crowds, in place of the others.
         """
         boxes = self.file.boxes[self._objects_of(index, crowd)]
-        corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1).astype(np.float32)
-        return clip(corners, self.image_size(index))
+        return clipped_corners(boxes, self.file.sizes[self.images[[index]]])
 
     def labels(self, index: int, crowd: bool = False) -> np.ndarray:
         """Return the labels [n] int32 that belong to `boxes`."""
@@ -303,13 +301,24 @@ class CocoImages(NumberedImages):
         return f"is of {size[1]} x {size[0]} pixels, and the JSON says {width} x {height}{hint}"
 
 
+def clipped_corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return the corners [n, 4] float32 (x1, y1, x2, y2) of boxes (x, y, width, height), clipped to their images.
+
+    Args:
+        boxes: [n, 4] float64. sizes: [n, 2] or [1, 2], (height, width) of the images.
+    """
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    return np.clip(corners, 0, sizes[:, [1, 0, 1, 0]]).astype(np.float32)
+
+
 def is_sound(file: CocoFile) -> np.ndarray:
-    """Return which objects [M] bool of a file have an area, and a box of a pixel or more that meets the image."""
-    x, y, width, height = file.boxes.T
-    heights, widths = file.sizes[file.images].T
-    inside_width = np.minimum(x + width, widths) - np.maximum(x, 0)
-    inside_height = np.minimum(y + height, heights) - np.maximum(y, 0)
-    return (inside_width > 0) & (inside_height > 0) & (file.areas > 0) & (width >= 1) & (height >= 1)
+    """Return which objects [M] bool of a file have an area, and a box of a pixel or more that meets the image.
+
+    It meets the image by what is left of it in float32, which may be nothing of a sliver at an edge.
+    """
+    corners = clipped_corners(file.boxes, file.sizes[file.images])
+    meets = (corners[:, 2:] > corners[:, :2]).all(axis=1)
+    return meets & (file.areas > 0) & (file.boxes[:, 2:] >= 1).all(axis=1)
 
 
 def rasterise(segmentation: list | dict, size: tuple[int, int]) -> np.ndarray:

@@ -92,6 +92,15 @@ def test_training_leaves_out_what_the_originals_do_and_counts_it(tmp_path):
     assert (evaluated.size, evaluated.notices) == (5, ())
 
 
+def test_a_box_that_float32_makes_empty_does_not_count(tmp_path):
+    boxes = [[64 - 1e-7, 4, 16, 20], [8, 1e-9 - 20, 16, 20], [63.5, 4, 1e300, 20]]
+    objects = (annotation(id=number, bbox=bbox) for number, bbox in enumerate(boxes))
+    data = opened(make_coco(tmp_path, change=with_annotations(*objects)), for_training=True)
+    corners = data.boxes(0)
+    assert (corners[:, 2:] > corners[:, :2]).all() and len(corners) == 2
+    assert "left out 1 object, empty" in data.notices[0]
+
+
 def test_ground_truth_is_every_object_as_it_is_given(tmp_path):
     objects = [
         annotation(id=0, image_id=101, bbox=[-3.5, 4, 0.25, 20], area=5.5),

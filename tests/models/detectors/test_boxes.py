@@ -140,6 +140,7 @@ def test_matching_by_overlap_equals_the_originals(name, rule):
         ([[20, 20, 30, 22]], IouRule(0.5, 0.4), [BACKGROUND, BACKGROUND, BACKGROUND, 0]),  # low quality
         ([[20, 20, 30, 22]], IouRule(0.5, 0.4, low_quality=False), [BACKGROUND] * 4),
         ([[20, 20, 30, 22]], IouRule(0.5, 0.4, least=0.3), [BACKGROUND] * 4),
+        ([[50, 50, 60, 60]], IouRule(0.5, 0.4), [BACKGROUND] * 4),  # no anchor is near
         ([[0, 0, 10, 10], [0, 0, 10, 9.9]], IouRule(0.5, 0.4), [1, 1, IGNORED, BACKGROUND]),  # the last box has it
         ([], IouRule(0.5, 0.4), [BACKGROUND] * 4),
     ],
