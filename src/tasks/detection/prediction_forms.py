@@ -36,8 +36,8 @@ def records(prediction, classes: tuple[str, ...]) -> list[dict]:
             found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
         )
     ]
-    if found.masks is not None:
-        for entry, counts in zip(entries, packed_masks(found.masks, found.boxes, size), strict=True):
+    if found.masks is not None and found.mask_boxes is not None:
+        for entry, counts in zip(entries, packed_masks(found.masks, found.mask_boxes, size), strict=True):
             entry["segmentation"] = {"size": list(size), "counts": counts.decode("ascii")}
     return entries
 

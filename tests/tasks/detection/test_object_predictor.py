@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from src.data.box_transforms import placed
+from src.data.coco import rasterise
 from src.errors import UserError
 from src.models.detectors.selection import SelectionRule, select_detections
 from src.pages.palette import palette
@@ -176,6 +177,22 @@ def test_what_a_file_finds_in_the_padding_is_left_out(files):
         return rows
 
     assert printed(predictor_of(answer, output=CANDIDATES), files[:1]) == []
+
+
+def test_a_mask_of_a_file_lies_over_the_box_before_it_is_clipped(files):
+    """The box reaches into the padding; the left quarter of it is the object, of which the image has a part."""
+
+    def answer(images):
+        rows, masks = np.zeros((len(images), 1, 6), np.float32), np.zeros((len(images), 1, 28, 28), np.float32)
+        rows[:, 0] = (48, 36, 128, 96, 0.9, 1)  # the image takes 72 x 96 of the canvas
+        masks[:, :, :, :7] = 1
+        return rows, masks
+
+    (found,) = printed(predictor_of(answer, canvases=[[96, 128]], output=DETECTIONS), files[:1])
+    assert found["bbox"] == [40, 30, 40, 30]
+    expected = np.zeros(SIZES[0], np.uint8)
+    expected[30:, 40:57] = 1  # 128 - 48 is 66.7 pixels of the image
+    np.testing.assert_array_equal(rasterise(found["segmentation"], SIZES[0]), expected)
 
 
 def test_descriptions_are_read_back():
