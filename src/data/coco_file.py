@@ -7,11 +7,11 @@ missing: they are then the box's area, and 0. Numbers may be whole or not; they 
 import gc
 import json
 import pickle
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -228,12 +228,12 @@ class _Faults:
             lambda box: isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)),
             "list of four numbers",
         )
-        boxes = np.array(values, np.float64).reshape(-1, 4)
-        if not np.isfinite(boxes).all():
-            first = int(np.flatnonzero(~np.isfinite(boxes).all(1))[0])
-            fault = f"(image {escape_name(names[images[first]])}) has a bbox that is not finite: {values[first]}"
-            raise self.of("annotation", first, annotations[first], fault)
-        return boxes
+        for number, box in enumerate(values):
+            if not all(map(_is_finite, box)):
+                name = escape_name(names[images[number]])
+                fault = f"(image {name}) has a bbox that is not finite: {_shown(box)}"
+                raise self.of("annotation", number, annotations[number], fault)
+        return np.array(values, np.float64).reshape(-1, 4)
 
     def numbers(self, annotations: list[dict], key: str, otherwise: np.ndarray) -> np.ndarray:
         """Return the numbers [M] of a key, and others where it is missing."""
@@ -305,7 +305,8 @@ def _is_number(value) -> bool:
 
 
 def _is_finite(value) -> bool:
-    return _is_number(value) and isfinite(value)
+    """Tell whether float64 has a number; JSON has whole numbers beyond."""
+    return _is_number(value) and abs(value) <= sys.float_info.max
 
 
 def _first_repeated(values: list):
