@@ -216,6 +216,10 @@ def test_images_stand_on_the_first_canvas_that_holds_them(size, canvases, expect
     assert placed(size, (800, 1333), canvases) == expected
 
 
+def test_a_factor_makes_scores_lower_than_the_threshold_of_the_model():
+    assert predictor_of(None, options(threshold=0.01), has_factor=True).threshold == 0.01
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
