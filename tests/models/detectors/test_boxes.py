@@ -112,6 +112,12 @@ def test_anchors_are_valid_on_the_image_rounded_up():
     assert anchors.valid((128, 160)).all()
 
 
+def test_anchors_of_a_dozen_canvases_are_kept():
+    canvases, shapes = [(32, 32 * width) for width in range(1, 13)], AnchorShapes((32,), (1.0,), (1.0,))
+    listed = [anchors_on(canvas, shapes) for canvas in canvases]
+    assert all(anchors_on(canvas, shapes) is anchors for canvas, anchors in zip(canvases, listed, strict=True))
+
+
 # --- matching -------------------------------------------------------------------------------------------------------
 
 FOUR = boxes([0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 4.5], [20, 20, 30, 30])
