@@ -111,7 +111,8 @@ def assign_by_centres(
             candidates.append(end - count + near[first])
             overlaps.append(overlap[first])
         candidate, overlap = np.concatenate(candidates), np.concatenate(overlaps)
-        threshold = overlap.mean() + overlap.std(ddof=1)
+        deviation = overlap.std(ddof=1) if len(overlap) > 1 else 0.0  # of one it is not defined
+        threshold = overlap.mean() + deviation
         centre = centres[candidate]
         inside = np.minimum(centre - box[:2], box[2:] - centre).min(axis=1) > np.float32(0.01)
         positive = (overlap >= threshold) & inside & (overlap > best[candidate])

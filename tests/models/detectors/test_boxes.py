@@ -168,6 +168,12 @@ def test_matching_by_centres():
     assert (assign_by_centres(anchors.boxes, boxes(), anchors.counts) == BACKGROUND).all()
 
 
+def test_a_single_candidate_has_no_deviation():
+    anchor = boxes([0, 0, 30, 30])
+    assert assign_by_centres(anchor, boxes([2, 2, 30, 30]), (1,)).tolist() == [0]
+    assert assign_by_centres(anchor, boxes([20, 20, 30, 30]), (1,)).tolist() == [BACKGROUND]  # does not hold its centre
+
+
 def test_labels_of_matches():
     match = np.array([0, BACKGROUND, IGNORED, 1], np.int32)
     np.testing.assert_array_equal(labels_of_matches(match, np.array([5, 2], np.int32), 80), [5, 80, -1, 2])
