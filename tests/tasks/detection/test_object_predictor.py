@@ -149,6 +149,21 @@ def test_pictures_show_the_boxes_in_the_colours_of_their_classes(files, tmp_path
     assert not (tmp_path / "no" / "overlays").exists()
 
 
+def test_detections_are_written_as_they_come(files, tmp_path):
+    """Beside their file, which is there, whole, at the end, also where the stream takes no more."""
+    path, growing = tmp_path / "detections.json", tmp_path / ".detections.json.writing"
+    path.write_text("earlier")
+    predictor = predictor_of(finder([]), options(output=str(tmp_path), overlay="none"))
+    stream = io.StringIO()
+    with pytest.raises(ValueError, match="closed"), predictor.writer("text", stream) as writer:
+        for prediction in predictor.predict(files[:2], 1, 1):
+            writer.write(prediction)
+            assert growing.exists() and path.read_text() == "earlier"
+        stream.close()
+    assert [entry["image_id"] for entry in json.loads(path.read_text())] == [1, 1, 2, 2, 2]
+    assert not growing.exists()
+
+
 def listed(image):
     """What a file with NMS inside gives of a canvas: rows [100, 6], filled up with zeros."""
     found = select_detections(candidates_of(image), RULE, image.shape[1:])
