@@ -58,15 +58,19 @@ class Augmentation:
         return resize_pixels(pixels, self.size)
 
     def boxes(self, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the boxes that the image after has, and which [n] bool of the boxes before they are."""
-        kept = np.ones(len(boxes), bool)
+        """Return the boxes that the image after has, and which [n] bool of the boxes before they are.
+
+        Those go that a crop has no part of, and those of which float32 leaves nothing, slivers at an edge.
+        """
         if self.mirrored:
             boxes = mirror_boxes(boxes, self.source[1])
         size = self.source
         if self.crop is not None and self.enlarged is not None:
-            boxes, kept = crop_boxes(resize_boxes(boxes, size, self.enlarged), self.crop)
+            boxes = crop_boxes(resize_boxes(boxes, size, self.enlarged), self.crop)
             size = self.crop.height, self.crop.width
-        return resize_boxes(boxes[kept], size, self.size), kept
+        boxes = resize_boxes(boxes, size, self.size)
+        kept = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        return boxes[kept], kept
 
     def masks(self, masks: np.ndarray) -> np.ndarray:
         """Return the masks [n, *size] of the image after, of as many objects."""
@@ -120,11 +124,10 @@ def resize_boxes(boxes: np.ndarray, size: tuple[int, int], new_size: tuple[int, 
     return clip(boxes * np.array(factors[::-1] * 2, np.float32), new_size)
 
 
-def crop_boxes(boxes: np.ndarray, crop: Crop) -> tuple[np.ndarray, np.ndarray]:
-    """Return boxes within a crop, clipped to it, and which [n] bool of them have any part in it."""
+def crop_boxes(boxes: np.ndarray, crop: Crop) -> np.ndarray:
+    """Return boxes within a crop, clipped to it; those that have no part in it become empty."""
     corner = np.array([crop.left, crop.top] * 2, np.float32)
-    clipped = clip(boxes - corner, (crop.height, crop.width))
-    return clipped, (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
+    return clip(boxes - corner, (crop.height, crop.width))
 
 
 def resize_masks(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -14,7 +14,6 @@ from src.data.decoding import AS_STORED, Reading, UnreadableImage
 from src.data.label_images import read_class_names
 from src.data.numbered_images import NumberedImages
 from src.files.names import escape_name
-from src.models.detectors.boxes import clip
 
 SPOT_CHECKS = 8  # images whose sizes are compared with the JSON when a data set is opened
 
@@ -107,7 +106,9 @@ class CocoImages(NumberedImages):
 
         Raises:
             DataError: the JSON is faulty (see read_coco), no image is left or one is missing, a name of a class or an
-                image is not in the JSON, or an image that was looked at is of another size than the JSON says.
+                image is not in the JSON, an image that was looked at is of another size than the JSON says, or an
+                object without a segmentation is among those that masks are wanted of: in training those that count, in
+                evaluation all.
         """
         file, part = read_coco(file_path, with_masks), part or Part()
         if not path.is_dir():
@@ -128,6 +129,8 @@ class CocoImages(NumberedImages):
         if for_training:
             notices += found.count_objects()
         found.notices = (f"COCO JSON {file_path}: {'; '.join(notices)}",) if notices else ()
+        if with_masks:
+            found.check_segmentations(for_training)
         found.check_files()
         found.check_some_sizes()
         return found
@@ -160,32 +163,21 @@ class CocoImages(NumberedImages):
             crowd: those of its crowds, in place of the others.
         """
         boxes = self.file.boxes[self._objects_of(index, crowd)]
-        corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1).astype(np.float32)
-        return clip(corners, self.image_size(index))
+        return clipped_corners(boxes, self.file.sizes[self.images[[index]]])
 
     def labels(self, index: int, crowd: bool = False) -> np.ndarray:
         """Return the labels [n] int32 that belong to `boxes`."""
         return self.object_labels[self._objects_of(index, crowd)]
 
-    def masks(self, index: int, crowd: bool = False) -> np.ndarray:
-        """Return the masks [n, H, W] uint8 of 0 and 1 that belong to `boxes`.
-
-        Raises:
-            DataError: an object has no segmentation.
-        """
+    def masks(self, index: int) -> np.ndarray:
+        """Return the masks [n, H, W] uint8 of 0 and 1 that belong to `boxes`; there are none of crowds."""
         segmentations, size = self.file.segmentations, self.image_size(index)
         if segmentations is None:
             raise ValueError("the data set was opened without masks")
-        objects = self._objects_of(index, crowd)
+        objects = self._objects_of(index, crowd=False)
         masks = np.zeros((len(objects), *size), np.uint8)
         for mask, number in zip(masks, objects, strict=True):
-            try:
-                mask[:] = rasterise(segmentations[number], size)
-            except ValueError as error:
-                box = self.file.boxes[number].tolist()
-                raise DataError(
-                    f"COCO JSON {self.file.path}: the object with bbox {box} of {self._shown(index)}: {error}"
-                ) from error
+            mask[:] = rasterise(segmentations[number], size)
         return masks
 
     def pixels(self, index, channels):
@@ -251,6 +243,23 @@ class CocoImages(NumberedImages):
             said.append(f"no object of {some(absent)}")
         return said
 
+    def check_segmentations(self, for_training: bool) -> None:
+        """Check that objects have segmentations: in training those that count, in evaluation all.
+
+        Raises:
+            DataError: some have none.
+        """
+        file, objects = self.file, self.objects
+        if for_training:
+            objects = objects[self.is_usable[objects] & ~file.crowds[objects]]
+        if len(bare := objects[~file.segmented[objects]]):
+            raise DataError(
+                f"COCO JSON {file.path}: {len(bare)} of {counted(len(objects), 'object')} "
+                f"{'has' if len(bare) == 1 else 'have'} no segmentation (the annotation with id "
+                f"{file.annotation_ids[bare].min()}{', ...' if len(bare) > 1 else ''}); add masks, or set "
+                "model.masks=false to find boxes alone"
+            )
+
     def check_files(self) -> None:
         """Check that the folder has all images, by listing it: on remote disks, that is faster than to ask for each.
 
@@ -292,23 +301,28 @@ class CocoImages(NumberedImages):
         return f"is of {size[1]} x {size[0]} pixels, and the JSON says {width} x {height}{hint}"
 
 
-def is_sound(file: CocoFile) -> np.ndarray:
-    """Return which objects [M] bool of a file have an area, and a box of a pixel or more that meets the image."""
-    x, y, width, height = file.boxes.T
-    heights, widths = file.sizes[file.images].T
-    inside_width = np.minimum(x + width, widths) - np.maximum(x, 0)
-    inside_height = np.minimum(y + height, heights) - np.maximum(y, 0)
-    return (inside_width > 0) & (inside_height > 0) & (file.areas > 0) & (width >= 1) & (height >= 1)
+def clipped_corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return the corners [n, 4] float32 (x1, y1, x2, y2) of boxes (x, y, width, height), clipped to their images.
 
-
-def rasterise(segmentation: list | dict | None, size: tuple[int, int]) -> np.ndarray:
-    """Return the mask [H, W] uint8 of a segmentation: polygons, or run lengths as a list or packed into a text.
-
-    Raises:
-        ValueError: there is none.
+    Args:
+        boxes: [n, 4] float64. sizes: [n, 2] or [1, 2], (height, width) of the images.
     """
-    if segmentation is None:
-        raise ValueError("it has no segmentation")
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    return np.clip(corners, 0, sizes[:, [1, 0, 1, 0]]).astype(np.float32)
+
+
+def is_sound(file: CocoFile) -> np.ndarray:
+    """Return which objects [M] bool of a file have an area, and a box of a pixel or more that meets the image.
+
+    It meets the image by what is left of it in float32, which may be nothing of a sliver at an edge.
+    """
+    corners = clipped_corners(file.boxes, file.sizes[file.images])
+    meets = (corners[:, 2:] > corners[:, :2]).all(axis=1)
+    return meets & (file.areas > 0) & (file.boxes[:, 2:] >= 1).all(axis=1)
+
+
+def rasterise(segmentation: list | dict, size: tuple[int, int]) -> np.ndarray:
+    """Return the mask [H, W] uint8 of a segmentation: polygons, or run lengths as a list or packed into a text."""
     if isinstance(segmentation, list):
         packed = run_lengths.merge(run_lengths.frPyObjects(segmentation, *size))
     elif isinstance(segmentation["counts"], list):

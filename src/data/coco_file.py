@@ -7,11 +7,11 @@ missing: they are then the box's area, and 0. Numbers may be whole or not; they 
 import gc
 import json
 import pickle
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -46,10 +46,11 @@ class CocoFile:
         path: of the file.
         image_ids, names, sizes: of each image: its id, its file name, and [N, 2] (height, width).
         category_ids, category_names: of each category.
-        images, categories: [M] the numbers of each annotation's image and category.
+        annotation_ids: [M] int64. images, categories: [M] the numbers of each annotation's image and category.
         boxes: [M, 4] float64 (x, y, width, height) as they are given.
         areas: [M] float64. crowds: [M] bool.
         ignored: [M] bool: what carries "ignore", which some tools write for what is not to be trained on.
+        segmented: [M] bool: what has a segmentation.
         segmentations: each annotation's segmentation as it is given, or None; None where they were not asked for.
     """
 
@@ -59,12 +60,14 @@ class CocoFile:
     sizes: np.ndarray
     category_ids: list[int]
     category_names: list[str]
+    annotation_ids: np.ndarray
     images: np.ndarray
     categories: np.ndarray
     boxes: np.ndarray
     areas: np.ndarray
     crowds: np.ndarray
     ignored: np.ndarray
+    segmented: np.ndarray
     segmentations: PackedObjects | None
 
 
@@ -96,13 +99,14 @@ def read_coco(path: Path, with_segmentations: bool = False) -> CocoFile:
     sizes = np.stack([faults.sides(images, side) for side in ("height", "width")], axis=1)
     category_ids = faults.ids(categories, "category")
     category_names = faults.texts(categories, "category", "name")
-    faults.ids(annotations, "annotation")
+    annotation_ids = faults.ids(annotations, "annotation")
     image_numbers = faults.references(annotations, "image", image_ids)
     category_numbers = faults.references(annotations, "category", category_ids)
     boxes = faults.boxes(annotations, names, image_numbers)
     areas = faults.numbers(annotations, "area", boxes[:, 2] * boxes[:, 3])
-    crowds, ignored = (
-        np.array([bool(entry.get(key)) for entry in annotations], bool).reshape(-1) for key in ("iscrowd", "ignore")
+    crowds, ignored, segmented = (
+        np.array([bool(entry.get(key)) for entry in annotations], bool).reshape(-1)
+        for key in ("iscrowd", "ignore", "segmentation")
     )
     segmentations = None
     if with_segmentations:
@@ -116,12 +120,14 @@ def read_coco(path: Path, with_segmentations: bool = False) -> CocoFile:
         sizes,
         category_ids,
         category_names,
+        np.array(annotation_ids, np.int64),
         image_numbers,
         category_numbers,
         boxes,
         areas,
         crowds,
         ignored,
+        segmented,
         segmentations,
     )
 
@@ -222,12 +228,12 @@ class _Faults:
             lambda box: isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)),
             "list of four numbers",
         )
-        boxes = np.array(values, np.float64).reshape(-1, 4)
-        if not np.isfinite(boxes).all():
-            first = int(np.flatnonzero(~np.isfinite(boxes).all(1))[0])
-            fault = f"(image {escape_name(names[images[first]])}) has a bbox that is not finite: {values[first]}"
-            raise self.of("annotation", first, annotations[first], fault)
-        return boxes
+        for number, box in enumerate(values):
+            if not all(map(_is_finite, box)):
+                name = escape_name(names[images[number]])
+                fault = f"(image {name}) has a bbox that is not finite: {_shown(box)}"
+                raise self.of("annotation", number, annotations[number], fault)
+        return np.array(values, np.float64).reshape(-1, 4)
 
     def numbers(self, annotations: list[dict], key: str, otherwise: np.ndarray) -> np.ndarray:
         """Return the numbers [M] of a key, and others where it is missing."""
@@ -299,7 +305,8 @@ def _is_number(value) -> bool:
 
 
 def _is_finite(value) -> bool:
-    return _is_number(value) and isfinite(value)
+    """Tell whether float64 has a number; JSON has whole numbers beyond."""
+    return _is_number(value) and abs(value) <= sys.float_info.max
 
 
 def _first_repeated(values: list):

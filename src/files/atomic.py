@@ -2,8 +2,9 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from src.errors import UserError
@@ -63,9 +64,49 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file of bytes atomically, with the folders above it; raise what `write_text` raises."""
+    with _told(path), replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+class TextFile:
+    """Writes a text file part by part, with the folders above it; it takes its name when it is closed.
+
+    Raises:
+        UserError: no room or no permission, also from its methods; an earlier file is untouched. What is written after
+            such an error raises it again.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.stack = path, ExitStack()
+        self.fault: UserError | None = None
+        with _told(path):
+            temporary = self.stack.enter_context(replacing(path))
+            self.stream = self.stack.enter_context(temporary.open("w", encoding="utf-8"))
+
+    def write(self, text: str) -> None:
+        """Write the next part."""
+        if self.fault is not None:
+            raise self.fault
+        try:
+            with _told(self.path):
+                self.stream.write(text)
+        except UserError as error:
+            self.fault = error
+            with suppress(OSError):
+                self.stack.__exit__(*sys.exc_info())
+            raise
+
+    def close(self) -> None:
+        """Give the file its name."""
+        with _told(self.path):
+            self.stack.close()
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Tell users which file cannot be written, and why."""
     try:
-        with replacing(path) as temporary:
-            temporary.write_bytes(content)
+        yield
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 

@@ -1,6 +1,7 @@
 """Prints predictions in several forms: what these have in common, whatever was predicted."""
 
 import csv
+import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,9 +12,30 @@ def json_line(content: dict) -> str:
     return json.dumps(content, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
 
 
+class JsonList:
+    """Writes a JSON list to a stream as its records come, a line for each."""
+
+    def __init__(self, stream):
+        self.stream, self.separator = stream, "[\n"
+
+    def write(self, record: dict) -> None:
+        """Write a record."""
+        self.stream.write(self.separator + json_line(record))
+        self.separator = ",\n"
+
+    def end(self) -> None:
+        """Write what comes after all records."""
+        self.stream.write("[]\n" if self.separator[0] == "[" else "\n]\n")
+
+
 def json_list(records: list[dict]) -> str:
     """Return a JSON list with a line for each record."""
-    return "[\n" + ",\n".join(map(json_line, records)) + "\n]\n" if records else "[]\n"
+    stream = io.StringIO()
+    listed = JsonList(stream)
+    for record in records:
+        listed.write(record)
+    listed.end()
+    return stream.getvalue()
 
 
 class Printer:
@@ -31,10 +53,12 @@ class Printer:
         return self
 
     def __exit__(self, *_):
-        self.end()
-        self.stream.flush()
-        if self.files is not None:
-            self.files.finish()
+        try:
+            self.end()
+            self.stream.flush()
+        finally:  # also where nobody reads the stream any more
+            if self.files is not None:
+                self.files.finish()
 
     def write(self, prediction) -> None:
         """Write a prediction's files and print it."""
@@ -76,16 +100,15 @@ class JsonPrinter(Printer):
     """Prints a list of the objects that `records_of` gives, each on a line of its own."""
 
     def begin(self):
-        self.separator = "[\n"
+        self.list = JsonList(self.stream)
 
     def print(self, prediction, paths):
         for record in self.records_of(prediction, paths):
-            self.stream.write(self.separator + json_line(record))
-            self.separator = ",\n"
+            self.list.write(record)
 
     def records_of(self, prediction, paths: dict[str, Path]) -> Iterable[dict]:
         """Return the objects of a prediction."""
         raise NotImplementedError
 
     def end(self):
-        self.stream.write("[]\n" if self.separator[0] == "[" else "\n]\n")
+        self.list.end()

@@ -70,6 +70,17 @@ def test_objects_outside_of_a_crop_are_dropped_and_none_may_be_left():
     assert drawn.masks(np.zeros((0, 40, 60), np.uint8)).shape == (0, 40, 60)
 
 
+def test_slivers_that_float32_makes_empty_are_dropped():
+    """The first is a sliver before it is mirrored, the second before it is resized."""
+    left, right = np.nextafter(np.float32([0, 60]), np.float32(30))
+    boxes = np.array([[0, 5, left, 20], [right, 5, 60, 20], [10, 5, 30, 20]], np.float32)
+    mirrored, kept = box.Augmentation((40, 60), True, None, None, (40, 60)).boxes(boxes)
+    assert (mirrored.tolist(), kept.tolist()) == ([[0, 5, 60 - right, 20], [30, 5, 50, 20]], [False, True, True])
+    for width in range(20, 200):
+        resized, kept = box.Augmentation((40, 60), False, None, None, (40, width)).boxes(boxes)
+        assert (resized[:, 2] > resized[:, 0]).all() and len(resized) == kept.sum()
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_an_image_that_shows_its_objects_keeps_showing_them(seed):
     """Whatever is drawn: the bright pixels are within the box, and reach its edges."""

@@ -92,6 +92,15 @@ def test_training_leaves_out_what_the_originals_do_and_counts_it(tmp_path):
     assert (evaluated.size, evaluated.notices) == (5, ())
 
 
+def test_a_box_that_float32_makes_empty_does_not_count(tmp_path):
+    boxes = [[64 - 1e-7, 4, 16, 20], [8, 1e-9 - 20, 16, 20], [63.5, 4, 1e300, 20]]
+    objects = (annotation(id=number, bbox=bbox) for number, bbox in enumerate(boxes))
+    data = opened(make_coco(tmp_path, change=with_annotations(*objects)), for_training=True)
+    corners = data.boxes(0)
+    assert (corners[:, 2:] > corners[:, :2]).all() and len(corners) == 2
+    assert "left out 1 object, empty" in data.notices[0]
+
+
 def test_ground_truth_is_every_object_as_it_is_given(tmp_path):
     objects = [
         annotation(id=0, image_id=101, bbox=[-3.5, 4, 0.25, 20], area=5.5),
@@ -125,15 +134,27 @@ def test_masks_are_the_pixels_of_polygons_and_of_both_forms_of_run_lengths(tmp_p
     expected = [listed | box_mask(40, 30, 50, 40), listed, packed]
     assert data.masks(0).dtype == np.uint8
     np.testing.assert_array_equal(data.masks(0), expected)
-    np.testing.assert_array_equal(data.masks(0, crowd=True), [packed])
     assert data.masks(1).shape == (0, 64, 48)
     assert data.ground_truth()["annotations"][2]["segmentation"] == objects[2]["segmentation"]
 
 
-def test_a_mask_needs_a_segmentation(tmp_path):
-    data = opened(make_coco(tmp_path, change=with_annotations(annotation(segmentation=[]))), with_masks=True)
-    with pytest.raises(DataError, match=r"the object with bbox \[8.0, 4.0, .* of the image scene00.png: it has no"):
-        data.masks(0)
+def test_masks_need_a_segmentation_of_every_object_that_counts(tmp_path):
+    """In training neither crowds nor what is left out count; in evaluation all objects of the chosen classes do."""
+    outline = [[8, 4, 24, 4, 24, 24, 8, 24]]
+    objects = [
+        annotation(id=5, segmentation=outline),
+        annotation(id=6, iscrowd=1),
+        annotation(id=7, bbox=[4, 4, 0.5, 20], segmentation=[]),
+        annotation(id=8, category_id=3),
+    ]
+    path = make_coco(tmp_path, change=with_annotations(*objects))
+    assert opened(path, classes=("owl",), for_training=True, with_masks=True).masks(0).shape == (1, 48, 64)
+    remedy = "; add masks, or set model.masks=false to find boxes alone"
+    message = refusal(path, for_training=True, with_masks=True)
+    assert message == (f"COCO JSON {path}: 1 of 2 objects has no segmentation (the annotation with id 8){remedy}")
+    message = refusal(path, classes=("owl",), with_masks=True)
+    assert message == (f"COCO JSON {path}: 2 of 3 objects have no segmentation (the annotation with id 6, ...){remedy}")
+    assert len(opened(path).ground_truth()["annotations"]) == 4
 
 
 @pytest.mark.parametrize("lengths", [[], [32, 31], [5, 100, 3, 2000, 7, 1]])
@@ -179,7 +200,9 @@ def change_first(kind: str, **values):
             change_first("annotations", bbox=[1, 2, float("nan"), 4]),
             "(image scene03.png) has a bbox that is not fin",
         ),
+        (change_first("annotations", bbox=[1, 2, 10**400, 4]), "(image scene03.png) has a bbox that is not finite: [1"),
         (change_first("annotations", area=float("inf")), "has 'area' inf, which is no finite number"),
+        (change_first("annotations", area=-(10**400)), "which is no finite number"),
         (lambda content: content.pop("categories"), "it has no list 'categories', only 'images', 'annotations'"),
         (lambda content: content.update(images={}), "'images' is no list of objects"),
         (lambda content: content.update(categories=[]), "the list 'categories' is empty"),
@@ -198,6 +221,7 @@ def test_a_faulty_json_is_one_line_that_names_file_and_thing(tmp_path, change, e
         ([[1, 2, 3, 4]], "with a polygon that is no list of three corners or more"),
         ([[1, 2, 3, 4, 5, 6, 7]], "with a polygon that is no list of three corners or more"),
         ([[1, 2, 3, 4, 5, float("nan")]], "with a polygon that is no list of three corners or more, of finite x"),
+        ([[1, 2, 3, 4, 5, 10**400]], "with a polygon that is no list of three corners or more, of finite x"),
         ("mask.png", "that is neither polygons nor run lengths"),
         ({"size": [64, 48], "counts": [3072]}, "of size [64, 48], and its image is [48, 64] (height, width)"),
         ({"size": [48, 64], "counts": [100]}, "whose 100 pixels are not those of its image"),

@@ -84,7 +84,7 @@ def map_sizes(canvas: tuple[int, int], strides: Sequence[int]) -> tuple[tuple[in
     return tuple((-(-canvas[0] // stride), -(-canvas[1] // stride)) for stride in strides)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)  # more than there are canvases
 def anchors_on(canvas: tuple[int, int], shapes: AnchorShapes) -> Anchors:
     """List the anchors of a canvas of (height, width)."""
     sizes = map_sizes(canvas, shapes.strides)

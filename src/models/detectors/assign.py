@@ -36,8 +36,9 @@ class IouRule:
     Attributes:
         positive: from this on an anchor has the box.
         negative: below this it is background; between the two it is ignored.
-        low_quality: the anchors of highest IoU with a box have that box, whatever the IoU is, even where another box is
-            better for them (of boxes that share a best anchor the last has it).
+        low_quality: the anchors of highest IoU with a box have that box, whatever the IoU is above 0, even where
+            another box is better for them (of boxes that share a best anchor the last has it). A box that no anchor
+            overlaps has none; in the originals it has all.
         least: of the IoU, for `low_quality`.
     """
 
@@ -70,7 +71,8 @@ def assign_by_iou(anchors: np.ndarray, boxes: np.ndarray, rule: IouRule) -> np.n
         best = np.where(better, overlap, best)
         nearest[better] = i
         most = overlap.max(initial=-1.0)
-        best_anchors.append(np.flatnonzero(overlap == most) if most >= rule.least else np.empty(0, np.intp))
+        has_any = most > 0 and most >= rule.least
+        best_anchors.append(np.flatnonzero(overlap == most) if has_any else np.empty(0, np.intp))
     match[best >= np.float32(rule.negative)] = IGNORED
     positive = best >= np.float32(rule.positive)
     match[positive] = nearest[positive]
@@ -108,7 +110,8 @@ def assign_by_centres(anchors: np.ndarray, boxes: np.ndarray, counts: Sequence[i
             candidates.append(end - count + near[first])
             overlaps.append(overlap[first])
         candidate, overlap = np.concatenate(candidates), np.concatenate(overlaps)
-        threshold = overlap.mean() + overlap.std(ddof=1)
+        deviation = overlap.std(ddof=1) if len(overlap) > 1 else 0.0  # of one it is not defined
+        threshold = overlap.mean() + deviation
         centre = centres[candidate]
         inside = np.minimum(centre - box[:2], box[2:] - centre).min(axis=1) > np.float32(LEAST_MARGIN)
         positive = (overlap >= threshold) & inside & (overlap > best[candidate])

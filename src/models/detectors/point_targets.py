@@ -63,7 +63,7 @@ class PointTargets(TargetMaker):
         return padded_boxes, padded_labels, starts, heat, offsets, semantics, few
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)  # more than there are canvases
 def places_of_levels(canvas: tuple[int, int], strides: tuple[int, ...]) -> tuple[np.ndarray, ...]:
     """Return (x, y) [L, 2] float32 in pixels of the places of each level; they are the corners of the maps' cells."""
     levels = []

@@ -58,6 +58,8 @@ class Detections:
         boxes: [n, 4] float32. scores: [n] float32, by which they are ranked. labels: [n] int32.
         candidates: [n] int64, the candidate that each comes from.
         masks: [n, M, M] float32, the probability of each place in the box that it belongs to the object; None without.
+        mask_boxes: [n, 4] float32, the boxes that the masks lie over: `boxes` before anything was cut off, of what an
+            exported file found; None without masks.
     """
 
     boxes: np.ndarray
@@ -65,6 +67,7 @@ class Detections:
     labels: np.ndarray
     candidates: np.ndarray
     masks: np.ndarray | None = None
+    mask_boxes: np.ndarray | None = None
 
 
 def select_detections(candidates: np.ndarray, rule: SelectionRule, extent: tuple[float, float]) -> Detections:

@@ -9,7 +9,7 @@ from src.models.detectors.suppression import ComposedSuppression
 from src.models.gathers import gather_rows
 
 CANDIDATES, DETECTIONS = "candidates", "detections"
-PAIRS = 1000  # of a candidate and a class, the best of which a graph selects among
+PAIRS = 1000  # of a candidate and a class, the best of which a graph selects among; as many as detections at least
 
 
 class ExportForm(nn.Cell):
@@ -80,7 +80,7 @@ class SelectedDetections(nn.Cell):
         if count * classes < rule.max_detections:
             fill = ops.zeros((batch, rule.max_detections - count * classes), ms.float32)
             ranks = ops.concat((ranks, fill), 1)
-        ranks, chosen = self.top(ranks, min(PAIRS, ranks.shape[1]))  # [B, N]
+        ranks, chosen = self.top(ranks, min(max(PAIRS, rule.max_detections), ranks.shape[1]))  # [B, N]
         chosen = ops.minimum(chosen, count * classes - 1)
         places = chosen // classes
         labels = chosen - places * classes

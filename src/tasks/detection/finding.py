@@ -1,7 +1,7 @@
 """Finds the objects in images by whatever computes a detector's outputs."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,7 +35,7 @@ def file_finder(answer: Callable[[np.ndarray], Any], output: str, rule: Selectio
         for number, (height, width) in enumerate(extents.tolist()):
             if output == DETECTIONS:
                 detections = _listed(first[number], masks[0][number] if masks else None)
-                if rule.clips_boxes:
+                if rule.clips_boxes:  # the masks were drawn for what it gave
                     detections = replace(detections, boxes=clip(detections.boxes, (height, width)))
             else:
                 detections = select_detections(first[number], rule, (height, width))
@@ -52,8 +52,9 @@ def _listed(rows: np.ndarray, masks: np.ndarray | None) -> Detections:
         masks: [n, M, M], one for each.
     """
     kept = np.flatnonzero(rows[:, 4] > 0)
-    labels = np.round(rows[kept, 5]).astype(np.int32)
-    return Detections(rows[kept, :4], rows[kept, 4], labels, kept, None if masks is None else masks[kept])
+    boxes, labels = rows[kept, :4], np.round(rows[kept, 5]).astype(np.int32)
+    found = Detections(boxes, rows[kept, 4], labels, kept)
+    return found if masks is None else replace(found, masks=masks[kept], mask_boxes=boxes)
 
 
 def _with_area(found: Detections) -> Detections:
@@ -63,8 +64,8 @@ def _with_area(found: Detections) -> Detections:
 
 def taken(found: Detections, which: np.ndarray) -> Detections:
     """Return some of an image's detections: those of a mask [n] bool, or of numbers [m]."""
-    masks = None if found.masks is None else found.masks[which]
-    return Detections(found.boxes[which], found.scores[which], found.labels[which], found.candidates[which], masks)
+    columns = ((field.name, getattr(found, field.name)) for field in fields(found))
+    return Detections(**{name: column[which] for name, column in columns if column is not None})
 
 
 def at_image_size(found: Detections, extent: tuple[int, int], size: tuple[int, int]) -> Detections:
@@ -74,7 +75,8 @@ def at_image_size(found: Detections, extent: tuple[int, int], size: tuple[int, i
         extent: (height, width) that the image takes of the canvas. size: its own (height, width).
     """
     factors = np.array([size[1] / extent[1], size[0] / extent[0]] * 2, np.float64)
-    return replace(found, boxes=found.boxes * factors)
+    mask_boxes = None if found.mask_boxes is None else found.mask_boxes * factors
+    return replace(found, boxes=found.boxes * factors, mask_boxes=mask_boxes)
 
 
 def found_in_batches(find: Finder, images: np.ndarray, extents: np.ndarray, batch_size: int) -> list[Detections]:

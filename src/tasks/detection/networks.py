@@ -94,6 +94,6 @@ class CanvasDetector:
             labels[number, : len(detections.labels)] = detections.labels
         masks = self.call(draw, pyramid, Tensor(boxes), Tensor(labels)).asnumpy()
         return [
-            replace(detections, masks=of_image[: len(detections.boxes)])
+            replace(detections, masks=of_image[: len(detections.boxes)], mask_boxes=detections.boxes)
             for detections, of_image in zip(found, masks, strict=True)
         ]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from src.files.atomic import write_text
+from src.files.atomic import TextFile
 from src.files.names import escape_name
 from src.models.detectors.selection import Detections
 from src.pages.palette import palette
@@ -13,7 +13,7 @@ from src.tasks.detection.drawing import Outline, draw_outlines, drawn_name, enla
 from src.tasks.detection.mask_pasting import packed_masks
 from src.tasks.detection.results import SCORE_DIGITS, coco_boxes
 from src.tasks.prediction_files import overlay_ending, save_picture
-from src.tasks.prediction_printers import CsvPrinter, JsonPrinter, Printer, json_list
+from src.tasks.prediction_printers import CsvPrinter, JsonList, JsonPrinter, Printer
 
 
 def records(prediction, classes: tuple[str, ...]) -> list[dict]:
@@ -34,8 +34,8 @@ def records(prediction, classes: tuple[str, ...]) -> list[dict]:
         }
         for box, score, label in zip(coco_boxes(found.boxes), found.scores.tolist(), found.labels.tolist(), strict=True)
     ]
-    if found.masks is not None:
-        for entry, counts in zip(entries, packed_masks(found.masks, found.boxes, size), strict=True):
+    if found.masks is not None and found.mask_boxes is not None:
+        for entry, counts in zip(entries, packed_masks(found.masks, found.mask_boxes, size), strict=True):
             entry["segmentation"] = {"size": list(size), "counts": counts.decode("ascii")}
     return entries
 
@@ -44,24 +44,25 @@ class DrawnPredictions:
     """Draws predictions into a folder, whose structure is that of the images.
 
     - overlays/PLACE.jpg: the image with its objects, each in the colour of its class;
-    - detections.json: what `records` gives of all images.
+    - detections.json: what `records` gives of all images, written as they come.
 
     Args:
         overlay: "jpeg", "png" or "none".
+
+    Raises:
+        UserError: no room or no permission.
     """
 
     def __init__(self, folder: Path, classes: tuple[str, ...], overlay: str):
         self.folder, self.classes, self.ending = folder, classes, overlay_ending(overlay)
-        self.records: list[dict] = []
+        self.file = TextFile(folder / "detections.json")
+        self.records = JsonList(self.file)
 
     def add(self, prediction) -> dict:
-        """Draw a prediction; return the picture's path by its kind.
-
-        Raises:
-            UserError: no room or no permission.
-        """
+        """Draw a prediction; return the picture's path by its kind. Raises as the constructor."""
         entries = records(prediction, self.classes)
-        self.records += entries
+        for entry in entries:
+            self.records.write(entry)
         if self.ending is None:
             return {}
         path = self.folder / "overlays" / f"{prediction.place}{self.ending}"
@@ -69,8 +70,9 @@ class DrawnPredictions:
         return {"overlay": path}
 
     def finish(self) -> None:
-        """Write what is about all predictions so far."""
-        write_text(self.folder / "detections.json", json_list(self.records))
+        """End the list of detections: the file takes its name."""
+        self.records.end()
+        self.file.close()
 
 
 def drawn(pixels, entries: list[dict]):

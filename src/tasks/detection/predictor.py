@@ -69,7 +69,8 @@ class ObjectPredictor(Predictor):
         self.threshold = SHOWN_SCORE if options.threshold is None else options.threshold
         if not 0 <= self.threshold <= 1:
             raise UserError(f"--threshold: must be between 0 and 1, got {self.threshold}")
-        if options.threshold is not None and self.threshold < rule.score_threshold:
+        # A factor makes scores lower after the rule's threshold.
+        if options.threshold is not None and self.threshold < rule.score_threshold and not rule.has_factor:
             raise UserError(
                 f"--threshold {self.threshold:g}: the model gives no score below {rule.score_threshold:g}; set "
                 "eval.score_threshold for lower ones"

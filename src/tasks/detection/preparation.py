@@ -21,7 +21,8 @@ PLACEMENT = (
 )
 BOXES = (
     "(x1, y1, x2, y2) in pixels of the canvas; clip them to the image's extent there, then multiply x by image width / "
-    "extent width and y by image height / extent height"
+    "extent width and y by image height / extent height; a mask lies over the box before it is clipped: scale that, "
+    "paste the mask over it, and cut it off at the edges of the image"
 )
 
 

@@ -30,8 +30,8 @@ class DetectionsOfImages:
         rows[:, 0], rows[:, 1:5] = index, detections.boxes
         rows[:, 5], rows[:, 6] = detections.scores, detections.labels
         self.rows.append(rows)
-        if detections.masks is not None:
-            self.masks += packed_masks(detections.masks, detections.boxes, size)
+        if detections.masks is not None and detections.mask_boxes is not None:
+            self.masks += packed_masks(detections.masks, detections.mask_boxes, size)
 
     def gather(self, dist: Dist) -> tuple[np.ndarray, list[bytes]] | None:
         """Bring the detections of all ranks to the main one; all ranks call this together.

@@ -154,12 +154,11 @@ class DetectionEvalSamples(EvalSamples):
     def sample(self, columns, index):
         canvas, extent = self.placed(index)
         try:
-            pixels, weight = self.data.pixels(index, len(self.mean)), 1
+            pixels, weight = resize_pixels(self.data.pixels(index, len(self.mean)), extent), 1
         except UnreadableImage as error:
             self.unreadable.add(self.data.path / self.data.name(index), str(error))
-            pixels, weight = np.zeros((*self.data.image_size(index), len(self.mean)), np.uint8), 0
-        pixels = pad(resize_pixels(pixels, extent), canvas, 0)
-        return pixels, np.array(extent, np.int32), np.float32(weight), np.int64(index)
+            pixels, weight = np.zeros((*extent, len(self.mean)), np.uint8), 0
+        return pad(pixels, canvas, 0), np.array(extent, np.int32), np.float32(weight), np.int64(index)
 
     def batch(self, arrays):
         pixels, extents, weights, indices = arrays

@@ -108,6 +108,12 @@ def test_anchors_are_valid_on_the_image_rounded_up():
     assert anchors.valid((128, 160)).all()
 
 
+def test_anchors_of_a_dozen_canvases_are_kept():
+    canvases, shapes = [(32, 32 * width) for width in range(1, 13)], AnchorShapes((32,), (1.0,), (1.0,))
+    listed = [anchors_on(canvas, shapes) for canvas in canvases]
+    assert all(anchors_on(canvas, shapes) is anchors for canvas, anchors in zip(canvases, listed, strict=True))
+
+
 # --- matching -------------------------------------------------------------------------------------------------------
 
 FOUR = boxes([0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 4.5], [20, 20, 30, 30])
@@ -136,6 +142,7 @@ def test_matching_by_overlap_equals_the_originals(name, rule):
         ([[20, 20, 30, 22]], IouRule(0.5, 0.4), [BACKGROUND, BACKGROUND, BACKGROUND, 0]),  # low quality
         ([[20, 20, 30, 22]], IouRule(0.5, 0.4, low_quality=False), [BACKGROUND] * 4),
         ([[20, 20, 30, 22]], IouRule(0.5, 0.4, least=0.3), [BACKGROUND] * 4),
+        ([[50, 50, 60, 60]], IouRule(0.5, 0.4), [BACKGROUND] * 4),  # no anchor is near
         ([[0, 0, 10, 10], [0, 0, 10, 9.9]], IouRule(0.5, 0.4), [1, 1, IGNORED, BACKGROUND]),  # the last box has it
         ([], IouRule(0.5, 0.4), [BACKGROUND] * 4),
     ],
@@ -155,6 +162,12 @@ def test_matching_by_centres():
     two = assign_by_centres(anchors.boxes, np.concatenate([box, box + 1]), anchors.counts)
     assert two[27] == 0  # of two boxes the one that overlaps more
     assert (assign_by_centres(anchors.boxes, boxes(), anchors.counts) == BACKGROUND).all()
+
+
+def test_a_single_candidate_has_no_deviation():
+    anchor = boxes([0, 0, 30, 30])
+    assert assign_by_centres(anchor, boxes([2, 2, 30, 30]), (1,)).tolist() == [0]
+    assert assign_by_centres(anchor, boxes([20, 20, 30, 30]), (1,)).tolist() == [BACKGROUND]  # does not hold its centre
 
 
 def test_labels_of_matches():

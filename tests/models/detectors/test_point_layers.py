@@ -12,7 +12,7 @@ from src.models.detectors.assign import NEAREST, assign_by_centres
 from src.models.detectors.corners import CornerPool, CornerRefinement
 from src.models.detectors.graph_atss import GraphATSS
 from src.models.detectors.point_losses import FACTORS, RepPointsLosses
-from src.models.detectors.point_targets import BEYOND, PointTargets, corner_radius
+from src.models.detectors.point_targets import BEYOND, PointTargets, corner_radius, places_of_levels
 from src.models.level_layers import SharedConv, level_spans
 
 SIZES = ((4, 6), (2, 3))
@@ -183,6 +183,11 @@ BOXES, LABELS = np.array([[4, 4, 30, 28], [20, 8, 60, 50]], np.float32), np.arra
 def targets(extent=(60, 90), boxes=BOXES, labels=LABELS, seed=0):
     made = pickle.loads(pickle.dumps(MAKE))((64, 96), extent, boxes, labels, np.random.default_rng(seed))
     return dict(zip(MAKE.names, made, strict=True))
+
+
+def test_places_of_a_dozen_canvases_are_kept():
+    listed = [places_of_levels((32, 32 * width), (8, 16)) for width in range(1, 13)]
+    assert all(places_of_levels((32, 32 * width), (8, 16)) is places for width, places in enumerate(listed, 1))
 
 
 def test_targets_have_shapes_of_the_canvas():

@@ -67,9 +67,10 @@ def annotation(index, box, iscrowd):
 def detections(boxes, scores, masks=False):
     """Detections of boxes with labels (x1, y1, x2, y2, label)."""
     array = np.array(boxes, np.float32).reshape(-1, 5)
-    filled = np.ones((len(array), 28, 28), np.float32) if masks else None
     labels, candidates = array[:, 4].astype(np.int32), np.arange(len(array))
-    return Detections(array[:, :4], np.array(scores, np.float32), labels, candidates, filled)
+    found = Detections(array[:, :4], np.array(scores, np.float32), labels, candidates)
+    filled = np.ones((len(array), 28, 28), np.float32)
+    return replace(found, masks=filled, mask_boxes=found.boxes) if masks else found
 
 
 def found_in(index, masks=False):
@@ -92,4 +93,5 @@ def found_in(index, masks=False):
 def on_canvas(found, scale):
     """Detections as they are on a canvas, to which the image was resized by (vertical, horizontal) factors."""
     factors = np.array([scale[1], scale[0]] * 2, np.float32)
-    return replace(found, boxes=found.boxes * factors)
+    mask_boxes = None if found.mask_boxes is None else found.mask_boxes * factors
+    return replace(found, boxes=found.boxes * factors, mask_boxes=mask_boxes)

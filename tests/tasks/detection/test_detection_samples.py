@@ -227,6 +227,19 @@ def test_evaluation_has_every_image_once_and_each_canvas_in_a_row(data, workers)
     assert list(samples.unreadable.read()) == [str(data.path / "scene05.png")]
 
 
+def test_an_unreadable_image_takes_no_more_memory_than_its_canvas(tmp_path):
+    """Whatever size the JSON gives it."""
+
+    def enlarge(content):
+        content["images"][0] |= {"height": 10**9, "width": 10**9}
+
+    path = make_coco(tmp_path, "val", change=enlarge)
+    (tmp_path / "val" / "scene03.png").write_bytes(b"broken")
+    pixels, extent, weight, _ = eval_samples(CocoImages.open(tmp_path / "val", path)).sample((np.int64(3),), 3)
+    assert (pixels.shape, extent.tolist(), weight) == ((64, 96, 3), [64, 64], 0)
+    assert not pixels.any()
+
+
 def test_evaluation_needs_a_canvas_for_every_image(data):
     with pytest.raises(DataError, match=r"no canvas holds images of 85 x 64 .* \(eval.short_side, eval.long_side\)"):
         eval_samples(data, canvases=[LYING])

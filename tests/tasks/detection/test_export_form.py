@@ -36,6 +36,7 @@ RULES = {
     "a box for each class": SelectionRule(5, True, False, 0.05, 0.5, 30),
     "no suppression": SelectionRule(3, False, False, 0.0, None, 30),
     "fewer pairs than detections": SelectionRule(2, False, False, 0.3, 0.5, 100),
+    "more than 1,000 detections": SelectionRule(20, False, False, 0.0, None, 1050),
 }
 
 

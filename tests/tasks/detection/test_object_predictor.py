@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from src.data.box_transforms import placed
+from src.data.coco import rasterise
 from src.errors import UserError
 from src.models.detectors.selection import SelectionRule, select_detections
 from src.pages.palette import palette
@@ -148,6 +149,21 @@ def test_pictures_show_the_boxes_in_the_colours_of_their_classes(files, tmp_path
     assert not (tmp_path / "no" / "overlays").exists()
 
 
+def test_detections_are_written_as_they_come(files, tmp_path):
+    """Beside their file, which is there, whole, at the end, also where the stream takes no more."""
+    path, growing = tmp_path / "detections.json", tmp_path / ".detections.json.writing"
+    path.write_text("earlier")
+    predictor = predictor_of(finder([]), options(output=str(tmp_path), overlay="none"))
+    stream = io.StringIO()
+    with pytest.raises(ValueError, match="closed"), predictor.writer("text", stream) as writer:
+        for prediction in predictor.predict(files[:2], 1, 1):
+            writer.write(prediction)
+            assert growing.exists() and path.read_text() == "earlier"
+        stream.close()
+    assert [entry["image_id"] for entry in json.loads(path.read_text())] == [1, 1, 2, 2, 2]
+    assert not growing.exists()
+
+
 def listed(image):
     """What a file with NMS inside gives of a canvas: rows [100, 6], filled up with zeros."""
     found = select_detections(candidates_of(image), RULE, image.shape[1:])
@@ -178,6 +194,22 @@ def test_what_a_file_finds_in_the_padding_is_left_out(files):
     assert printed(predictor_of(answer, output=CANDIDATES), files[:1]) == []
 
 
+def test_a_mask_of_a_file_lies_over_the_box_before_it_is_clipped(files):
+    """The box reaches into the padding; the left quarter of it is the object, of which the image has a part."""
+
+    def answer(images):
+        rows, masks = np.zeros((len(images), 1, 6), np.float32), np.zeros((len(images), 1, 28, 28), np.float32)
+        rows[:, 0] = (48, 36, 128, 96, 0.9, 1)  # the image takes 72 x 96 of the canvas
+        masks[:, :, :, :7] = 1
+        return rows, masks
+
+    (found,) = printed(predictor_of(answer, canvases=[[96, 128]], output=DETECTIONS), files[:1])
+    assert found["bbox"] == [40, 30, 40, 30]
+    expected = np.zeros(SIZES[0], np.uint8)
+    expected[30:, 40:57] = 1  # 128 - 48 is 66.7 pixels of the image
+    np.testing.assert_array_equal(rasterise(found["segmentation"], SIZES[0]), expected)
+
+
 def test_descriptions_are_read_back():
     preparation = ImagePreparation.from_dict(DESCRIBED)
     assert ImagePreparation.from_dict(json.loads(json.dumps(preparation.to_dict()))) == preparation
@@ -197,6 +229,10 @@ def test_descriptions_are_read_back():
 )
 def test_images_stand_on_the_first_canvas_that_holds_them(size, canvases, expected):
     assert placed(size, (800, 1333), canvases) == expected
+
+
+def test_a_factor_makes_scores_lower_than_the_threshold_of_the_model():
+    assert predictor_of(None, options(threshold=0.01), has_factor=True).threshold == 0.01
 
 
 @pytest.mark.parametrize(
