@@ -7,7 +7,7 @@ tests/reference/README.md.
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, nn
+from mindspore import Tensor, nn, ops
 
 from src.files.weights import official_names
 from src.models.backbones.backbone import FeatureMap
@@ -16,6 +16,7 @@ from src.models.detectors.mask_head import pack_bitmaps
 from src.models.detectors.proposals import RULE, Proposals
 from src.models.detectors.rcnn import CascadeRCNN, MaskRCNN
 from src.models.detectors.selection import SelectionRule, select_detections
+from src.models.gathers import rows_of_batch
 from src.tasks.detection.mask_pasting import paste_mask
 from tests.reference import FOLDER, figures, formula_value
 
@@ -182,7 +183,7 @@ def test_losses_and_gradients_equal_the_originals(name):
     if name == "mask_rcnn":
         boxes, matched, masks = outputs[2], outputs[3], outputs[7]
         assert np.abs(masks.asnumpy().reshape(-1, 28, 28)[::4] - arrays["mask_logits"]).max() < 1e-4
-        numbers = loss.rows(matched[:, :8], OBJECTS)
+        numbers = rows_of_batch(ops.maximum(matched[:, :8], 0), 2, OBJECTS)
         frames = Tensor(np.tile(np.array(CANVAS, np.float32), (16, 1)))
         cut = loss.mask_targets(targets[7].reshape((-1, *targets[7].shape[2:])), boxes[:, :8].reshape((-1, 4)), numbers,
                                 frames)  # fmt: skip

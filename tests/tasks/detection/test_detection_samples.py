@@ -242,4 +242,4 @@ def test_an_unreadable_image_takes_no_more_memory_than_its_canvas(tmp_path):
 
 def test_evaluation_needs_a_canvas_for_every_image(data):
     with pytest.raises(DataError, match=r"no canvas holds images of 85 x 64 .* \(eval.short_side, eval.long_side\)"):
-        eval_samples(data, canvases=[LYING])
+        eval_samples(data, canvases=[LYING, (96, 32)])
