@@ -26,6 +26,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
+from mindspore.graph import api
 
 from src.config.load import Config, flatten
 from src.distributed.ranks import Dist
@@ -253,6 +254,10 @@ def _own_folder() -> Path:
     """Where MindSpore reads and writes in this process; it takes note of it once."""
     folder = tempfile.mkdtemp(prefix="compile_cache_")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    if not Path(api.entry_script_path or "").is_file():
+        # MindSpore opens the script to list what it imports. A process that was started by `python -c`, or is a
+        # notebook's, has none. Sources are a part of the key here, so that any file will do.
+        api.entry_script_path = __file__
     os.environ |= {"MS_COMPILER_CACHE_PATH": folder, WITHOUT_COMPARING: "1"}
     return Path(folder)
 
