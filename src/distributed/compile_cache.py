@@ -254,9 +254,9 @@ def _own_folder() -> Path:
     """Where MindSpore reads and writes in this process; it takes note of it once."""
     folder = tempfile.mkdtemp(prefix="compile_cache_")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    # MindSpore opens the script to list what it imports, and makes each of these modules anew: an `import sys` puts back
-    # the standard streams that the process began with. A process started by `python -c`, or a notebook's, has no script.
-    # Sources are a part of the key here, so that a file without imports will do.
+    # MindSpore opens the script to list what it imports, and makes each of these modules anew: an `import sys` puts
+    # back the standard streams that the process began with. A process started by `python -c`, or a notebook's, has no
+    # script. Sources are a part of the key here, so that a file without imports will do.
     api.entry_script_path = str(SOURCES / "__init__.py")
     os.environ |= {"MS_COMPILER_CACHE_PATH": folder, WITHOUT_COMPARING: "1"}
     return Path(folder)
