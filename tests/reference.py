@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from src.models import create_model
+
 FOLDER = Path(__file__).parent / "reference"
 
 
@@ -45,3 +47,11 @@ def formula_weights(model, key_tables: str | None = None) -> dict[str, np.ndarra
 def images(shape: tuple[int, ...]) -> np.ndarray:
     """The input of all reference figures."""
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def trajectory_backbone(size: tuple[int, int]):
+    """The backbone of the dense networks whose first training steps are among the figures, for images of a size."""
+    return create_model(
+        "focal", features_only=True, img_size=list(size), pretrain_size=224, embed_dim=32, depths=[1, 1, 2, 1],
+        num_heads=[1, 2, 4, 8], focal_levels=[2, 2, 2, 2], drop_path_rate=0.0,
+    )  # fmt: skip

@@ -1,5 +1,7 @@
 """Serves image files by their numbers: the worker process that decodes an image also opens its file."""
 
+from collections.abc import Iterator
+
 import mindspore.dataset as ds
 import numpy as np
 from PIL import ExifTags, Image
@@ -51,3 +53,11 @@ class NumberedImages(Dataset):
             return decode(self.content(index), channels, self.reading)
         except OSError as error:
             raise UnreadableImage(reason_of(error)) from error
+
+    def readable_pixels(self, channels: int) -> Iterator[np.ndarray]:
+        """Yield the pixels [H, W, channels] uint8 of the samples that can be read."""
+        for index in range(self.size):
+            try:
+                yield self.pixels(index, channels)
+            except UnreadableImage:
+                continue

@@ -87,6 +87,20 @@ class NetworkOnBackbone(nn.Cell):
         return other.set_train(self.training)
 
 
+def check_positive(arguments: dict, keys: tuple[str, ...]) -> None:
+    """Refuse arguments that no network can have.
+
+    Args:
+        keys: names of numbers that must be at least 1, beside num_classes.
+
+    Raises:
+        ArgumentError: names the argument.
+    """
+    for key in ("num_classes", *keys):
+        if arguments[key] < 1:
+            raise ArgumentError(key, f"must be at least 1, got {arguments[key]}")
+
+
 def check_several_maps(backbone: Backbone) -> None:
     """Refuse a backbone that gives fewer maps than a pyramid needs.
 

@@ -11,12 +11,12 @@ from src.pages.charts import Series, render
 from src.pages.page import Column, Section, details, page, table, tiles
 from src.reporting.curves import LOSS, LOSS_PARTS, UPDATE_CHARTS, metric_chart, with_unit
 from src.reporting.run_files import SHORT_NAMES, RunRecord, read_run
+from src.tasks.evaluation_file import WEIGHTS_NAMES
 from src.training.progress import duration
 from src.training.saving import warn
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LISTED_UPDATES = 1000  # up to so many lines of updates are listed; of more, only the last of each epoch
-WEIGHTS_NAMES = {"raw": "raw weights", "ema": "averaged weights (EMA)"}
 COLORS = {"ema": 0, "raw": 1, "training": 7}
 
 

@@ -12,8 +12,7 @@ from src.errors import UserError
 from src.files.atomic import write_bytes, write_text
 
 LISTED_ROWS = 100  # an array of more rows is a NumPy file beside the report: as JSON it would take megabytes
-
-
+WEIGHTS_NAMES = {"raw": "raw weights", "ema": "averaged weights (EMA)"}  # for people
 PICTURES = "pictures"  # key of the content that names the file of the pictures
 FILES = "files"  # key of the content that names further files
 
@@ -122,3 +121,22 @@ def _format_json(content: dict) -> str:
         return "[\n    " + ",\n    ".join(map(json.dumps, item)) + "\n  ]" if is_table else json.dumps(item)
 
     return "{\n" + ",\n".join(f"  {json.dumps(key)}: {value(item)}" for key, item in content.items()) + "\n}\n"
+
+
+def evaluated_weights(content: dict) -> str:
+    """Say which weights an evaluation is of: "Raw weights after epoch 3"."""
+    weights = WEIGHTS_NAMES[content["weights"]]
+    return f"{weights[0].upper()}{weights[1:]} after epoch {content['epoch']}"
+
+
+def classes_listed(names: list[str], of_one: str, of_several: str) -> str:
+    """Say something of classes, with the first names: " 2 classes have no object: cat, dog."; nothing of none.
+
+    Args:
+        of_one, of_several: what is said, as "has no object" and "have no object".
+    """
+    if not names:
+        return ""
+    listed = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    said = f"class {of_one}" if len(names) == 1 else f"classes {of_several}"
+    return f" {len(names)} {said}: {listed}."

@@ -4,6 +4,7 @@ import pytest
 
 from src.config.load import CONFIG_ROOT, load_config
 from src.training.schedule import learning_rate
+from tests.published_rows import assert_says_what_it_is
 from tests.reference import figures
 
 FILES = sorted(CONFIG_ROOT.glob("detection/*.yaml"))
@@ -12,11 +13,7 @@ FILES = sorted(CONFIG_ROOT.glob("detection/*.yaml"))
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_files_say_what_they_are(path):
     """The command, the published figure or that there is none, and that nothing was trained here."""
-    comment = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
-    assert f"--config configs/detection/{path.name}" in comment
-    assert "trained here" in comment
-    assert "Published box" in comment or "no result was published" in comment
-    assert " M parameters" in comment
+    assert_says_what_it_is(path, "Published box")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

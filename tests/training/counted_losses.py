@@ -4,10 +4,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from src.config.schema import OptimizerConfig
 from src.tasks.losses import Losses
-from src.training.optimizer import create_optimizer
-from src.training.train_step import LossScale, TrainStep
+from tests.training.plain_step import plain_step
 
 RATE, ROWS, UPDATES = 0.1, 12, 3
 FLOORS = (1.0, 2.0)
@@ -51,11 +49,7 @@ class CountedLosses(Losses):
 def build(in_graph=False, network=None, **arguments):
     """A network that starts at zero, and its training step by plain gradient descent."""
     network = Network() if network is None else network
-    parameters = network.trainable_params()
-    optimizer = OptimizerConfig(name="sgd", momentum=0.0, nesterov=False, weight_decay=0.0)
-    scale = LossScale(1024.0, dynamic=True, growth_interval=2000)
-    losses = CountedLosses(network, in_graph)
-    return network, TrainStep(losses, parameters, create_optimizer(network, optimizer), scale, **arguments).set_train()
+    return network, plain_step(CountedLosses(network, in_graph), network, **arguments)
 
 
 def rows_of(update):

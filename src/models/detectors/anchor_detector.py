@@ -9,8 +9,9 @@ from src.models.backbones.backbone import Backbone
 from src.models.detectors.anchors import Anchors, AnchorShapes, anchors_on
 from src.models.detectors.box_layers import clip_to_extents, decode_deltas
 from src.models.detectors.candidates import BestOfLevels, stands_on_image
-from src.models.detectors.detector import Detector, check_detector
+from src.models.detectors.detector import Detector
 from src.models.gathers import gather_rows
+from src.models.network_on_backbone import check_positive
 from src.models.pyramid import FPN
 from src.models.registry import ArgumentError
 
@@ -128,7 +129,7 @@ def check_anchor_detector(arguments: dict) -> None:
     Raises:
         ArgumentError: names the argument.
     """
-    check_detector(arguments, ("neck_channels", "channels", "stacked_convs", "num_outs", "candidates_per_level"))
+    check_positive(arguments, ("neck_channels", "channels", "stacked_convs", "num_outs", "candidates_per_level"))
     if arguments["start_level"] < 0:
         raise ArgumentError("start_level", f"must be at least 0, got {arguments['start_level']}")
     if arguments["anchor_scale"] <= 0:

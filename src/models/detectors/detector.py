@@ -156,17 +156,3 @@ def check_canvas(size: tuple[int, int]) -> None:
         raise ArgumentError(
             "img_size", f"a detector needs sides that are multiples of {PAD_DIVISOR}, got {list(size)}; try {nearest}"
         )
-
-
-def check_detector(arguments: dict, positive: tuple[str, ...]) -> None:
-    """Refuse arguments that no detector of any family can have.
-
-    Args:
-        positive: names of numbers that must be at least 1, beside num_classes.
-
-    Raises:
-        ArgumentError: names the argument.
-    """
-    for key in ("num_classes", *positive):
-        if arguments[key] < 1:
-            raise ArgumentError(key, f"must be at least 1, got {arguments[key]}")

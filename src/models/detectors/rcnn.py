@@ -18,14 +18,14 @@ from src.models.class_layout import ClassLayout
 from src.models.detectors.anchors import AnchorShapes, anchors_on, padded_extent
 from src.models.detectors.box_heads import REGION_SIDE, BoxHead
 from src.models.detectors.box_layers import clip_to_extents, decode_deltas
-from src.models.detectors.detector import Detector, TargetMaker, check_detector
+from src.models.detectors.detector import Detector, TargetMaker
 from src.models.detectors.mask_head import MASK_SIDE, MaskHead, pack_bitmaps
 from src.models.detectors.proposals import MOST_SUPPRESSED, AnchorSampler, Proposals, RPNHead
 from src.models.detectors.rcnn_losses import RCNNLoss
 from src.models.detectors.rois import RoIAlign
 from src.models.detectors.sampling import RoISampler
 from src.models.gathers import gather_rows
-from src.models.network_on_backbone import check_several_maps
+from src.models.network_on_backbone import check_positive, check_several_maps
 from src.models.pyramid import FPN
 from src.models.registry import ArgumentError, register_family
 
@@ -162,7 +162,7 @@ def check_rcnn(arguments: dict) -> None:
         ArgumentError: names the argument.
     """
     numbers = ("channels", "hidden", "anchor_samples", "proposals", "proposals_per_level", "max_boxes")
-    check_detector(arguments, numbers)
+    check_positive(arguments, numbers)
     if arguments["sampling_ratio"] < 0:
         raise ArgumentError("sampling_ratio", f"must be 0 or more, got {arguments['sampling_ratio']}")
     if arguments["anchor_scale"] <= 0:

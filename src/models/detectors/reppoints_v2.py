@@ -16,13 +16,13 @@ from src.models.deformable import PlacesOnLevels, SharedDeformableConv
 from src.models.detectors.box_layers import clip_to_extents
 from src.models.detectors.candidates import BestOfLevels, stands_on_image
 from src.models.detectors.corners import CornerFeatures, CornerRefinement
-from src.models.detectors.detector import Detector, check_detector
+from src.models.detectors.detector import Detector
 from src.models.detectors.losses import PRIOR_BIAS
 from src.models.detectors.point_losses import FACTORS, FLOORS, RepPointsLosses, box_of_points, places_of_tokens
 from src.models.detectors.point_targets import PointTargets
 from src.models.gathers import gather_rows
 from src.models.level_layers import MapSizes, SharedConv, SharedConvNorm, level_spans
-from src.models.network_on_backbone import check_several_maps
+from src.models.network_on_backbone import check_positive, check_several_maps
 from src.models.registry import ArgumentError, register_family
 
 POINTS = 9  # of each place: a deformable convolution of 3 x 3 sees the features there
@@ -161,7 +161,7 @@ def check_reppoints_v2(arguments: dict) -> None:
         ArgumentError: names the argument.
     """
     numbers = ("channels", "corner_channels", "levels", "neck_repeats", "max_boxes", "candidates_per_level")
-    check_detector(arguments, numbers)
+    check_positive(arguments, numbers)
     for key in ("channels", "corner_channels"):
         if arguments[key] % GROUPS:
             raise ArgumentError(key, f"must be a multiple of {GROUPS}, the groups of the norms, got {arguments[key]}")

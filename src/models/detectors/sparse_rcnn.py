@@ -14,12 +14,13 @@ from mindspore.common.initializer import Normal, XavierUniform, initializer
 from src.models.backbones.backbone import Backbone
 from src.models.detectors.box_heads import REGION_SIDE, HeadDense
 from src.models.detectors.box_layers import decode_deltas
-from src.models.detectors.detector import Detector, TargetMaker, check_detector
+from src.models.detectors.detector import Detector, TargetMaker
 from src.models.detectors.losses import PRIOR_BIAS
 from src.models.detectors.padded_objects import padded_objects
 from src.models.detectors.rois import RoIAlign
 from src.models.detectors.set_losses import FACTORS, SetLosses, relative_sides
 from src.models.layers import AddBias, LayerNorm
+from src.models.network_on_backbone import check_positive
 from src.models.pyramid import FPN
 from src.models.registry import ArgumentError, register_family
 
@@ -202,7 +203,7 @@ def check_sparse_rcnn(arguments: dict) -> None:
         ArgumentError: names the argument.
     """
     numbers = ("channels", "proposals", "stages", "num_heads", "hidden", "dynamic_channels", "max_boxes")
-    check_detector(arguments, numbers)
+    check_positive(arguments, numbers)
     if arguments["channels"] % arguments["num_heads"]:
         raise ArgumentError("num_heads", f"must divide channels, {arguments['channels']}, got {arguments['num_heads']}")
     if arguments["max_boxes"] > arguments["proposals"]:

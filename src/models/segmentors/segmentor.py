@@ -12,7 +12,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from src.models.backbones.backbone import Backbone
 from src.models.convolutions import convolution_parameters
 from src.models.layers import AddBias
-from src.models.network_on_backbone import NetworkOnBackbone
+from src.models.network_on_backbone import NetworkOnBackbone, check_positive
 from src.models.registry import ArgumentError
 from src.models.resize import LeftProduct
 
@@ -182,9 +182,7 @@ def check_segmentor(arguments: dict, positive: tuple[str, ...]) -> None:
     Raises:
         ArgumentError: names the argument.
     """
-    for key in ("num_classes", *positive):
-        if arguments[key] < 1:
-            raise ArgumentError(key, f"must be at least 1, got {arguments[key]}")
+    check_positive(arguments, positive)
     if not 0 <= arguments["dropout"] < 1:
         raise ArgumentError("dropout", f"must be in [0, 1), got {arguments['dropout']}")
     if not 0 <= arguments["background_share"] < 1:

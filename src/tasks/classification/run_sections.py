@@ -9,13 +9,12 @@ from src.data.decoding import Reading
 from src.errors import UserError
 from src.pages.page import Column, Section, details, table
 from src.tasks.classification.confusion import confused_pairs, confusion_table, image_finder
-from src.tasks.evaluation_file import check_keys, read_array
+from src.tasks.evaluation_file import check_keys, evaluated_weights, read_array
 
 # Keys that the section needs of evaluation.json, of each of its classes, and of each confused pair.
 NEEDED_KEYS = {"weights", "epoch", "count", "top1", "top1_correct", "classes", "confusion", "most_confused"}
 CLASS_KEYS = {"name", "count", "correct", "accuracy"}
 PAIR_KEYS = {"label", "predicted", "count", "images"}
-WEIGHTS_NAMES = {"raw": "raw weights", "ema": "averaged weights (EMA)"}
 
 
 def read_evaluation(path: Path, content: dict) -> dict:
@@ -44,9 +43,8 @@ def mistakes(evaluation: dict | None, config: dict, data: Path | None, roots: li
     if evaluation is None:
         return "<p>No whole epoch was evaluated yet.</p>"
     wrong = evaluation["count"] - evaluation["top1_correct"]
-    weights = WEIGHTS_NAMES[evaluation["weights"]]
     summary = (
-        f"{weights[0].upper()}{weights[1:]} after epoch {evaluation['epoch']}: {wrong:,} of "
+        f"{evaluated_weights(evaluation)}: {wrong:,} of "
         f"{evaluation['count']:,} images wrong (top-1 {evaluation['top1']:.2f}%), from evaluation.json."
     )
     classes = tuple(entry["name"] for entry in evaluation["classes"])

@@ -1,6 +1,6 @@
 """Turns an image file into the input of a detector, as a description in words and numbers says."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -10,9 +10,9 @@ from src.data.box_transforms import placed
 from src.data.decoding import Reading, decode
 from src.data.dense_transforms import pad, resize_pixels
 from src.data.transforms import normalise_parts
-from src.errors import UserError
 from src.models.detectors.detector import Detector
 from src.models.detectors.selection import SelectionRule
+from src.tasks.preprocessing_file import read_preprocessing
 
 INTERPOLATION = "bilinear, without antialiasing"
 PLACEMENT = (
@@ -101,16 +101,9 @@ class ImagePreparation:
         Raises:
             UserError: it lacks something.
         """
-        try:
-            rule = {field.name: content[field.name] for field in fields(SelectionRule)}
-            own = {field.name: content[field.name] for field in fields(cls) if field.name not in ("rule", "reading")}
-            reading = Reading.from_dict(content["reading"])
-        except KeyError as error:
-            raise UserError(
-                f"the description of the model lacks preprocessing.{error.args[0]}; export again"
-            ) from error
+        own, rule = read_preprocessing(content, cls, SelectionRule)
         own["canvases"] = tuple((height, width) for height, width in own["canvases"])
-        return cls(**own, rule=SelectionRule(**rule), reading=reading)
+        return cls(**own, rule=SelectionRule(**rule))
 
     def decode(self, content: np.ndarray) -> np.ndarray:
         """Turn file content [n] uint8 into pixels [H, W, C] uint8.

@@ -13,7 +13,7 @@ from src.pages.legend import named
 from src.pages.page import Column, Section, bar, table
 from src.tasks.detection.coco_figures import NONE, OVERLAPS, RECALLS
 from src.tasks.detection.worst_pictures import worst_pictures
-from src.tasks.evaluation_file import check_keys, read_array
+from src.tasks.evaluation_file import check_keys, classes_listed, evaluated_weights, read_array
 from src.tasks.report_images import image_finder
 
 # Keys that the sections need of evaluation.json, and of the entries of its lists.
@@ -86,22 +86,18 @@ def sections(evaluation: dict | None, config: dict, data: Path | None, roots: It
 
 def summary(evaluation: dict) -> str:
     """Say as HTML what was evaluated, and how well."""
-    weights = {"raw": "Raw weights", "ema": "Averaged weights (EMA)"}[evaluation["weights"]]
     figures = ", ".join(
         f"{kind} AP {evaluation[f'{kind}_ap']:.2f}%, AP50 {evaluation[f'{kind}_ap50']:.2f}%"
         for kind in kinds_of(evaluation)
     )
     text = (
-        f"{weights} after epoch {evaluation['epoch']}: {figures} over {evaluation['objects']:,} objects in "
+        f"{evaluated_weights(evaluation)}: {figures} over {evaluation['objects']:,} objects in "
         f"{evaluation['count']:,} images, from evaluation.json. With a score of at least {evaluation['shown_score']:g} "
         f"and at an IoU of 0.5, {evaluation['found']:,} of the objects are found, and {evaluation['invented']:,} "
         "detections have no object of their own."
     )
     absent = [entry["name"] for entry in evaluation["classes"] if not entry["objects"]]
-    if absent:
-        names = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
-        verb = "class has" if len(absent) == 1 else "classes have"
-        text += f" {len(absent)} {verb} no object: {names}."
+    text += classes_listed(absent, "has no object", "have no object")
     return f"<p>{html.escape(text)}</p>"
 
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 from src.config.detection import canvases_of
 from src.data.coco import CocoImages
 from src.data.dataset import DataError
-from src.data.decoding import UnreadableImage
 from src.errors import UserError
 from src.models.detectors.mask_head import MASK_SIDE
 from src.tasks.detection import run_sections
@@ -109,7 +108,7 @@ class Detection(Task):
         """Return the first readable validation images on the network's own canvas; without any, noise."""
         preparation = ImagePreparation.of(self.config, model).on_canvas(model.img_size)
         return self.images_or_noise(
-            lambda images: _readable_pixels(images, preparation),
+            lambda images: (preparation.resized(p)[0] for p in images.readable_pixels(model.in_chans)),
             lambda resized: preparation.inputs(resized, model.img_size)[0],
             (model.in_chans, *model.img_size),
             count,
@@ -141,12 +140,3 @@ class Detection(Task):
     @classmethod
     def sections(cls, evaluation, config, data, roots):
         return run_sections.sections(evaluation, config, data, roots)
-
-
-def _readable_pixels(data: CocoImages, preparation: ImagePreparation):
-    """Yield the pixels [h, w, C] uint8 of readable images, resized as they are on their canvas."""
-    for index in range(data.size):
-        try:
-            yield preparation.resized(data.pixels(index, preparation.channels))[0]
-        except UnreadableImage:
-            continue

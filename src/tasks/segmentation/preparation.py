@@ -1,6 +1,6 @@
 """Turns an image file into the input of a segmentor, as a description in words and numbers says."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -8,8 +8,8 @@ from src.config.load import Config
 from src.data.decoding import Reading, decode
 from src.data.dense_transforms import rescaled_size, resize_pixels, scaled_bounds
 from src.data.transforms import normalise
-from src.errors import UserError
 from src.models.segmentors.segmentor import Segmentor
+from src.tasks.preprocessing_file import read_preprocessing
 from src.tasks.segmentation.export_form import LABELS
 from src.tasks.segmentation.inference_rule import InferenceRule
 
@@ -92,16 +92,9 @@ class ImagePreparation:
         Raises:
             UserError: it lacks something.
         """
-        try:
-            rule = {field.name: content[field.name] for field in fields(InferenceRule)}
-            rule = {key: tuple(value) if isinstance(value, list) else value for key, value in rule.items()}
-            own = {field.name: content[field.name] for field in fields(cls) if field.name not in ("rule", "reading")}
-            reading = Reading.from_dict(content["reading"])
-        except KeyError as error:
-            raise UserError(
-                f"the description of the model lacks preprocessing.{error.args[0]}; export again"
-            ) from error
-        return cls(**own, rule=InferenceRule(**rule), reading=reading)
+        own, rule = read_preprocessing(content, cls, InferenceRule)
+        rule = {key: tuple(value) if isinstance(value, list) else value for key, value in rule.items()}
+        return cls(**own, rule=InferenceRule(**rule))
 
     def decode(self, content: np.ndarray) -> np.ndarray:
         """Turn file content [n] uint8 into pixels [H, W, C] uint8.

@@ -10,7 +10,7 @@ from src.data.decoding import Reading
 from src.errors import UserError
 from src.pages.legend import named
 from src.pages.page import Column, Section, bar, table
-from src.tasks.evaluation_file import PICTURES, check_keys, read_array, read_pictures
+from src.tasks.evaluation_file import PICTURES, check_keys, classes_listed, evaluated_weights, read_array, read_pictures
 from src.tasks.report_images import image_finder
 from src.tasks.segmentation.worst_pictures import worst_pictures
 
@@ -60,16 +60,13 @@ def sections(evaluation: dict | None, config: dict, data: Path | None, roots: It
 
 def summary(evaluation: dict) -> str:
     """Say as HTML what was evaluated, and how well."""
-    weights = {"raw": "Raw weights", "ema": "Averaged weights (EMA)"}[evaluation["weights"]]
     text = (
-        f"{weights} after epoch {evaluation['epoch']}: mIoU {evaluation['miou']:.2f}%, mAcc {evaluation['macc']:.2f}%, "
+        f"{evaluated_weights(evaluation)}: mIoU {evaluation['miou']:.2f}%, mAcc {evaluation['macc']:.2f}%, "
         f"aAcc {evaluation['aacc']:.2f}% over {evaluation['count']:,} images, from evaluation.json."
     )
     absent = [entry["name"] for entry in evaluation["classes"] if entry["iou"] is None]
-    if absent:
-        names = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
-        verb = "class is" if len(absent) == 1 else "classes are"
-        text += f" {len(absent)} {verb} neither in the labels nor in the predictions: {names}."
+    nowhere = "neither in the labels nor in the predictions"
+    text += classes_listed(absent, f"is {nowhere}", f"are {nowhere}")
     return f"<p>{html.escape(text)}</p>"
 
 

@@ -6,7 +6,6 @@ import numpy as np
 from mindspore import Tensor
 
 from src.data.dataset import DataError
-from src.data.decoding import UnreadableImage
 from src.data.dense_transforms import resize_pixels
 from src.data.label_folders import LabelledFolders
 from src.data.transforms import normalise
@@ -121,7 +120,7 @@ class Segmentation(Task):
         mean, std = self.config.data.mean, self.config.data.std
         shape = (model.in_chans, *model.img_size)
         return self.images_or_noise(
-            lambda images: _readable_pixels(images, model),
+            lambda images: (resize_pixels(p, tuple(model.img_size)) for p in images.readable_pixels(model.in_chans)),
             lambda pixels: normalise(np.stack(pixels), mean, std),
             shape,
             count,
@@ -148,12 +147,3 @@ class Segmentation(Task):
     @classmethod
     def sections(cls, evaluation, config, data, roots):
         return run_sections.sections(evaluation, config, data, roots)
-
-
-def _readable_pixels(data: LabelledFolders, model):
-    """Yield the pixels [H, W, C] uint8 of readable images, resized to the model's size."""
-    for index in range(data.size):
-        try:
-            yield resize_pixels(data.pixels(index, model.in_chans), tuple(model.img_size))
-        except (UnreadableImage, DataError):
-            continue

@@ -20,7 +20,7 @@ from src.models.detectors.retinanet import RetinaHead, RetinaNetLoss, RetinaNetT
 from src.models.detectors.selection import SelectionRule, select_detections
 from src.models.pyramid import FPN
 from src.training.optimizer import create_optimizer
-from tests.reference import FOLDER, figures, formula_value
+from tests.reference import FOLDER, figures, formula_value, trajectory_backbone
 
 CANVAS = (128, 160)
 EXTENTS = ((120, 150), CANVAS)
@@ -181,17 +181,7 @@ def test_pyramids_with_further_levels_equal_the_originals(name, channels, sizes,
 
 def test_ten_steps_of_retinanet_equal_the_original():
     """Bounds of losses and outputs are what a relative noise of 2e-7 in the weights does to the original."""
-    backbone = create_model(
-        "focal",
-        features_only=True,
-        img_size=list(CANVAS),
-        pretrain_size=224,
-        embed_dim=32,
-        depths=[1, 1, 2, 1],
-        num_heads=[1, 2, 4, 8],
-        focal_levels=[2, 2, 2, 2],
-        drop_path_rate=0.0,
-    )
+    backbone = trajectory_backbone(CANVAS)
     model = create_model("retinanet", backbone=backbone, num_classes=CLASSES, neck_channels=32, channels=32)
     filled(model, lambda name: {"backbone": 0.5, "neck": 1.0, "bbox_head": 1.4}[name.split(".")[0]])
     options = OptimizerConfig(weight_decay=0.05, no_weight_decay=["norm", "relative_position_bias_table"])

@@ -13,6 +13,7 @@ from src.models.batch_norm import batch_norms, synchronise_batch_norms
 from src.models.device_options import device_options, set_device_options
 from src.training.optimizer import create_optimizer
 from tests.models.test_training_options import FAMILIES
+from tests.published_rows import assert_says_what_it_is
 from tests.reference import formula_value, images
 
 HEADS = {
@@ -281,11 +282,7 @@ def test_parameters_equal_the_originals(name):
 @pytest.mark.parametrize("path", sorted(CONFIG_ROOT.glob("segmentation/*.yaml")), ids=lambda path: path.stem)
 def test_files_say_what_they_are(path):
     """The command, the published figure or that there is none, and that nothing was trained here."""
-    comment = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
-    assert f"--config configs/segmentation/{path.name}" in comment
-    assert "trained here" in comment
-    assert "Published mIoU: " in comment or "no result was published" in comment
-    assert " M parameters" in comment
+    assert_says_what_it_is(path, "Published mIoU: ")
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from src.models.segmentors.semantic_fpn import FPNHead
 from src.models.segmentors.upernet import FCNHead, UPerHead
 from src.tasks.segmentation.loss import PixelCrossEntropy
 from src.training.optimizer import create_optimizer, has_weight_decay
-from tests.reference import FOLDER, figures, formula_value, images
+from tests.reference import FOLDER, figures, formula_value, images, trajectory_backbone
 
 CHANNELS = (16, 32, 64, 128)
 SIZES = ((32, 48), (16, 24), (8, 12), (4, 6))
@@ -160,17 +160,7 @@ def test_ten_steps_of_upernet_equal_the_original():
     Pooling to one bin normalises two values for a channel, one of each image: where these come close, as in the eighth
     step, that noise moves the norm of the gradients by percents.
     """
-    backbone = create_model(
-        "focal",
-        features_only=True,
-        img_size=[136, 152],
-        pretrain_size=224,
-        embed_dim=32,
-        depths=[1, 1, 2, 1],
-        num_heads=[1, 2, 4, 8],
-        focal_levels=[2, 2, 2, 2],
-        drop_path_rate=0.0,
-    )
+    backbone = trajectory_backbone((136, 152))
     model = create_model(
         "upernet", backbone=backbone, num_classes=CLASSES, channels=32, auxiliary_channels=16, dropout=0.0
     )

@@ -11,13 +11,11 @@ from mindspore import Tensor
 from PIL import Image
 
 from src.config.load import load_config
-from src.config.schema import OptimizerConfig
 from src.distributed.ranks import start
 from src.models import create_model
 from src.tasks.detection.loss import DetectionLosses
-from src.training.optimizer import create_optimizer
-from src.training.train_step import LossScale, TrainStep
 from src.training.trainer import Trainer
+from tests.training.plain_step import plain_step
 
 CLASSES = ("red", "green")
 COLOURS = np.array([[220, 40, 40], [40, 220, 40]])
@@ -117,17 +115,10 @@ def build_step(ranks=1, reducer_of=lambda parameters: None, accumulation_steps=1
     ms.set_seed(3)
     backbone = create_model(features_only=True, **CONFIG["backbone"] | {"drop_path_rate": 0.0})
     model = create_model(backbone=backbone, **section or CONFIG["model"])
-    parameters = model.trainable_params()
-    step = TrainStep(
-        DetectionLosses({model.img_size: model}, {model.img_size: model}),
-        parameters,
-        create_optimizer(model, OptimizerConfig(name="sgd", momentum=0.0, nesterov=False, weight_decay=0.0)),
-        LossScale(64.0, dynamic=True, growth_interval=2000),
-        reducer=reducer_of(parameters),
-        ranks=ranks,
-        accumulation_steps=accumulation_steps,
-    )
-    return model, step.set_train()
+    losses = DetectionLosses({model.img_size: model}, {model.img_size: model})
+    reducer = reducer_of(model.trainable_params())
+    step = plain_step(losses, model, 64.0, reducer=reducer, ranks=ranks, accumulation_steps=accumulation_steps)
+    return model, step
 
 
 def batch_of(update, model):

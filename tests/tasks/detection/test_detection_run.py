@@ -18,7 +18,7 @@ from tests.tasks.detection.small_detection import (
     outcome_of_run,
     write_config,
 )
-from tests.training.states import metrics, tensors
+from tests.training.states import assert_same_state, metrics
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +64,7 @@ def test_a_run_cut_within_an_epoch_and_resumed_has_the_same_bits(config_path, un
     stopped_at = pytest.approx(8 / 6, abs=1e-5)  # where the run that stopped had evaluated
     lines = [line for line in metrics(resumed.config.output) if line["epochs_done"] != stopped_at or "loss" in line]
     assert lines == metrics(uninterrupted.config.output)
-    saved, expected = (tensors(run.checkpoints.last) for run in (resumed, uninterrupted))
-    assert saved.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(saved[name], value, err_msg=name)
+    assert_same_state(resumed.checkpoints.last, uninterrupted.checkpoints.last)
 
 
 def test_a_checkpoint_is_evaluated_as_in_training_and_otherwise(uninterrupted, capsys, tmp_path):

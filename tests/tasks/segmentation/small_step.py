@@ -4,13 +4,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from src.config.schema import OptimizerConfig
 from src.models import create_model
 from src.models.batch_norm import synchronise_batch_norms
 from src.tasks.segmentation.loss import PixelLosses
-from src.training.optimizer import create_optimizer
-from src.training.train_step import LossScale, TrainStep
 from tests.tasks.segmentation.small_run import CLASSES, CONFIG
+from tests.training.plain_step import plain_step
 
 IMAGES, UPDATES, IGNORED = 6, 2, 255
 
@@ -21,17 +19,10 @@ def build(ranks=1, reducer_of=lambda parameters: None, accumulation_steps=1):
     backbone = create_model(features_only=True, **CONFIG["backbone"] | {"drop_path_rate": 0.0})
     model = create_model(backbone=backbone, **CONFIG["model"] | {"dropout": 0.0})
     synchronise_batch_norms(model, ranks)
-    parameters = model.trainable_params()
-    step = TrainStep(
-        PixelLosses(model, model, IGNORED, "valid"),
-        parameters,
-        create_optimizer(model, OptimizerConfig(name="sgd", momentum=0.0, nesterov=False, weight_decay=0.0)),
-        LossScale(1024.0, dynamic=True, growth_interval=2000),
-        reducer=reducer_of(parameters),
-        ranks=ranks,
-        accumulation_steps=accumulation_steps,
-    )
-    return model, step.set_train()
+    losses = PixelLosses(model, model, IGNORED, "valid")
+    reducer = reducer_of(model.trainable_params())
+    step = plain_step(losses, model, reducer=reducer, ranks=ranks, accumulation_steps=accumulation_steps)
+    return model, step
 
 
 def batch_of(update):
