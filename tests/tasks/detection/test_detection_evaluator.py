@@ -194,3 +194,14 @@ def test_ranks_together_find_what_one_finds(masks):
     assert far.figures == pytest.approx(expected.figures, abs=0, nan_ok=True)
     with pytest.raises(ValueError, match="main rank"):
         far.content()
+
+
+@pytest.mark.parametrize(("ranks", "common"), [(1, True), (2, False)])
+def test_ranks_do_not_wait_for_each_other_s_canvases(ranks, common):
+    """A call that all ranks make together would wait for one that has no image of that canvas."""
+
+    def together(cell, *inputs):
+        raise AssertionError("a call of all ranks")
+
+    evaluator_of_ranks = DetectionEvaluator(Scenes(), CONFIG, Dist(size=ranks), lambda network, call: call, RULE)
+    assert (evaluator_of_ranks.answering(None, together) is together) == common
