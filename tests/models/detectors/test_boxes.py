@@ -170,6 +170,12 @@ def test_a_single_candidate_has_no_deviation():
     assert assign_by_centres(anchor, boxes([20, 20, 30, 30]), (1,)).tolist() == [BACKGROUND]  # does not hold its centre
 
 
+def test_the_deviation_of_candidates_is_the_unbiased_one():
+    """With it, of two candidates not even the better lies above; the biased one would be exactly as high as that."""
+    pair = boxes([0, 0, 30, 30], [0, 0, 20, 20])
+    assert assign_by_centres(pair, boxes([0, 0, 30, 30]), (2,)).tolist() == [BACKGROUND, BACKGROUND]
+
+
 def test_labels_of_matches():
     match = np.array([0, BACKGROUND, IGNORED, 1], np.int32)
     np.testing.assert_array_equal(labels_of_matches(match, np.array([5, 2], np.int32), 80), [5, 80, -1, 2])

@@ -5,14 +5,19 @@ import json
 import mindspore as ms
 import numpy as np
 import pytest
+from mindspore import Tensor
 
 from src.distributed.ranks import Dist
 from src.inference.evaluate import evaluate_checkpoint
+from src.models import create_model
 from src.reporting.run_files import read_run
 from src.reporting.run_report import report_page
+from src.tasks.detection.loss import DetectionLosses
 from tests.tasks.detection.small_detection import (
     CLASSES,
+    CONFIG,
     MASK_RCNN,
+    batch_of,
     build,
     make_data,
     outcome_of_run,
@@ -100,3 +105,20 @@ def test_accumulated_batches_are_one_large_batch(section):
     np.testing.assert_allclose(accumulated, losses, rtol=1e-5)
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_each_canvas_has_the_loss_of_its_own_anchors():
+    """ATSS decodes boxes in its loss: of a standing batch by the anchors of the standing canvas."""
+    lying, standing = (64, 96), (96, 64)
+    section = CONFIG["model"] | {"name": "atss", "neck_channels": 32, "channels": 32}
+    backbone = create_model(features_only=True, **CONFIG["backbone"] | {"drop_path_rate": 0.0})
+    model = create_model(backbone=backbone, **section).set_train()
+    models = {lying: model, standing: model.at(standing)}
+    arrays = batch_of(0, models[standing])
+    batch = [Tensor(array) for array in arrays]
+    expected = DetectionLosses({standing: models[standing]}, {standing: models[standing]})(*batch, None)
+    found = DetectionLosses(models, models)(*batch, None)
+    for part, of_canvas in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(part.asnumpy(), of_canvas.asnumpy())
+    swapped = DetectionLosses({standing: models[standing]}, {standing: model})(*batch, None)
+    assert not np.allclose(swapped[0].asnumpy(), expected[0].asnumpy(), rtol=1e-3)
