@@ -1,9 +1,12 @@
 """Evaluate a checkpoint or an exported file: python eval.py --config X [--checkpoint C] (without C, the run's best)."""
 
 import sys
+from pathlib import Path
 
-from src.cli import configuration, inference_parser, parse, run, with_local_data
-from src.distributed.launch import check_device_num
+sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
+
+from focal_twins.cli import configuration, inference_parser, parse, run, with_local_data
+from focal_twins.distributed.launch import check_device_num
 
 
 def main(arguments: list[str]) -> None:
@@ -13,8 +16,8 @@ def main(arguments: list[str]) -> None:
     )
     options = parse(options, arguments)
 
-    from src.distributed.ranks import start
-    from src.inference.evaluate import evaluate_checkpoint
+    from focal_twins.distributed.ranks import start
+    from focal_twins.inference.evaluate import evaluate_checkpoint
 
     check_device_num(options.device_num, "eval.py", arguments)
     config = configuration(options)

@@ -1,9 +1,12 @@
 """Export a checkpoint: python export.py --config X --checkpoint C --format MINDIR --output model.mindir"""
 
 import sys
+from pathlib import Path
 
-from src.cli import configuration, inference_parser, parse, run, with_local_data
-from src.distributed.launch import check_device_num
+sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
+
+from focal_twins.cli import configuration, inference_parser, parse, run, with_local_data
+from focal_twins.distributed.launch import check_device_num
 
 
 def main(arguments: list[str]) -> None:
@@ -23,8 +26,8 @@ def main(arguments: list[str]) -> None:
     batch.add_argument("--dynamic-batch", action="store_true", help="any number of images per call (MINDIR, ONNX)")
     options = parse(options, arguments)
 
-    from src.distributed.ranks import start
-    from src.inference.export import export_checkpoint
+    from focal_twins.distributed.ranks import start
+    from focal_twins.inference.export import export_checkpoint
 
     check_device_num(options.device_num, "export.py", arguments)
     config = configuration(options)

@@ -1,9 +1,12 @@
 """Train a model: python train.py --config configs/quickstart/focalv2_digits.yaml [section.key=value ...]"""
 
 import sys
+from pathlib import Path
 
-from src.cli import configuration, parse, parser, run, with_local_data
-from src.distributed.launch import check_device_num
+sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
+
+from focal_twins.cli import configuration, parse, parser, run, with_local_data
+from focal_twins.distributed.launch import check_device_num
 
 
 def main(arguments: list[str]) -> int:
@@ -11,12 +14,12 @@ def main(arguments: list[str]) -> int:
     options.add_argument("--pretrained", metavar="FILE", help="weights to start from (train.pretrained)")
     options = parse(options, arguments)
 
-    from src.data.staging import stage_out
-    from src.distributed.ranks import start
-    from src.reporting.run_report import report_or_warn
-    from src.training.interruption import STOPPED, Stopped
-    from src.training.run_folder import held
-    from src.training.trainer import Trainer
+    from focal_twins.data.staging import stage_out
+    from focal_twins.distributed.ranks import start
+    from focal_twins.reporting.run_report import report_or_warn
+    from focal_twins.training.interruption import STOPPED, Stopped
+    from focal_twins.training.run_folder import held
+    from focal_twins.training.trainer import Trainer
 
     check_device_num(options.device_num, "train.py", arguments)
     config = configuration(options, train__pretrained=options.pretrained)

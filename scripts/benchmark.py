@@ -14,12 +14,13 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for scripts.X
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from src.cli import Parser, run
-from src.errors import UserError
-from src.measuring.machine import QUIET, OthersLoad, idle_load
-from src.measuring.turns import PROCESSORS, WAIT_POLICIES, Worker, check_same_threads
+from focal_twins.cli import Parser, run
+from focal_twins.errors import UserError
+from focal_twins.measuring.machine import QUIET, OthersLoad, idle_load
+from focal_twins.measuring.turns import PROCESSORS, WAIT_POLICIES, Worker, check_same_threads
 
 SCRIPTS = Path(__file__).resolve().parent
 TRAINING_PRODUCTS = 3  # for every product of the forward pass, two of the backward pass
@@ -29,14 +30,14 @@ SHOWN_TENSORS = 12
 def multiply_accumulates(name: str, arguments: dict) -> int:
     """Count the multiply-accumulates of one image's forward pass.
 
-    They are those of the compiled graph with real convolutions (src/measuring/graph.py).
+    They are those of the compiled graph with real convolutions (src/focal_twins/measuring/graph.py).
     """
     import mindspore as ms
     import numpy as np
 
-    from src.measuring import graph
-    from src.models import create_model
-    from src.models.device_options import set_device_options
+    from focal_twins.measuring import graph
+    from focal_twins.models import create_model
+    from focal_twins.models.device_options import set_device_options
 
     model = set_device_options(create_model(name, **arguments), conv_implementation="conv2d").set_train(False)
     image = ms.Tensor(np.zeros((1, model.in_chans, *model.img_size), np.float32))
@@ -52,10 +53,10 @@ def alive_at_peak(name: str, arguments: dict, batch_size: int, mode: str, amp: s
     import mindspore as ms
     import numpy as np
 
+    from focal_twins.measuring import graph
+    from focal_twins.models import create_model
+    from focal_twins.models.precision import apply_precision
     from scripts.benchmark_own import update
-    from src.measuring import graph
-    from src.models import create_model
-    from src.models.precision import apply_precision
 
     model = create_model(name, **arguments)
     network = apply_precision(model, amp)
@@ -298,9 +299,9 @@ def main(arguments: list[str]) -> None:
     options.add_argument("--debug", action="store_true", help="show tracebacks and MindSpore's own messages")
     options = options.parse_intermixed_args(arguments)
 
-    from src.config.load import load_model_config
-    from src.files.atomic import write_text
-    from src.models import resolve_arguments
+    from focal_twins.config.load import load_model_config
+    from focal_twins.files.atomic import write_text
+    from focal_twins.models import resolve_arguments
 
     for batch_size in [options.batch_size, *(options.batch_sizes or [])]:
         if batch_size < 1:

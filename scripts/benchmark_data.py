@@ -17,12 +17,12 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from src.cli import Parser, run
-from src.errors import UserError
-from src.measuring.machine import QUIET, idle_load
-from src.measuring.turns import PROCESSORS, Worker, time_pipeline
+from focal_twins.cli import Parser, run
+from focal_twins.errors import UserError
+from focal_twins.measuring.machine import QUIET, idle_load
+from focal_twins.measuring.turns import PROCESSORS, Worker, time_pipeline
 
 SCRIPTS = Path(__file__).resolve().parent
 SIZE = 224
@@ -52,8 +52,8 @@ def make_photographs(folder: Path, count: int) -> None:
 
 
 def train_transform():
-    from src.config.classification import ClassificationAugment
-    from src.data.transforms import TrainTransform
+    from focal_twins.config.classification import ClassificationAugment
+    from focal_twins.data.transforms import TrainTransform
 
     augment = ClassificationAugment(
         auto_augment=POLICY, erasing=ERASING, mixup=MIXUP, cutmix=CUTMIX, label_smoothing=SMOOTHING
@@ -67,12 +67,12 @@ def time_stages(folder: Path, options) -> dict[str, float]:
     from mindspore.dataset import vision
     from PIL import Image
 
-    from src.data.decoding import decode
-    from src.data.mixup import draw_mixing, mix_images
-    from src.data.random_erasing import draw_rectangles, erase
-    from src.data.resizing import resize
-    from src.data.transforms import normalise, random_resized_crop_box
-    from src.random_streams import Stream, generator
+    from focal_twins.data.decoding import decode
+    from focal_twins.data.mixup import draw_mixing, mix_images
+    from focal_twins.data.random_erasing import draw_rectangles, erase
+    from focal_twins.data.resizing import resize
+    from focal_twins.data.transforms import normalise, random_resized_crop_box
+    from focal_twins.random_streams import Stream, generator
 
     transform = train_transform()
     augment = transform.augment

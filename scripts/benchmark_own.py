@@ -8,21 +8,21 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 os.environ.setdefault("GLOG_v", "4")  # before MindSpore is imported
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from src.config.schema import OptimizerConfig
-from src.data.mixup import soft_targets
-from src.measuring.turns import serve
-from src.models import create_model
-from src.models.precision import apply_precision
-from src.tasks.classification.loss import SoftTargetCrossEntropy
-from src.training.optimizer import create_optimizer
-from src.training.train_step import LossScale, TrainStep
+from focal_twins.config.schema import OptimizerConfig
+from focal_twins.data.mixup import soft_targets
+from focal_twins.measuring.turns import serve
+from focal_twins.models import create_model
+from focal_twins.models.precision import apply_precision
+from focal_twins.tasks.classification.loss import SoftTargetCrossEntropy
+from focal_twins.training.optimizer import create_optimizer
+from focal_twins.training.train_step import LossScale, TrainStep
 
 CEILING_SIDE = 2048
 PROFILED_STEPS = 2

@@ -6,15 +6,15 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 os.environ.setdefault("GLOG_v", "4")  # before MindSpore is imported
 
-from src.config.classification import ClassificationAugment, ClassificationData
-from src.data.image_folder import ImageFolder
-from src.data.pipeline import TrainBatches, UnreadableImages, configure_reading
-from src.data.transforms import TrainTransform
-from src.measuring.turns import serve
-from src.tasks.classification.samples import LabelledTrainSamples
+from focal_twins.config.classification import ClassificationAugment, ClassificationData
+from focal_twins.data.image_folder import ImageFolder
+from focal_twins.data.pipeline import TrainBatches, UnreadableImages, configure_reading
+from focal_twins.data.transforms import TrainTransform
+from focal_twins.measuring.turns import serve
+from focal_twins.tasks.classification.samples import LabelledTrainSamples
 
 
 def prepare(recipe: dict) -> dict:

@@ -10,13 +10,13 @@ import sys
 import warnings
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from src.measuring.turns import serve
+from focal_twins.measuring.turns import serve
 
 # The package index's torchvision does not load beside a PyTorch without CUDA, because these operators are missing. timm
 # imports torchvision; no model here uses it.

@@ -6,12 +6,13 @@ import sys
 import warnings
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for scripts.X
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import torch
 
+from focal_twins.measuring.turns import serve
 from scripts.benchmark_reference import import_timm
-from src.measuring.turns import serve
 
 
 def prepare(recipe: dict) -> dict:

@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 os.environ.setdefault("GLOG_v", "4")
 
 WIDTH = 2740
@@ -40,13 +40,13 @@ def main() -> None:
     import numpy as np
     from mindspore import Tensor, nn
 
-    from src.config.load import load_config
-    from src.tasks.classification.loss import SoftTargetCrossEntropy
-    from src.training.checkpoint import CheckpointFolder, TrainState
-    from src.training.ema import ExponentialMovingAverage
-    from src.training.optimizer import create_optimizer
-    from src.training.saving import Saver
-    from src.training.train_step import LossScale, TrainStep
+    from focal_twins.config.load import load_config
+    from focal_twins.tasks.classification.loss import SoftTargetCrossEntropy
+    from focal_twins.training.checkpoint import CheckpointFolder, TrainState
+    from focal_twins.training.ema import ExponentialMovingAverage
+    from focal_twins.training.optimizer import create_optimizer
+    from focal_twins.training.saving import Saver
+    from focal_twins.training.train_step import LossScale, TrainStep
 
     class Dense(nn.Cell):
         """Computes logits [B, WIDTH] of inputs [B, WIDTH]; ignores the regularisation inputs that models take."""

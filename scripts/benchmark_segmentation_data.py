@@ -14,7 +14,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 os.environ.setdefault("GLOG_v", "4")  # before MindSpore is imported
 
 import cv2
@@ -22,17 +22,17 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from src.cli import Parser, run
-from src.config.segmentation import SegmentationAugment, SegmentationData
-from src.data import dense_transforms as dense
-from src.data.label_folders import LabelledFolders
-from src.data.label_images import LabelRules
-from src.data.pipeline import BatchKey, TrainBatches, UnreadableImages, configure_reading
-from src.errors import UserError
-from src.measuring.machine import QUIET
-from src.measuring.turns import Worker, serve, time_pipeline
-from src.random_streams import Stream, generator
-from src.tasks.segmentation.samples import SegmentationTrainSamples
+from focal_twins.cli import Parser, run
+from focal_twins.config.segmentation import SegmentationAugment, SegmentationData
+from focal_twins.data import dense_transforms as dense
+from focal_twins.data.label_folders import LabelledFolders
+from focal_twins.data.label_images import LabelRules
+from focal_twins.data.pipeline import BatchKey, TrainBatches, UnreadableImages, configure_reading
+from focal_twins.errors import UserError
+from focal_twins.measuring.machine import QUIET
+from focal_twins.measuring.turns import Worker, serve, time_pipeline
+from focal_twins.random_streams import Stream, generator
+from focal_twins.tasks.segmentation.samples import SegmentationTrainSamples
 
 CLASSES, CROP, SIZE = 150, (512, 512), (512, 683)
 PIPELINES = ("own", "originals")

@@ -8,10 +8,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Python puts only scripts/ there
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))  # Python puts only scripts/ there
 
-from src.cli import Parser, run
-from src.errors import UserError
+from focal_twins.cli import Parser, run
+from focal_twins.errors import UserError
 
 GRADIENT_BYTES = 4  # gradients are float32 at every precision level
 TRAINING_FLOPS = 3 * 2  # forward, and backward at twice its cost; an addition for every multiplication
@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> None:
         if devices < 1 or (devices > cluster.server and devices % cluster.server):
             raise UserError(f"--devices: at most {cluster.server}, or whole servers of {cluster.server}, got {devices}")
 
-    from src.measuring.published import PUBLISHED
+    from focal_twins.measuring.published import PUBLISHED
 
     for name in options.names:
         if name not in PUBLISHED:

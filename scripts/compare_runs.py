@@ -7,9 +7,9 @@ curves over each other. Runs that still train, or were interrupted, are compared
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from src.cli import Parser, run
+from focal_twins.cli import Parser, run
 
 
 def main(arguments: list[str]) -> None:
@@ -19,8 +19,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     options = parser.parse_intermixed_args(arguments)
 
-    from src.files.atomic import write_text
-    from src.reporting.comparison import Comparison
+    from focal_twins.files.atomic import write_text
+    from focal_twins.reporting.comparison import Comparison
 
     comparison = Comparison.of(options.runs)
     print(comparison.text())

@@ -11,10 +11,10 @@ initialised).
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from src.cli import WEIGHTS, Parser, run
-from src.errors import UserError
+from focal_twins.cli import WEIGHTS, Parser, run
+from focal_twins.errors import UserError
 
 
 def main(arguments: list[str]) -> None:
@@ -32,9 +32,9 @@ def main(arguments: list[str]) -> None:
 
     import mindspore as ms
 
-    from src.config.load import load_model_config
-    from src.files.weights import PTH_SUFFIXES, load_weights, read_checkpoint, save_weights, select_weights
-    from src.models import create_model
+    from focal_twins.config.load import load_model_config
+    from focal_twins.files.weights import PTH_SUFFIXES, load_weights, read_checkpoint, save_weights, select_weights
+    from focal_twins.models import create_model
 
     if options.to_pth and options.output.suffix not in PTH_SUFFIXES:
         raise UserError(f"--to-pth: --output {options.output} must end in .pth")

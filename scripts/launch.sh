@@ -46,7 +46,7 @@ launch() {
         return
     fi
     command -v mpirun > /dev/null || fail "no mpirun here; pip install -r requirements.txt, or the system's Open MPI"
-    missing=$("$PYTHON" -c "import sys; from src.distributed.launch import mpirun_variables; print(*mpirun_variables(int(sys.argv[1])))" \
+    missing=$(PYTHONPATH=src "$PYTHON" -c "import sys; from focal_twins.distributed.launch import mpirun_variables; print(*mpirun_variables(int(sys.argv[1])))" \
         "$ranks") || exit 1
     [ -z "$missing" ] || fail "mpirun would not start $ranks processes here; allow it by: export $missing"
     mpirun -n "$ranks" "$PYTHON" "$@"

@@ -8,9 +8,9 @@ was cut; files that are there and whole are not made again.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from src.cli import Parser, run
+from focal_twins.cli import Parser, run
 
 
 def main(arguments: list[str]) -> None:
@@ -23,9 +23,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--workers", type=int, help="processes that decode (default: one per core)")
     options = parser.parse_args(arguments)
 
-    from src.data.decoding import MAX_PIXELS
-    from src.data.mindrecord_images import MindRecordImages
-    from src.data.pack_mindrecord import make_mindrecord
+    from focal_twins.data.decoding import MAX_PIXELS
+    from focal_twins.data.mindrecord_images import MindRecordImages
+    from focal_twins.data.pack_mindrecord import make_mindrecord
 
     classes = None
     for name in options.names:

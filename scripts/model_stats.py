@@ -1,8 +1,8 @@
 """Count parameters, multiply-accumulates and activation memory of models: python scripts/model_stats.py [NAME ...]
 
-It counts on the compiled graph of inference on one image (src/measuring/graph.py says how), and prints the authors' own
-figures beside. A network that stands on a backbone goes by the name of its configuration (configs/segmentation,
-configs/detection). Masks of detections are left out: a graph of its own draws them.
+It counts on the compiled graph of inference on one image (src/focal_twins/measuring/graph.py says how), and prints the
+authors' own figures beside. A network that stands on a backbone goes by the name of its configuration
+(configs/segmentation, configs/detection). Masks of detections are left out: a graph of its own draws them.
 """
 
 import difflib
@@ -12,10 +12,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Python puts only scripts/ there
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))  # Python puts only scripts/ there
 
-from src.cli import Parser, run
-from src.errors import UserError
+from focal_twins.cli import Parser, run
+from focal_twins.errors import UserError
 
 DENSE = ("segmentation", "detection")  # tasks of networks that stand on a backbone: folders of configurations
 
@@ -37,8 +37,8 @@ def network_of(name: str, size: tuple[int, int] | None):
     Raises:
         UserError: unknown name, or a size that the network cannot have.
     """
-    from src.config.load import CONFIG_ROOT, ConfigError, load_config
-    from src.models import ArgumentError, create_model, find_model, resolve_arguments
+    from focal_twins.config.load import CONFIG_ROOT, ConfigError, load_config
+    from focal_twins.models import ArgumentError, create_model, find_model, resolve_arguments
 
     configurations = [path.stem for task in DENSE for path in sorted(CONFIG_ROOT.glob(f"{task}/*.yaml"))]
     if name in configurations:
@@ -72,8 +72,8 @@ def measure(name: str, build, size: tuple[int, int]) -> dict:
     import numpy as np
     from mindspore.nn.utils import no_init_parameters
 
-    from src.measuring.graph import activation_bytes, compiled_operators, multiply_accumulates, peak_bytes
-    from src.models.device_options import set_device_options
+    from focal_twins.measuring.graph import activation_bytes, compiled_operators, multiply_accumulates, peak_bytes
+    from focal_twins.models.device_options import set_device_options
 
     with no_init_parameters():  # nothing runs
         model = build().set_train(False)
@@ -129,9 +129,9 @@ def main(arguments: list[str]) -> None:
 
     import mindspore as ms
 
-    from src.files.atomic import write_text
-    from src.measuring.published import IMAGE_SIZE, PUBLISHED, PUBLISHED_SEGMENTORS
-    from src.models import list_models
+    from focal_twins.files.atomic import write_text
+    from focal_twins.measuring.published import IMAGE_SIZE, PUBLISHED, PUBLISHED_SEGMENTORS
+    from focal_twins.models import list_models
 
     ms.set_device("CPU")  # the graph is the same, and counting needs no accelerator
     for name, size in product(options.names, options.img_size or [None]):
@@ -153,7 +153,7 @@ def main(arguments: list[str]) -> None:
         print(row(results[-1]), flush=True)
     if options.json:
         units = {
-            "counted": "for one image, float32; definitions in src/measuring/graph.py",
+            "counted": "for one image, float32; definitions in src/focal_twins/measuring/graph.py",
             "published": "parameters in millions, multiply-accumulates in 10^9 (there: FLOPs), top-1 and mIoU in %",
         }
         write_text(options.json, json.dumps({"units": units, "mindspore": ms.__version__, "models": results}, indent=2))

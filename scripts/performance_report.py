@@ -12,9 +12,9 @@ import platform
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from src.cli import Parser, run
+from focal_twins.cli import Parser, run
 
 LAST_UPDATE = 20  # the line of this update covers updates 11 to 20; compilation and warming up come before
 
@@ -22,8 +22,8 @@ LAST_UPDATE = 20  # the line of this update covers updates 11 to 20; compilation
 def main(arguments: list[str]) -> None:
     import yaml
 
-    from src.errors import UserError
-    from src.files.atomic import write_text
+    from focal_twins.errors import UserError
+    from focal_twins.files.atomic import write_text
 
     options = Parser(prog="performance_report.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     options.add_argument("run", type=Path, metavar="RUN", help="folder of a run with train.log_interval=10")

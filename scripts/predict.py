@@ -16,10 +16,10 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from src.cli import WEIGHTS, Parser, run
-from src.errors import UserError
+from focal_twins.cli import WEIGHTS, Parser, run
+from focal_twins.errors import UserError
 
 FORMATS = ("text", "csv", "json")
 TASK_FLAGS = ("top", "threshold", "output", "overlay", "opacity")  # flags that only some tasks have
@@ -70,9 +70,9 @@ def predict(options, images: list[str]) -> None:
     """
     from tqdm import tqdm
 
-    from src.files.names import escape_name
-    from src.inference.exported import RUNNABLE
-    from src.inference.trained import open_model
+    from focal_twins.files.names import escape_name
+    from focal_twins.inference.exported import RUNNABLE
+    from focal_twins.inference.trained import open_model
 
     chosen = {
         "config_name": options.config,
@@ -116,7 +116,7 @@ def image_files(names: list[str]) -> list[str]:
     Raises:
         UserError: there are none.
     """
-    from src.data.image_files import LeftOut, list_images
+    from focal_twins.data.image_files import LeftOut, list_images
 
     files = []
     for name in names:

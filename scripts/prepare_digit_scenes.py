@@ -29,11 +29,12 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for scripts.X
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
+from focal_twins.cli import Parser, run
+from focal_twins.errors import UserError
 from scripts.prepare_digits import split_scans
-from src.cli import Parser, run
-from src.errors import UserError
 
 SPLITS = ("training", "validation")
 CLASSES = ("background", *map(str, range(10)))

@@ -7,9 +7,9 @@ has moved.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from src.cli import Parser, run
+from focal_twins.cli import Parser, run
 
 
 def main(arguments: list[str]) -> None:
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     options = parser.parse_args(arguments)
 
-    from src.reporting.run_report import write_report
+    from focal_twins.reporting.run_report import write_report
 
     print(write_report(options.run, options.output, options.data))
 

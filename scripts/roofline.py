@@ -13,11 +13,11 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from src.cli import Parser, run
-from src.errors import UserError
-from src.measuring.turns import Worker
+from focal_twins.cli import Parser, run
+from focal_twins.errors import UserError
+from focal_twins.measuring.turns import Worker
 
 FUSED = re.compile(r"Mul|Add|Sub|Div|Erf|Exp|Sigmoid|Cast|Sqrt|Relu|ReLU|Square|Softmax|LayerNorm")
 
@@ -62,10 +62,10 @@ def costs(name: str, batch_size: int, amp: str, flops: float, bandwidth: float) 
     import mindspore as ms
     import numpy as np
 
-    from src.measuring.graph import compiled_operators, moved_bytes, multiply_accumulates
-    from src.models import create_model
-    from src.models.device_options import DEVICE_DEFAULTS, set_device_options
-    from src.models.precision import apply_precision
+    from focal_twins.measuring.graph import compiled_operators, moved_bytes, multiply_accumulates
+    from focal_twins.models import create_model
+    from focal_twins.models.device_options import DEVICE_DEFAULTS, set_device_options
+    from focal_twins.models.precision import apply_precision
 
     model = set_device_options(create_model(name), **DEVICE_DEFAULTS["Ascend"]).set_train(False)
     images = ms.Tensor(np.zeros((batch_size, model.in_chans, *model.img_size), np.float32))
@@ -104,7 +104,7 @@ def main(arguments: list[str]) -> None:
     options.add_argument("--debug", action="store_true", help="show tracebacks and MindSpore's own messages")
     options = options.parse_args(arguments)
 
-    from src.models import resolve_arguments
+    from focal_twins.models import resolve_arguments
 
     try:
         model_arguments = resolve_arguments(options.name, {})[1]

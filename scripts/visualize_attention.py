@@ -8,10 +8,10 @@ for Twins it draws the windows and the subsampled map.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from src.cli import WEIGHTS, Parser, run
-from src.errors import UserError
+from focal_twins.cli import WEIGHTS, Parser, run
+from focal_twins.errors import UserError
 
 CAM_TOKENS = 6  # a map for Grad-CAM should have that many tokens on a side
 
@@ -35,7 +35,7 @@ def head(text: str) -> int | None:
 
 def place(text: str):
     """Parse STAGE.BLOCK; argparse shows the user this function's name."""
-    from src.explaining.attention_maps import BlockAddress
+    from focal_twins.explaining.attention_maps import BlockAddress
 
     return BlockAddress.parse(text)
 
@@ -64,15 +64,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--debug", action="store_true", help="show tracebacks and MindSpore's own messages")
     options = parser.parse_intermixed_args(arguments)
 
-    from src.config.task_sections import DEFAULT_TASK
-    from src.data.decoding import UnreadableImage
-    from src.data.image_files import read_file
-    from src.data.transforms import Preprocessing
-    from src.explaining.attention_maps import BlockAddress, grad_cam, observe, token_at, view
-    from src.explaining.attention_pictures import pictures, write_pictures
-    from src.inference.exported import RUNNABLE
-    from src.inference.trained import open_checkpoint
-    from src.tasks.classification.predictor import Prediction, softmax
+    from focal_twins.config.task_sections import DEFAULT_TASK
+    from focal_twins.data.decoding import UnreadableImage
+    from focal_twins.data.image_files import read_file
+    from focal_twins.data.transforms import Preprocessing
+    from focal_twins.explaining.attention_maps import BlockAddress, grad_cam, observe, token_at, view
+    from focal_twins.explaining.attention_pictures import pictures, write_pictures
+    from focal_twins.inference.exported import RUNNABLE
+    from focal_twins.inference.trained import open_checkpoint
+    from focal_twins.tasks.classification.predictor import Prediction, softmax
 
     if Path(options.checkpoint).suffix.lower() in RUNNABLE:
         raise UserError(f"model {options.checkpoint}: an exported file keeps its attention inside; give a checkpoint")

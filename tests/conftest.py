@@ -22,6 +22,8 @@ ms.set_device("CPU")  # can be set only before the first operator runs
 ms.set_context(mode=ms.PYNATIVE_MODE, pynative_synchronize=True)
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "src" / "focal_twins"
+SOURCES = os.pathsep.join((str(ROOT), str(PACKAGE.parent)))  # PYTHONPATH of programs that import ours
 DIGITS_CONFIG = ROOT / "configs" / "quickstart" / "focalv2_digits.yaml"
 
 # A network that compiles in seconds: two stages, both with two levels and, in the first, several windows.
@@ -147,7 +149,7 @@ def run_script(capsys, monkeypatch):
     """
     import importlib
 
-    from src.cli import run
+    from focal_twins.cli import run
 
     def call(script: str, *arguments: str):
         monkeypatch.chdir(ROOT)

@@ -1,6 +1,6 @@
 """Focal Transformer v1 and v2 and Twins by plain loops, in float64: slow, to be read beside the papers.
 
-Everything is worked out per image, window, query and key from coordinates; nothing here is shared with src/models.
+Everything is worked out per image, window, query and key from coordinates; nothing here is shared with the package.
 Weights come by their official (PyTorch) names, arguments are those of the original constructors, and the networks are
 in evaluation mode. Agrees to 1e-13 with the official PyTorch code in double precision, and with timm's Twins.
 

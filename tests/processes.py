@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.conftest import DIGITS_CONFIG, ROOT, TOY_MODEL
+from tests.conftest import DIGITS_CONFIG, PACKAGE, ROOT, TOY_MODEL
 
 BIN = Path(sys.executable).parent
 # mpirun as root, and with more processes than cores (Open MPI 5; 4 takes the other name).
@@ -70,7 +70,7 @@ def end(process: subprocess.Popen) -> None:
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from src.files.folder_lock import FolderLock
+from focal_twins.files.folder_lock import FolderLock
 with FolderLock(Path(sys.argv[1]), print):
     if sys.argv[2] == "True" and os.fork() == 0:
         os.closerange(0, 3)
@@ -84,7 +84,7 @@ with FolderLock(Path(sys.argv[1]), print):
 def holding(folder: Path, leaves_child: bool = False) -> Iterator[subprocess.Popen]:
     """A process that has a run's folder; it and its child end with the context."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(folder), str(leaves_child)], cwd=ROOT, text=True,
+        [sys.executable, "-c", HOLDER, str(folder), str(leaves_child)], cwd=PACKAGE.parent, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.models import create_model
+from focal_twins.models import create_model
 
 FOLDER = Path(__file__).parent / "reference"
 
@@ -32,7 +32,7 @@ def formula_value(name: str, shape: tuple[int, ...], scale: float = 0.5) -> np.n
 
 def formula_weights(model, key_tables: str | None = None) -> dict[str, np.ndarray]:
     """Values for all of a model's parameters; key tables (Focal v2) come from the named npz file."""
-    from src.files.weights import official_names
+    from focal_twins.files.weights import official_names
 
     tables = np.load(FOLDER / f"{key_tables}.npz") if key_tables else {}
     weights = {}

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from src.config.load import load_config
-from src.tasks.classification.evaluation_report import report
-from src.tasks.classification.label_maps import LabelSpace
-from src.tasks.classification.metrics import Metrics, Scoring
-from src.tasks.evaluation_file import write_evaluation
+from focal_twins.config.load import load_config
+from focal_twins.tasks.classification.evaluation_report import report
+from focal_twins.tasks.classification.label_maps import LabelSpace
+from focal_twins.tasks.classification.metrics import Metrics, Scoring
+from focal_twins.tasks.evaluation_file import write_evaluation
 
 
 def lines_of(epochs: float, updates_per_epoch: int = 10, interval: int = 5) -> list[dict]:

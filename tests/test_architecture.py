@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import PACKAGE
 
 # From the ground up. A package imports from the rows below its own, and within itself; packages of one row do not
 # know each other.
@@ -23,11 +23,11 @@ LAYERS = (
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Optional packages, and MindSpore where a process must know its rank before: imported where they are needed.
-MODULES = sorted(path for path in (ROOT / "src").rglob("*.py") if path != ROOT / "src" / "__init__.py")
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
 def package(module: str) -> str:
-    """ "src.data.pipeline" belongs to data, "src.errors" to itself."""
+    """ "focal_twins.data.pipeline" belongs to data, "focal_twins.errors" to itself."""
     return module.split(".")[1]
 
 
@@ -42,20 +42,20 @@ def imports(path: Path) -> list[tuple[str, bool]]:
     }
     found = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("src."):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("focal_twins."):
             found.append((node.module, node in nested))
             found += [
                 (f"{node.module}.{name.name}", node in nested)
                 for name in node.names
-                if (ROOT / node.module.replace(".", "/") / f"{name.name}.py").is_file()
+                if (PACKAGE.parent / node.module.replace(".", "/") / f"{name.name}.py").is_file()
             ]
         elif isinstance(node, ast.Import):
-            found += [(name.name, node in nested) for name in node.names if name.name.startswith("src.")]
+            found += [(name.name, node in nested) for name in node.names if name.name.startswith("focal_twins.")]
     return found
 
 
 def module_name(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 

@@ -26,23 +26,23 @@ from mindspore import Tensor, nn, ops
 from mindspore.communication._comm_helper import DEVICE_TO_BACKEND
 from mindspore.ops.auto_generate import gen_ops_prim
 
-from src.config.load import load_config
-from src.config.schema import OptimizerConfig, RuntimeConfig
-from src.distributed import ranks as distributed
-from src.distributed.launch import Launch
-from src.errors import UserError
-from src.measuring.graph import PRODUCT_RULES, compiled_operators
-from src.models import create_model
-from src.models.batch_norm import batch_norms, synchronise_batch_norms
-from src.models.device_options import DEVICE_DEFAULTS, set_device_options
-from src.models.precision import apply_precision
-from src.tasks.classification.loss import SoftTargetCrossEntropy
-from src.tasks.detection.loss import DetectionLosses
-from src.tasks.segmentation.loss import PixelLosses
-from src.training.ema import ExponentialMovingAverage
-from src.training.optimizer import create_optimizer
-from src.training.train_step import LossScale, TrainStep
-from tests.conftest import ROOT
+from focal_twins.config.load import load_config
+from focal_twins.config.schema import OptimizerConfig, RuntimeConfig
+from focal_twins.distributed import ranks as distributed
+from focal_twins.distributed.launch import Launch
+from focal_twins.errors import UserError
+from focal_twins.measuring.graph import PRODUCT_RULES, compiled_operators
+from focal_twins.models import create_model
+from focal_twins.models.batch_norm import batch_norms, synchronise_batch_norms
+from focal_twins.models.device_options import DEVICE_DEFAULTS, set_device_options
+from focal_twins.models.precision import apply_precision
+from focal_twins.tasks.classification.loss import SoftTargetCrossEntropy
+from focal_twins.tasks.detection.loss import DetectionLosses
+from focal_twins.tasks.segmentation.loss import PixelLosses
+from focal_twins.training.ema import ExponentialMovingAverage
+from focal_twins.training.optimizer import create_optimizer
+from focal_twins.training.train_step import LossScale, TrainStep
+from tests.conftest import ROOT, SOURCES
 from tests.models.test_training_options import FAMILIES
 from tests.training.test_train_step import Linear
 
@@ -435,8 +435,8 @@ OPTIONS_ON_CPU = """
 import json
 import numpy as np
 import mindspore as ms
-from src.distributed.ranks import start
-from src.config.load import load_config
+from focal_twins.distributed.ranks import start
+from focal_twins.config.load import load_config
 from tests.training.test_train_step import build, take
 
 losses = {}
@@ -455,7 +455,7 @@ def test_what_a_cpu_accepts_runs_and_changes_nothing():
     """In a process of its own, for these settings cannot be taken back."""
     done = subprocess.run(
         [sys.executable, "-c", OPTIONS_ON_CPU],
-        cwd=ROOT, env=os.environ | {"GLOG_v": "4", "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True,
+        cwd=ROOT, env=os.environ | {"GLOG_v": "4", "PYTHONPATH": SOURCES}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     losses = json.loads(done.stdout.splitlines()[-1])
     assert len(losses) == 6

@@ -5,10 +5,10 @@ import re
 import pytest
 import yaml
 
-from src.config.task_sections import TASK_SECTIONS
-from src.measuring.published import PUBLISHED
-from src.models import find_model, list_models
-from tests.conftest import ROOT
+from focal_twins.config.task_sections import TASK_SECTIONS
+from focal_twins.measuring.published import PUBLISHED
+from focal_twins.models import find_model, list_models
+from tests.conftest import PACKAGE, ROOT
 from tests.documents import (
     DOCUMENTS,
     anchors_of,
@@ -68,16 +68,21 @@ def test_readmes_have_the_same_figures_links_and_names():
 
 
 def test_map_names_every_module():
-    """Every file of src and every folder in it; nothing that is not there."""
+    """Every file of the package and every folder in it; nothing that is not there."""
     for readme in READMES:
         (listing,) = (block.text for block in blocks_of(readme) if block.text.startswith("train.py"))
         paths = set(re.findall(r"(?<![\w/])[\w/]+(?:\.py|/)(?=[\s,;)]|$)", listing))
-        there = {f"src/{path.name}" for path in (ROOT / "src").glob("*.py") if path.stem != "__init__"}
-        there |= {f"src/{path.parent.name}/" for path in (ROOT / "src").glob("*/__init__.py")}
-        there |= {f"{name}/" for name in FOLDERS if name != "src"} | {"train.py", "eval.py", "export.py"}
+        there = {path.name for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+        there |= {f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")}
+        there |= {f"{name}/" for name in FOLDERS if name != "src"} | {
+            "src/focal_twins/",
+            "train.py",
+            "eval.py",
+            "export.py",
+        }
         assert there <= paths, f"{readme} does not mention {sorted(there - paths)}"
         for path in paths - there:
-            assert any((parent / path).exists() for parent in (ROOT, ROOT / "src", *map(ROOT.joinpath, FOLDERS))), path
+            assert any((parent / path).exists() for parent in (ROOT, PACKAGE, *map(ROOT.joinpath, FOLDERS))), path
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -100,7 +105,7 @@ def test_commands_in_the_text_name_scripts_and_flags_that_exist(document):
         if command is None or not command[1].startswith(("scripts/", "train.py", "eval.py", "export.py")):
             continue
         source = (ROOT / command[1]).read_text(encoding="utf-8")
-        shared = [] if command[1].endswith(".sh") else [(ROOT / "src" / "cli.py").read_text(encoding="utf-8")]
+        shared = [] if command[1].endswith(".sh") else [(PACKAGE / "cli.py").read_text(encoding="utf-8")]
         for flag in re.findall(r"(?<= )--[\w-]+", command[2]):
             assert any(f'"{flag}"' in text for text in [source, *shared]), f"{document}: {command[1]} has no {flag}"
 

@@ -27,8 +27,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from src.files.weights import save_weights
-from src.models import create_model, list_models
+from focal_twins.files.weights import save_weights
+from focal_twins.models import create_model, list_models
 from tests.conftest import ROOT, TOY_MODEL
 from tests.documents import DOCUMENTS, Block, blocks_of, statements_of, uncommented
 from tests.processes import ALLOWED, BIN
@@ -197,7 +197,9 @@ def shrink_folder_of_objects(config: Path) -> None:
 def shrink_checks(folder: Path) -> None:
     """Lint, types and tests as in the original, of less: the types of one file, and in this process a test or two."""
     settings = folder / "pyproject.toml"
-    text = re.sub(r'^files = \[.*"src".*\]$', 'files = ["src/errors.py"]', settings.read_text(), flags=re.MULTILINE)
+    text = re.sub(
+        r'^files = \[.*"src".*\]$', 'files = ["src/focal_twins/errors.py"]', settings.read_text(), flags=re.MULTILINE
+    )
     settings.write_text(text.replace("--numprocesses 2", "--numprocesses 0"))
     (folder / "tests" / "test_names.py").write_text(
         "import pytest\n\n\n@pytest.mark.exhaustive\ndef test_every_name():\n    pass\n"

@@ -10,11 +10,11 @@ import mindspore as ms
 import pytest
 from mindspore import Tensor, nn
 
-from src.config.load import load_config
-from src.errors import UserError
-from src.inference.export import verify
-from src.tasks.find_task import create_task
-from tests.conftest import DIGITS_CONFIG, ROOT, TOY_MODEL
+from focal_twins.config.load import load_config
+from focal_twins.errors import UserError
+from focal_twins.inference.export import verify
+from focal_twins.tasks.find_task import create_task
+from tests.conftest import DIGITS_CONFIG, PACKAGE, ROOT, TOY_MODEL
 
 TINY = "focalv2_tiny_useconv_patch4_window7_224"
 
@@ -184,7 +184,7 @@ def test_values_may_stand_between_flags(run_script, run, tmp_path):
 
 
 def test_openi_runs_stage_data_and_results(run_script, run, digits, tmp_path, monkeypatch):
-    monkeypatch.setattr("src.data.staging.PLATFORM_DISK", tmp_path)
+    monkeypatch.setattr("focal_twins.data.staging.PLATFORM_DISK", tmp_path)
     options = [option for option in run[1] if not option.startswith("runtime.output")]
     result = tmp_path / "bucket"
     code, _, err = run_script(
@@ -214,7 +214,7 @@ def test_ctrl_c_where_python_would_crash_or_swallow_it_is_one_line(moment):
     script = f"""
 import os, signal, sys, types
 from importlib.machinery import ModuleSpec
-from src.cli import run
+from focal_twins.cli import run
 class Workers:
     def __del__(self):
         os.kill(os.getpid(), signal.SIGINT)
@@ -232,5 +232,7 @@ def main(arguments):
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(run(main, "x.py"))
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=PACKAGE.parent, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "x.py: interrupted\n")

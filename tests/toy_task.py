@@ -11,16 +11,16 @@ import mindspore.dataset as ds
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from src.config.schema import Section
-from src.config.task_sections import TASK_SECTIONS, TaskSections
-from src.data.dataset import Dataset
-from src.data.pipeline import EvalSamples, TrainSamples
-from src.models import registry
-from src.pages.page import Section as PageSection
-from src.tasks.evaluation_file import check_keys
-from src.tasks.find_task import TASKS
-from src.tasks.losses import Losses
-from src.tasks.task import Evaluator, Figure, Result, Signature, Task, TensorSpec
+from focal_twins.config.schema import Section
+from focal_twins.config.task_sections import TASK_SECTIONS, TaskSections
+from focal_twins.data.dataset import Dataset
+from focal_twins.data.pipeline import EvalSamples, TrainSamples
+from focal_twins.models import registry
+from focal_twins.pages.page import Section as PageSection
+from focal_twins.tasks.evaluation_file import check_keys
+from focal_twins.tasks.find_task import TASKS
+from focal_twins.tasks.losses import Losses
+from focal_twins.tasks.task import Evaluator, Figure, Result, Signature, Task, TensorSpec
 
 WIDTH = 8
 MATRIX = np.random.default_rng(0).standard_normal((WIDTH, WIDTH)).astype(np.float32)

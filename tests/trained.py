@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from mindspore import Tensor
 
-from src.files.weights import CLASSES, CONFIG, official_names, write_checkpoint
+from focal_twins.files.weights import CLASSES, CONFIG, official_names, write_checkpoint
 from tests.reference import formula_value
 
 DIGIT_NAMES = tuple(f"digit {label}" for label in range(10))

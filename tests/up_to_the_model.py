@@ -15,10 +15,10 @@ ENTRY_POINTS = ("train.py", "eval.py", "export.py")
 
 def build_only() -> None:
     """Have every entry point end where it would begin to compute."""
-    import src.distributed.ranks
+    import focal_twins.distributed.ranks
 
     def start(config):
-        from src.files.weights import load_weights
+        from focal_twins.files.weights import load_weights
 
         model = config.build_model("CPU")
         if config.train.pretrained and sys.argv[0] == "train.py":
@@ -27,7 +27,7 @@ def build_only() -> None:
             built.write(f"{config.model.name}\n")
         sys.exit(0)
 
-    src.distributed.ranks.start = start
+    focal_twins.distributed.ranks.start = start
 
 
 def python(arguments: list[str]) -> None:
@@ -35,7 +35,7 @@ def python(arguments: list[str]) -> None:
         os.execv(sys.executable, [sys.executable, *arguments])
     if arguments[0] in ENTRY_POINTS:
         sys.argv = arguments
-        sys.path.insert(0, os.getcwd())
+        sys.path.insert(0, str(Path("src").resolve()))
         build_only()
         runpy.run_path(arguments[0], run_name="__main__")
 

@@ -5,11 +5,11 @@ import os
 import pytest
 import yaml
 
-from src.config.load import CONFIG_ROOT, ConfigError, find_config, load_config
-from src.config.renamed_keys import RENAMED_KEYS
-from src.config.task_sections import TASK_SECTIONS
-from src.models import list_models
-from src.models.backbones.backbone import image_size
+from focal_twins.config.load import CONFIG_ROOT, ConfigError, find_config, load_config
+from focal_twins.config.renamed_keys import RENAMED_KEYS
+from focal_twins.config.task_sections import TASK_SECTIONS
+from focal_twins.models import list_models
+from focal_twins.models.backbones.backbone import image_size
 from tests.conftest import DIGITS_CONFIG, ONE_OF_EACH_KIND
 
 TINY = "focalv2_tiny_useconv_patch4_window7_224"
@@ -272,8 +272,8 @@ def test_images_are_grey_or_rgb():
     ],
 )
 def test_what_devices_and_options_make_of_the_model(device, overrides, expected, monkeypatch):
-    monkeypatch.setattr("src.config.load.create_model", lambda name, **arguments: arguments)
-    monkeypatch.setattr("src.config.load.set_device_options", lambda arguments, **chosen: arguments | chosen)
+    monkeypatch.setattr("focal_twins.config.load.create_model", lambda name, **arguments: arguments)
+    monkeypatch.setattr("focal_twins.config.load.set_device_options", lambda arguments, **chosen: arguments | chosen)
     arguments = load_config("focalv2_digits", overrides).build_model(device)
     names = ("conv_implementation", "norm_gradient", "gelu", "use_checkpoint")
     chosen = tuple(arguments.get(name, False) for name in names)

@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from src.config.detection import DetectionAugment, DetectionEval, canvases_of
-from src.config.load import ConfigError, load_config
+from focal_twins.config.detection import DetectionAugment, DetectionEval, canvases_of
+from focal_twins.config.load import ConfigError, load_config
 
 LYING, STANDING = [800, 1344], [1344, 800]
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from src.config.load import CONFIG_ROOT, load_config
-from src.training.schedule import learning_rate
+from focal_twins.config.load import CONFIG_ROOT, load_config
+from focal_twins.training.schedule import learning_rate
 from tests.published_rows import assert_says_what_it_is
 from tests.reference import figures
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 from pydantic import ValidationError
 
-from src.config.load import ConfigError, load_config
-from src.config.segmentation import (
+from focal_twins.config.load import ConfigError, load_config
+from focal_twins.config.segmentation import (
     SegmentationAugment,
     SegmentationData,
     SegmentationEval,

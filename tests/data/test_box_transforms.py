@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from src.config.detection import DetectionAugment
-from src.data import box_transforms as box
-from src.data.coco import rasterise
-from src.data.dense_transforms import rescaled_size
+from focal_twins.config.detection import DetectionAugment
+from focal_twins.data import box_transforms as box
+from focal_twins.data.coco import rasterise
+from focal_twins.data.dense_transforms import rescaled_size
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "tests" / "reference" / "dense"

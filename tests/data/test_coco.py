@@ -8,12 +8,12 @@ import pytest
 import yaml
 from PIL import Image
 
+from focal_twins.config.load import load_config
+from focal_twins.data.coco import CocoImages, Part
+from focal_twins.data.coco_file import unpack_run_lengths
+from focal_twins.data.dataset import DataError
+from focal_twins.data.decoding import Reading, UnreadableImage
 from scripts.prepare_digit_scenes import packed_lengths, run_lengths
-from src.config.load import load_config
-from src.data.coco import CocoImages, Part
-from src.data.coco_file import unpack_run_lengths
-from src.data.dataset import DataError
-from src.data.decoding import Reading, UnreadableImage
 from tests.coco_files import SIZES, make_coco
 
 NAMES = [f"scene{number:02d}.png" for number in range(4)]

@@ -8,15 +8,15 @@ import sys
 import numpy as np
 import pytest
 
+from focal_twins.config.segmentation import SegmentationAugment
+from focal_twins.data.label_folders import LabelledFolders
+from focal_twins.data.label_images import LabelRules
+from focal_twins.data.open_images import open_images
+from focal_twins.data.pipeline import UnreadableImages
+from focal_twins.errors import UserError
+from focal_twins.tasks.segmentation.samples import SegmentationTrainSamples
 from scripts import benchmark_segmentation_data
 from scripts.benchmark_segmentation_data import CLASSES, OriginalOperations, make_images
-from src.config.segmentation import SegmentationAugment
-from src.data.label_folders import LabelledFolders
-from src.data.label_images import LabelRules
-from src.data.open_images import open_images
-from src.data.pipeline import UnreadableImages
-from src.errors import UserError
-from src.tasks.segmentation.samples import SegmentationTrainSamples
 from tests.conftest import ROOT
 from tests.image_files import make_folder
 

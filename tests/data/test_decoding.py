@@ -10,8 +10,8 @@ import pytest
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
 
-from src.config.classification import ClassificationData
-from src.data.decoding import Reading, UnreadableImage, decode, pixels, turned
+from focal_twins.config.classification import ClassificationData
+from focal_twins.data.decoding import Reading, UnreadableImage, decode, pixels, turned
 
 GREEN = (0, 200, 0)
 

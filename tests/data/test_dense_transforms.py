@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from src.data import dense_transforms as dense
-from src.data.transforms import normalise
+from focal_twins.data import dense_transforms as dense
+from focal_twins.data.transforms import normalise
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "tests" / "reference" / "dense"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from src.data.grouping import grouped_positions
+from focal_twins.data.grouping import grouped_positions
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.4, 0.999])

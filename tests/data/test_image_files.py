@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data.dataset import DataError
-from src.data.image_files import EXTENSIONS, LeftOut, list_images, read_file, reason_of
-from src.data.image_folder import ImageFolder
-from src.data.text_files import read_lines
+from focal_twins.data.dataset import DataError
+from focal_twins.data.image_files import EXTENSIONS, LeftOut, list_images, read_file, reason_of
+from focal_twins.data.image_folder import ImageFolder
+from focal_twins.data.text_files import read_lines
 
 
 def make(folder, *names):

@@ -8,13 +8,13 @@ import mindspore.dataset as ds
 import numpy as np
 import pytest
 
-from src.data.dataset import DataError
-from src.data.image_folder import ImageFolder
-from src.data.image_set import check_classes
-from src.data.mindrecord_images import MindRecordImages
-from src.data.open_images import open_images
-from src.data.pack_mindrecord import make_mindrecord
-from src.data.zip_images import ZipImages
+from focal_twins.data.dataset import DataError
+from focal_twins.data.image_folder import ImageFolder
+from focal_twins.data.image_set import check_classes
+from focal_twins.data.mindrecord_images import MindRecordImages
+from focal_twins.data.open_images import open_images
+from focal_twins.data.pack_mindrecord import make_mindrecord
+from focal_twins.data.zip_images import ZipImages
 from tests.image_files import make_folder, zip_folder
 
 COUNTS = {"b10": 6, "b9": 7, "cat": 8}

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data.dataset import DataError
-from src.data.decoding import UnreadableImage
-from src.data.label_folders import LabelledFolders
-from src.data.label_images import LabelRules
+from focal_twins.data.dataset import DataError
+from focal_twins.data.decoding import UnreadableImage
+from focal_twins.data.label_folders import LabelledFolders
+from focal_twins.data.label_images import LabelRules
 from tests.label_files import make_label_folders, make_pair, save_png
 
 RULES = LabelRules(4)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data.dataset import DataError
-from src.data.decoding import UnreadableImage
-from src.data.label_images import LabelFault, LabelRules, read_class_names, read_label
+from focal_twins.data.dataset import DataError
+from focal_twins.data.decoding import UnreadableImage
+from focal_twins.data.label_images import LabelFault, LabelRules, read_class_names, read_label
 from tests.conftest import ROOT
 
 ORIGINAL = np.load(ROOT / "tests" / "reference" / "dense" / "segmentation_pipeline.npz")

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from src.config.classification import ClassificationAugment
-from src.data.mixup import (
+from focal_twins.config.classification import ClassificationAugment
+from focal_twins.data.mixup import (
     Mixing,
     draw_box,
     draw_minmax_box,

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from src.config.classification import ClassificationAugment, ClassificationData
-from src.data.dataset import DataError
-from src.data.image_folder import ImageFolder
-from src.data.open_images import open_images
-from src.data.pack_mindrecord import make_mindrecord
-from src.data.pipeline import (
+from focal_twins.config.classification import ClassificationAugment, ClassificationData
+from focal_twins.data.dataset import DataError
+from focal_twins.data.image_folder import ImageFolder
+from focal_twins.data.open_images import open_images
+from focal_twins.data.pack_mindrecord import make_mindrecord
+from focal_twins.data.pipeline import (
     EvalBatches,
     TrainBatches,
     UnreadableImages,
@@ -23,8 +23,8 @@ from src.data.pipeline import (
     rank_positions,
     resolve_workers,
 )
-from src.data.transforms import EvalTransform, Preprocessing, TrainTransform
-from src.tasks.classification.samples import LabelledEvalSamples, LabelledTrainSamples
+from focal_twins.data.transforms import EvalTransform, Preprocessing, TrainTransform
+from focal_twins.tasks.classification.samples import LabelledEvalSamples, LabelledTrainSamples
 from tests.image_files import make_folder, zip_folder
 
 DATA = ClassificationData(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0])
@@ -346,12 +346,12 @@ def test_reading_is_configured(monkeypatch):
         monkeypatch.setattr(
             f"mindspore.dataset.config.{name}", lambda value, name=name: configured.update({name: value})
         )
-    monkeypatch.setattr("src.data.pipeline.has_libnuma", lambda: True)
+    monkeypatch.setattr("focal_twins.data.pipeline.has_libnuma", lambda: True)
     configure_reading(ClassificationData(prefetch=7), memory_nodes=2)
     assert configured == {"set_prefetch_size": 7, "set_numa_enable": True}
     configure_reading(ClassificationData(), memory_nodes=1)
     assert configured["set_numa_enable"] is False
-    monkeypatch.setattr("src.data.pipeline.has_libnuma", lambda: False)
+    monkeypatch.setattr("focal_twins.data.pipeline.has_libnuma", lambda: False)
     configure_reading(ClassificationData(), memory_nodes=2)
     assert configured["set_numa_enable"] is False
     with pytest.raises(DataError, match=r"data\.numa: true needs the system's libnuma"):

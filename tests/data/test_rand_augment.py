@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from sklearn.datasets import load_sample_image
 
-from src.data.rand_augment import (
+from focal_twins.data.rand_augment import (
     OPERATIONS,
     RANDOM_INCREASING,
     RANDOM_WEIGHTED,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from src.data.random_erasing import Rectangle, draw_rectangles, erase
+from focal_twins.data.random_erasing import Rectangle, draw_rectangles, erase
 
 DRAWS = 20000
 

@@ -8,10 +8,10 @@ from mindspore.dataset import vision
 from mindspore.dataset.vision import Inter
 from PIL import Image
 
-from src.data import resizing
-from src.data.decoding import as_image, pixels
-from src.data.resizing import resize, resize_and_crop
-from src.data.transforms import EvalTransform
+from focal_twins.data import resizing
+from focal_twins.data.decoding import as_image, pixels
+from focal_twins.data.resizing import resize, resize_and_crop
+from focal_twins.data.transforms import EvalTransform
 
 
 def test_resizing_is_pillows_two_passes():

@@ -9,8 +9,8 @@ import zipfile
 
 import pytest
 
-from src.data.staging import StagingError, stage_in, stage_out
-from tests.conftest import ROOT
+from focal_twins.data.staging import StagingError, stage_in, stage_out
+from tests.conftest import PACKAGE
 
 
 @pytest.fixture
@@ -98,8 +98,8 @@ def test_failures_are_one_line_and_shared(source, tmp_path):
         stage_in(str(tmp_path / "nowhere"), local)
     (tmp_path / "nowhere" / "train").mkdir()
     call = f"stage_in({str(tmp_path / 'nowhere')!r}, Path({str(local)!r}))"
-    script = f"from src.data.staging import stage_in; from pathlib import Path; {call}"
-    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+    script = f"from focal_twins.data.staging import stage_in; from pathlib import Path; {call}"
+    subprocess.run([sys.executable, "-c", script], cwd=PACKAGE.parent, check=True)
     with pytest.raises(StagingError, match="holds no train folder"):
         stage_in(str(source / "train"), tmp_path / "other")
 
@@ -107,12 +107,13 @@ def test_failures_are_one_line_and_shared(source, tmp_path):
 def test_processes_that_start_together_copy_once(source, tmp_path):
     local = tmp_path / "data"
     script = (
-        "import src.data.staging as s, sys; from pathlib import Path; real = s.copy\n"
+        "import focal_twins.data.staging as s, sys; from pathlib import Path; real = s.copy\n"
         "def copy(*a): print('copied'); real(*a)\n"
         f"s.copy = copy; print(s.stage_in({str(source)!r}, Path({str(local)!r})))"
     )
     jobs = [
-        subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(4)
+        subprocess.Popen([sys.executable, "-c", script], cwd=PACKAGE.parent, stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
     ]
     outputs = [job.communicate()[0] for job in jobs]
     assert sum("copied" in output for output in outputs) == 1

@@ -7,16 +7,16 @@ from mindspore.dataset.vision import Inter
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_image
 
-from src.config.classification import ClassificationAugment
-from src.data.resizing import resize
-from src.data.transforms import (
+from focal_twins.config.classification import ClassificationAugment
+from focal_twins.data.resizing import resize
+from focal_twins.data.transforms import (
     EvalTransform,
     TrainTransform,
     draw_color_jitter,
     jitter_colors,
     random_resized_crop_box,
 )
-from src.random_streams import Stream, generator
+from focal_twins.random_streams import Stream, generator
 
 
 @pytest.fixture(scope="module")

@@ -8,18 +8,19 @@ import tempfile
 import traceback
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for tests.X
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 import mindspore as ms
 import numpy as np
 
-from src.config.load import load_config
-from src.distributed import ranks
-from src.distributed.launch import leave
-from src.errors import UserError
-from src.files.folder_lock import LOCK
-from src.models.batch_norm import synchronise_batch_norms
-from src.training.run_folder import held
+from focal_twins.config.load import load_config
+from focal_twins.distributed import ranks
+from focal_twins.distributed.launch import leave
+from focal_twins.errors import UserError
+from focal_twins.files.folder_lock import LOCK
+from focal_twins.models.batch_norm import synchronise_batch_norms
+from focal_twins.training.run_folder import held
 from tests.models import test_batch_norm as batch_norm
 from tests.tasks.detection import small_detection
 from tests.tasks.segmentation import small_step

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
 
-from src.config.load import flatten, load_config
-from src.distributed import compile_cache
-from src.distributed.compile_cache import NOT_IN_GRAPHS, CompileCache, graph_key, settings_of_graphs
-from src.distributed.ranks import Dist, start
-from src.errors import UserError
-from tests.conftest import DIGITS_CONFIG, ROOT, SMALL_MODEL
+from focal_twins.config.load import flatten, load_config
+from focal_twins.distributed import compile_cache
+from focal_twins.distributed.compile_cache import NOT_IN_GRAPHS, CompileCache, graph_key, settings_of_graphs
+from focal_twins.distributed.ranks import Dist, start
+from focal_twins.errors import UserError
+from tests.conftest import DIGITS_CONFIG, SMALL_MODEL, SOURCES
 from tests.processes import run, train_command
 from tests.training.states import assert_same_state, metrics
 
@@ -134,9 +134,9 @@ CALLS = """
 import sys
 import numpy as np
 from mindspore import Tensor, nn
-from src.config.load import load_config
-from src.distributed.compile_cache import CompileCache
-from src.distributed.ranks import start
+from focal_twins.config.load import load_config
+from focal_twins.distributed.compile_cache import CompileCache
+from focal_twins.distributed.ranks import start
 from tests.distributed.test_compile_cache import X, Scaled
 
 config = load_config(sys.argv[1], ["runtime.compile_cache=" + sys.argv[2]])
@@ -155,7 +155,7 @@ def calls(folder, factor, bias, *names):
     script = folder.with_name("calls.py")  # MindSpore's cache looks for the file
     script.write_text(CALLS)
     arguments = map(str, (script, DIGITS_CONFIG, folder, factor, bias, *names))
-    done = run([sys.executable, *arguments], PYTHONPATH=str(ROOT))
+    done = run([sys.executable, *arguments], PYTHONPATH=SOURCES)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     return [json.loads(line) for line in lines if line[0] == "["], has_read([line for line in lines if line[0] != "["])

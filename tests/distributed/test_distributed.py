@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from src.distributed.ranks import Dist
+from focal_twins.distributed.ranks import Dist
 
 
 class Ranks(Dist):

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from src.distributed import launch
-from src.distributed.launch import Launch, check_device_num, launched, mpirun_variables
-from src.errors import UserError
+from focal_twins.distributed import launch
+from focal_twins.distributed.launch import Launch, check_device_num, launched, mpirun_variables
+from focal_twins.errors import UserError
 
 MPIRUN = {"OMPI_COMM_WORLD_SIZE": "16", "OMPI_COMM_WORLD_RANK": "9", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
           "OMPI_COMM_WORLD_LOCAL_SIZE": "8"}  # fmt: skip

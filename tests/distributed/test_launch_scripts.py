@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from src.config.load import load_config
+from focal_twins.config.load import load_config
 from tests.conftest import DIGITS_CONFIG, TOY_MODEL
 from tests.processes import ALLOWED, BIN, run
 from tests.trained import write_digits_checkpoint

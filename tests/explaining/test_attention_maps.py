@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.errors import UserError
-from src.explaining.attention_maps import BlockAddress, attention_weights, grad_cam, observe, token_covers, view
-from src.models import create_model
-from src.models.gathers import with_padding_token
+from focal_twins.errors import UserError
+from focal_twins.explaining.attention_maps import BlockAddress, attention_weights, grad_cam, observe, token_covers, view
+from focal_twins.models import create_model
+from focal_twins.models.gathers import with_padding_token
 from tests.models.test_training_options import FAMILIES
 from tests.reference import images
 from tests.trained import with_formula_weights

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.config.load import load_config
-from src.data.transforms import EvalTransform
-from src.explaining.attention_maps import KeyGroup, token_at
-from src.explaining.attention_pictures import GRID, WINDOW, Frame, heat, members, outlined, region, spread
+from focal_twins.config.load import load_config
+from focal_twins.data.transforms import EvalTransform
+from focal_twins.explaining.attention_maps import KeyGroup, token_at
+from focal_twins.explaining.attention_pictures import GRID, WINDOW, Frame, heat, members, outlined, region, spread
 from tests.conftest import DIGITS_CONFIG, SMALL_MODEL
 from tests.explaining.test_attention_maps import MODELS
 from tests.trained import DIGIT_NAMES, with_formula_weights, write_digits_checkpoint
@@ -101,8 +101,8 @@ def test_point_head_layer_and_class(call, checkpoint, digit, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "focalv2"])
 def test_every_family_has_pictures(name, call, tmp_path):
-    from src.files.weights import save_weights
-    from src.models import create_model
+    from focal_twins.files.weights import save_weights
+    from focal_twins.models import create_model
 
     family, arguments = MODELS[name]
     model = with_formula_weights(create_model(family, **arguments))

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from src.errors import UserError
-from src.files.atomic import TextFile
+from focal_twins.errors import UserError
+from focal_twins.files.atomic import TextFile
 
 
 def test_a_text_file_takes_its_name_when_it_is_closed(tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.files import ckpt
+from focal_twins.files import ckpt
 
 TEXTS = {"state.progress": '{"epoch": 1}', "state.classes": '["null", "eins", "\u96f6"]'}
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from src.errors import UserError
-from src.files.class_rows import choose_rows
-from src.models.class_layout import ClassLayout
+from focal_twins.errors import UserError
+from focal_twins.files.class_rows import choose_rows
+from focal_twins.models.class_layout import ClassLayout
 
 ABC, CBA, ABD, BX = ("a", "b", "c"), ("c", "b", "a"), ("a", "b", "d"), ("b", "x")
 FILE = np.arange(6, dtype=np.float32).reshape(3, 2)

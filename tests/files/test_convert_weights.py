@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.files import pth
-from src.files.weights import load_weights, official_names
-from src.models import create_model
+from focal_twins.files import pth
+from focal_twins.files.weights import load_weights, official_names
+from focal_twins.models import create_model
 from tests.conftest import ROOT
 from tests.reference import FOLDER, figures, images
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from src.errors import UserError
-from src.files import folder_lock
-from src.files.folder_lock import BEAT, LOCK, FolderLock, Owner
+from focal_twins.errors import UserError
+from focal_twins.files import folder_lock
+from focal_twins.files.folder_lock import BEAT, LOCK, FolderLock, Owner
 from tests.processes import holding
 
 

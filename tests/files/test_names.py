@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from src.files.names import NameIndex, escape_name, unescape_name
+from focal_twins.files.names import NameIndex, escape_name, unescape_name
 
 NAMES = [
     b"cat/007.png", "caf\u00e9 \u65e5\u672c.jpg".encode(), b"caf\xe9.jpg", b"a\tb\nc\rd.png", b"a\\tb\\xe9\\\\.png",

@@ -12,7 +12,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from src.files.pth import PthError, StoredTensor, Unknown, load, save, state_dicts
+from focal_twins.files.pth import PthError, StoredTensor, Unknown, load, save, state_dicts
 from tests.reference import FOLDER
 
 FIXTURES = FOLDER / "pth"
@@ -299,7 +299,10 @@ def test_the_hostile_fixture_is_refused():
     [
         (Runs(os.system, SHELL), rf"(posix|nt)\.system\('{SHELL}'\)"),
         (Runs(eval, f"__import__('os').system('{SHELL}')"), r"(builtins|__builtin__)\.eval\(\"__import__\('os'\)"),
-        (Runs(getattr, Unknown, "name"), r"(builtins|__builtin__)\.getattr\(src\.files\.pth\.Unknown, 'name'\)"),
+        (
+            Runs(getattr, Unknown, "name"),
+            r"(builtins|__builtin__)\.getattr\(focal_twins\.files\.pth\.Unknown, 'name'\)",
+        ),
         (Runs(pickle.loads, pickle.dumps(Runs(os.system, SHELL))), r"_?pickle\.loads\("),
     ],
     ids=["system", "eval", "getattr", "pickle"],

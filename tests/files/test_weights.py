@@ -9,9 +9,9 @@ import pytest
 from mindspore import Parameter, Tensor, nn
 from safetensors.numpy import save_file
 
-from src.files import pth
-from src.files.class_rows import choose_rows
-from src.files.weights import (
+from focal_twins.files import pth
+from focal_twins.files.class_rows import choose_rows
+from focal_twins.files.weights import (
     LoadReport,
     WeightsError,
     has_average,
@@ -21,8 +21,8 @@ from src.files.weights import (
     save_weights,
     write_checkpoint,
 )
-from src.models import create_model
-from src.models.layers import Dense
+from focal_twins.models import create_model
+from focal_twins.models.layers import Dense
 from tests.reference import FOLDER, figures, formula_value, images
 
 SMALL = {

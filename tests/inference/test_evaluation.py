@@ -10,22 +10,22 @@ import pytest
 from mindspore import nn
 from PIL import Image
 
-from src.config.load import load_config
-from src.data.dataset import DataError
-from src.distributed.ranks import Dist
-from src.errors import UserError
-from src.files.weights import CLASSES, write_checkpoint
-from src.inference.evaluate import evaluate_checkpoint
-from src.inference.export import export_checkpoint
-from src.inference.exported import ExportedModel
-from src.inference.trained import TrainedModel
-from src.tasks import task
-from src.tasks.classification.evaluation_report import worst_classes
-from src.tasks.classification.evaluator import ClassificationEvaluator
-from src.tasks.classification.label_maps import LabelSpace
-from src.tasks.classification.metrics import Metrics, Scoring, batch_counts, predictions
-from src.tasks.classification.task import Classification
-from src.tasks.evaluation_file import evaluation_path, write_evaluation
+from focal_twins.config.load import load_config
+from focal_twins.data.dataset import DataError
+from focal_twins.distributed.ranks import Dist
+from focal_twins.errors import UserError
+from focal_twins.files.weights import CLASSES, write_checkpoint
+from focal_twins.inference.evaluate import evaluate_checkpoint
+from focal_twins.inference.export import export_checkpoint
+from focal_twins.inference.exported import ExportedModel
+from focal_twins.inference.trained import TrainedModel
+from focal_twins.tasks import task
+from focal_twins.tasks.classification.evaluation_report import worst_classes
+from focal_twins.tasks.classification.evaluator import ClassificationEvaluator
+from focal_twins.tasks.classification.label_maps import LabelSpace
+from focal_twins.tasks.classification.metrics import Metrics, Scoring, batch_counts, predictions
+from focal_twins.tasks.classification.task import Classification
+from focal_twins.tasks.evaluation_file import evaluation_path, write_evaluation
 from tests.conftest import DIGITS_CONFIG, TOY_MODEL
 from tests.trained import write_digits_checkpoint
 
@@ -334,7 +334,7 @@ def setting(tmp_path, monkeypatch):
         options = [f"data.path={tmp_path}", "data.mean=[0.0]", "data.std=[1.0]", "eval.batch_size=4", "data.workers=1"]
         config = load_config(config, [*options, *overrides])
         trained = TrainedModel(config, network(), "raw", names)
-        monkeypatch.setattr("src.inference.evaluate.load_for_inference", lambda *_: trained)
+        monkeypatch.setattr("focal_twins.inference.evaluate.load_for_inference", lambda *_: trained)
         metrics = evaluate_checkpoint(config, Dist(), str(checkpoint), json_path=json_path).metrics
         path = json_path or tmp_path / "run" / "eval_best_raw_val.json"
         return metrics, json.loads(path.read_text()) if path.is_file() else None

@@ -12,18 +12,18 @@ import pytest
 from mindspore import Tensor, nn
 from safetensors.numpy import save_file
 
-from src.config.load import load_config
-from src.distributed.ranks import Dist
-from src.errors import UserError
-from src.files.weights import official_names
-from src.inference import export as exporting
-from src.inference.export import export_checkpoint, exportable, verify
-from src.inference.exported import ExportedModel, description_path
-from src.inference.onnx_files import make_expressible, write_onnx
-from src.models import create_model
-from src.models.device_options import set_device_options
-from src.tasks.find_task import create_task
-from src.tasks.task import Signature, TensorSpec
+from focal_twins.config.load import load_config
+from focal_twins.distributed.ranks import Dist
+from focal_twins.errors import UserError
+from focal_twins.files.weights import official_names
+from focal_twins.inference import export as exporting
+from focal_twins.inference.export import export_checkpoint, exportable, verify
+from focal_twins.inference.exported import ExportedModel, description_path
+from focal_twins.inference.onnx_files import make_expressible, write_onnx
+from focal_twins.models import create_model
+from focal_twins.models.device_options import set_device_options
+from focal_twins.tasks.find_task import create_task
+from focal_twins.tasks.task import Signature, TensorSpec
 from tests.models.test_training_options import FAMILIES
 from tests.reference import images
 from tests.trained import with_formula_weights
@@ -156,7 +156,7 @@ def test_a_file_of_other_weights_is_refused_and_leaves_no_trace(trained, mindir,
 @of_one_family
 def test_without_the_packages_onnx_is_written_and_said_to_be_unverified(trained, tmp_path, monkeypatch, capsys):
     config, checkpoint, _ = trained
-    monkeypatch.setattr("src.inference.onnx_files.find_spec", lambda name: None)
+    monkeypatch.setattr("focal_twins.inference.onnx_files.find_spec", lambda name: None)
     path = export_checkpoint(config, Dist(), checkpoint, "auto", "ONNX", tmp_path / "x.onnx", batch_size=None)
     assert "written but not verified: onnx and onnxruntime not installed: pip install" in capsys.readouterr().out
     assert json.loads(description_path(path).read_text())["verified"] is None
@@ -194,8 +194,8 @@ def test_onnx_says_every_option(family, options, tmp_path):
 
 def test_sample_inputs_are_those_of_evaluation(digits):
     """Bit for bit what the input pipeline gives evaluation."""
-    from src.data.open_images import open_images
-    from src.data.pipeline import EvalBatches, UnreadableImages
+    from focal_twins.data.open_images import open_images
+    from focal_twins.data.pipeline import EvalBatches, UnreadableImages
 
     config = load_config("focalv2_digits", [f"data.path={digits}"])
     model = config.build_model("CPU")

@@ -12,19 +12,19 @@ import pytest
 from mindspore import Tensor
 from PIL import Image
 
+from focal_twins.cli import run
+from focal_twins.config.load import load_config
+from focal_twins.data.open_images import open_images
+from focal_twins.data.pipeline import EvalBatches, UnreadableImages
+from focal_twins.data.transforms import EvalTransform, Preprocessing
+from focal_twins.distributed.ranks import Dist
+from focal_twins.files.names import escape_name, unescape_name
+from focal_twins.files.weights import save_weights
+from focal_twins.inference.export import export_checkpoint
+from focal_twins.inference.trained import load_for_inference
+from focal_twins.tasks.classification.predictor import Classifier, predict, softmax
+from focal_twins.tasks.find_task import create_task
 from scripts import predict as script
-from src.cli import run
-from src.config.load import load_config
-from src.data.open_images import open_images
-from src.data.pipeline import EvalBatches, UnreadableImages
-from src.data.transforms import EvalTransform, Preprocessing
-from src.distributed.ranks import Dist
-from src.files.names import escape_name, unescape_name
-from src.files.weights import save_weights
-from src.inference.export import export_checkpoint
-from src.inference.trained import load_for_inference
-from src.tasks.classification.predictor import Classifier, predict, softmax
-from src.tasks.find_task import create_task
 from tests.conftest import DIGITS_CONFIG, TOY_MODEL
 from tests.trained import DIGIT_NAMES, write_digits_checkpoint
 

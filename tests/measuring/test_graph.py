@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
-from src.measuring.graph import Operator, activation_bytes, compiled_operators, multiply_accumulates, peak_bytes
-from src.models import create_model
-from src.models.backbones.focal_windows import displacements, nearest_keys
-from src.models.convolutions import Conv2d
-from src.models.device_options import set_device_options
-from src.models.layers import Dense
+from focal_twins.measuring.graph import Operator, activation_bytes, compiled_operators, multiply_accumulates, peak_bytes
+from focal_twins.models import create_model
+from focal_twins.models.backbones.focal_windows import displacements, nearest_keys
+from focal_twins.models.convolutions import Conv2d
+from focal_twins.models.device_options import set_device_options
+from focal_twins.models.layers import Dense
 from tests.conftest import ROOT
 
 TINY = "focalv2_tiny_useconv_patch4_window7_224"

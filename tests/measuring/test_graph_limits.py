@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import yaml
 
+from focal_twins.measuring.graph import activation_bytes, compiled_operators, peak_bytes
+from focal_twins.models import create_model
 from scripts.benchmark_own import update
-from src.measuring.graph import activation_bytes, compiled_operators, peak_bytes
-from src.models import create_model
 from tests.conftest import ROOT
 
 LIMITS = ROOT / "tests/reference/graph_limits.yaml"

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from src.measuring.machine import OthersLoad, descendants, process_seconds
+from focal_twins.measuring.machine import OthersLoad, descendants, process_seconds
 
 BURN = "import time\nend = time.process_time() + {}\nwhile time.process_time() < end: pass"
 # A shell that ends at once leaves its child to the system: nobody's descendant here.
@@ -26,7 +26,9 @@ def test_ones_own_processes_do_not_count(monkeypatch):
     child = subprocess.Popen([sys.executable, "-c", BURN.format(0.5) + "\ntime.sleep(60)"])
     try:
         used = (lambda: time.process_time() + process_seconds(child.pid), time.monotonic)
-        monkeypatch.setattr("src.measuring.machine._processor_seconds", lambda: tuple(clock() for clock in used))
+        monkeypatch.setattr(
+            "focal_twins.measuring.machine._processor_seconds", lambda: tuple(clock() for clock in used)
+        )
         watch = OthersLoad()
         before = process_seconds(child.pid)
         for _ in range(200):

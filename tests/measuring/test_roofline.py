@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from focal_twins.measuring.graph import Operator, TensorType
 from scripts.roofline import Cost, operator_blocks
-from src.measuring.graph import Operator, TensorType
 
 PRODUCT = Operator(0, "MatMul", (), (TensorType((2, 3), "float16"),), "Default/head-Dense/MatMul-op0")
 

@@ -5,14 +5,14 @@ import sys
 
 import pytest
 
-from src.errors import UserError
-from src.measuring.turns import PROCESSORS, Worker, check_same_threads
-from tests.conftest import ROOT
+from focal_twins.errors import UserError
+from focal_twins.measuring.turns import PROCESSORS, Worker, check_same_threads
+from tests.conftest import PACKAGE
 
 SERVER = f"""
 import sys
-sys.path.insert(0, {str(ROOT)!r})
-from src.measuring.turns import serve
+sys.path.insert(0, {str(PACKAGE.parent)!r})
+from focal_twins.measuring.turns import serve
 
 def prepare():
     print("what others print is no answer")
@@ -56,10 +56,10 @@ def test_an_end_says_why(worker):
 # scikit-learn's OpenMP is GNU's, as PyTorch's is: it takes OMP_NUM_THREADS from the C library's environment.
 OPENMP = f"""
 import sys
-sys.path.insert(0, {str(ROOT)!r})
+sys.path.insert(0, {str(PACKAGE.parent)!r})
 import sklearn.utils._openmp_helpers
 from threadpoolctl import threadpool_info
-from src.measuring.turns import serve
+from focal_twins.measuring.turns import serve
 
 def threads():
     return next(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "openmp")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from src.models.batch_norm import BatchNorm, running_statistics_kept, synchronise_batch_norms
+from focal_twins.models.batch_norm import BatchNorm, running_statistics_kept, synchronise_batch_norms
 
 CHANNELS = 5
 

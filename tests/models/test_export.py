@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from src.models import create_model
+from focal_twins.models import create_model
 from tests.models.test_training_options import FAMILIES
 from tests.reference import images
 

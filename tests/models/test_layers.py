@@ -6,10 +6,10 @@ from mindspore import ParameterTuple, Tensor, nn, ops
 from mindspore import dtype as mstype
 from scipy.special import ndtr
 
-from src.models.convolutions import Conv2d, DepthwiseConv2d
-from src.models.device_options import set_device_options
-from src.models.gathers import RowGather, gather_rows
-from src.models.layers import AddBias, Dense, Dropout, Gelu, LayerNorm, draw_drop_path, mix_bits
+from focal_twins.models.convolutions import Conv2d, DepthwiseConv2d
+from focal_twins.models.device_options import set_device_options
+from focal_twins.models.gathers import RowGather, gather_rows
+from focal_twins.models.layers import AddBias, Dense, Dropout, Gelu, LayerNorm, draw_drop_path, mix_bits
 
 
 class Gradients(nn.Cell):

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from src.models.convolutions import Conv2d
-from src.models.device_options import set_device_options
-from src.models.level_layers import LevelGroupNorm, SharedConv, SharedConvNorm, level_spans
-from src.models.resize import MaxPool
+from focal_twins.models.convolutions import Conv2d
+from focal_twins.models.device_options import set_device_options
+from focal_twins.models.level_layers import LevelGroupNorm, SharedConv, SharedConvNorm, level_spans
+from focal_twins.models.resize import MaxPool
 
 SIZES = ((5, 7), (3, 4), (1, 2))
 LENGTH = sum(h * w for h, w in SIZES)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from src.files.weights import load_weights, official_names
-from src.models import create_model, list_models
-from src.training.optimizer import has_weight_decay
+from focal_twins.files.weights import load_weights, official_names
+from focal_twins.models import create_model, list_models
+from focal_twins.training.optimizer import has_weight_decay
 from tests.conftest import one_of_each_kind_or_exhaustive
 from tests.reference import figures, formula_weights, images
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from mindspore import Tensor, ops
 
-from src.models.backbones.backbone import FeatureMap
-from src.models.convolutions import EnlargedConvolution, MapConvolution
-from src.models.device_options import set_device_options
-from src.models.pyramid import FPN, PyramidConv, same_conv
-from src.models.resize import BilinearResize
+from focal_twins.models.backbones.backbone import FeatureMap
+from focal_twins.models.convolutions import EnlargedConvolution, MapConvolution
+from focal_twins.models.device_options import set_device_options
+from focal_twins.models.pyramid import FPN, PyramidConv, same_conv
+from focal_twins.models.resize import BilinearResize
 
 
 def drawn(*shape, seed=0):

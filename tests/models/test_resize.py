@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, ops
 
-from src.models.resize import AdaptiveAveragePool, BilinearResize, NearestResize, bilinear_matrix
+from focal_twins.models.resize import AdaptiveAveragePool, BilinearResize, NearestResize, bilinear_matrix
 
 CHANNELS = 3
 SIZES = [((3, 5), (6, 10)), ((4, 6), (7, 9)), ((7, 9), (4, 3)), ((1, 1), (3, 2)), ((5, 5), (1, 5)), ((2, 3), (2, 3))]

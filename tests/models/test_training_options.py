@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from src.files.weights import load_weights, official_names
-from src.measuring.graph import compiled_operators
-from src.models import create_model
+from focal_twins.files.weights import load_weights, official_names
+from focal_twins.measuring.graph import compiled_operators
+from focal_twins.models import create_model
 from tests.reference import formula_value, images
 
 FOCAL = {

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from src.pages.charts import MAX_DRAWN_POINTS, Axis, Chart, Series, format_number, render, thin_points
+from focal_twins.pages.charts import MAX_DRAWN_POINTS, Axis, Chart, Series, format_number, render, thin_points
 
 
 def test_ticks_are_round_and_within_the_axis():

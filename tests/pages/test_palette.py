@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from src.pages.palette import COLOURS, IGNORED, OKABE_ITO, hexadecimal, palette
+from focal_twins.pages.palette import COLOURS, IGNORED, OKABE_ITO, hexadecimal, palette
 
 
 def test_every_class_has_a_colour_of_its_own_whatever_their_number():

@@ -11,19 +11,19 @@ import mindspore
 import numpy as np
 import pytest
 
-from src.config.load import load_config
-from src.data.open_images import open_images
-from src.data.pack_mindrecord import make_mindrecord
-from src.data.transforms import Preprocessing
-from src.inference.trained import open_model
-from src.pages.page import Section
-from src.pages.page import page as write_page
-from src.reporting.comparison import Comparison, short_names
-from src.reporting.run_files import read_run
-from src.reporting.run_report import LISTED_UPDATES, report_or_warn, report_page, write_report
-from src.tasks.classification.confusion import DRAWN_CLASSES, drawn_classes
-from src.tasks.classification.evaluation_report import CONFUSED_IMAGES, CONFUSED_PAIRS
-from src.tasks.classification.predictor import Classifier, predict
+from focal_twins.config.load import load_config
+from focal_twins.data.open_images import open_images
+from focal_twins.data.pack_mindrecord import make_mindrecord
+from focal_twins.data.transforms import Preprocessing
+from focal_twins.inference.trained import open_model
+from focal_twins.pages.page import Section
+from focal_twins.pages.page import page as write_page
+from focal_twins.reporting.comparison import Comparison, short_names
+from focal_twins.reporting.run_files import read_run
+from focal_twins.reporting.run_report import LISTED_UPDATES, report_or_warn, report_page, write_report
+from focal_twins.tasks.classification.confusion import DRAWN_CLASSES, drawn_classes
+from focal_twins.tasks.classification.evaluation_report import CONFUSED_IMAGES, CONFUSED_PAIRS
+from focal_twins.tasks.classification.predictor import Classifier, predict
 from tests.chromium import needs_chromium, opened
 from tests.conftest import DIGITS_CONFIG, ROOT
 from tests.processes import train_command
@@ -101,7 +101,7 @@ def test_a_finished_run_s_report_is_made_again_and_its_failure_is_one_line(run, 
 
 
 def test_a_defect_of_the_report_is_one_line_too(written, monkeypatch, capsys):
-    monkeypatch.setattr("src.reporting.run_report.report_page", lambda *_: 1 / 0)
+    monkeypatch.setattr("focal_twins.reporting.run_report.report_page", lambda *_: 1 / 0)
     report_or_warn(written("run", lines_of(1)))
     assert capsys.readouterr().err.startswith("warning: no report: division by zero; python scripts/report.py ")
 

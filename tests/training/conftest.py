@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from src.config.load import load_config
-from src.distributed.ranks import start
-from src.training.trainer import Trainer
+from focal_twins.config.load import load_config
+from focal_twins.distributed.ranks import start
+from focal_twins.training.trainer import Trainer
 from tests.conftest import DIGITS_CONFIG, TOY_MODEL
 from tests.training.states import EVERYTHING
 

@@ -4,7 +4,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from src.tasks.losses import Losses
+from focal_twins.tasks.losses import Losses
 from tests.training.plain_step import plain_step
 
 RATE, ROWS, UPDATES = 0.1, 12, 3

@@ -1,8 +1,8 @@
 """A training step without what hides the gradients: plain gradient descent, no average, no clipping."""
 
-from src.config.schema import OptimizerConfig
-from src.training.optimizer import create_optimizer
-from src.training.train_step import LossScale, TrainStep
+from focal_twins.config.schema import OptimizerConfig
+from focal_twins.training.optimizer import create_optimizer
+from focal_twins.training.train_step import LossScale, TrainStep
 
 
 def plain_step(losses, model, scale=1024.0, **arguments):

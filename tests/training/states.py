@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from src.files.weights import read_checkpoint
+from focal_twins.files.weights import read_checkpoint
 
 # What a run can have on, beside the average and the dynamic loss scale.
 RECIPE = [

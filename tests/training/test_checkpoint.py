@@ -6,10 +6,10 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from src.files import ckpt
-from src.files.weights import save_weights
-from src.training.checkpoint import CheckpointError, CheckpointFolder, Progress, Snapshot
-from src.training.run_folder import RunFolder
+from focal_twins.files import ckpt
+from focal_twins.files.weights import save_weights
+from focal_twins.training.checkpoint import CheckpointError, CheckpointFolder, Progress, Snapshot
+from focal_twins.training.run_folder import RunFolder
 from tests.training.test_train_step import Linear
 
 

@@ -6,13 +6,13 @@ import shutil
 
 import pytest
 
-from src.config.load import load_config
-from src.distributed.ranks import Dist, start
-from src.inference.evaluate import evaluate_checkpoint
-from src.inference.trained import open_checkpoint
-from src.reporting.run_files import read_run
-from src.reporting.run_report import report_page
-from src.training.trainer import Trainer
+from focal_twins.config.load import load_config
+from focal_twins.distributed.ranks import Dist, start
+from focal_twins.inference.evaluate import evaluate_checkpoint
+from focal_twins.inference.trained import open_checkpoint
+from focal_twins.reporting.run_files import read_run
+from focal_twins.reporting.run_report import report_page
+from focal_twins.training.trainer import Trainer
 from tests.conftest import ROOT
 
 EARLIER = ROOT / "tests" / "reference" / "earlier_run"

@@ -7,13 +7,13 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from src.config.load import CONFIG_ROOT, ConfigError, load_config
-from src.distributed.ranks import start
-from src.files.weights import load_weights, read_checkpoint, select_weights
-from src.models import create_model
-from src.models.layers import Dropout, DropPath
-from src.training.checkpoint import CheckpointError
-from src.training.trainer import Trainer
+from focal_twins.config.load import CONFIG_ROOT, ConfigError, load_config
+from focal_twins.distributed.ranks import start
+from focal_twins.files.weights import load_weights, read_checkpoint, select_weights
+from focal_twins.models import create_model
+from focal_twins.models.layers import Dropout, DropPath
+from focal_twins.training.checkpoint import CheckpointError
+from focal_twins.training.trainer import Trainer
 from tests.conftest import DIGITS_CONFIG, ROOT, SMALL_MODEL, TOY_MODEL
 from tests.models.test_training_options import FAMILIES
 from tests.trained import write_digits_checkpoint

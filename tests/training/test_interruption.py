@@ -7,9 +7,9 @@ import time
 import numpy as np
 import pytest
 
-from src.files.weights import read_checkpoint
-from src.training import interruption
-from src.training.interruption import Interruption, Stopped
+from focal_twins.files.weights import read_checkpoint
+from focal_twins.training import interruption
+from focal_twins.training.interruption import Interruption, Stopped
 from tests.training.states import EVERYTHING, assert_same_end
 
 

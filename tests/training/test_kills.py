@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from src.files import ckpt
-from src.training.checkpoint import CheckpointFolder
+from focal_twins.files import ckpt
+from focal_twins.training.checkpoint import CheckpointFolder
 from tests.conftest import DIGITS_CONFIG, ROOT, TOY_MODEL
 from tests.training.states import RECIPE, assert_same_state, metrics
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from src.files.weights import select_weights
-from src.measuring.graph import compiled_operators
-from src.models.batch_norm import BatchNorm
-from src.training.checkpoint import Progress
-from src.training.ema import ExponentialMovingAverage
-from src.training.outcomes import Outcome, Outcomes
+from focal_twins.files.weights import select_weights
+from focal_twins.measuring.graph import compiled_operators
+from focal_twins.models.batch_norm import BatchNorm
+from focal_twins.training.checkpoint import Progress
+from focal_twins.training.ema import ExponentialMovingAverage
+from focal_twins.training.outcomes import Outcome, Outcomes
 from tests.training.counted_losses import (
     UPDATES,
     CountedLosses,

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.config.schema import OptimizerConfig
-from src.measuring.graph import compiled_operators
-from src.models import create_model
-from src.training.optimizer import LAMB, SGD, AdamW, create_optimizer, layer_rate_scales
+from focal_twins.config.schema import OptimizerConfig
+from focal_twins.measuring.graph import compiled_operators
+from focal_twins.models import create_model
+from focal_twins.training.optimizer import LAMB, SGD, AdamW, create_optimizer, layer_rate_scales
 from tests.models.test_training_options import FAMILIES
 
 BETAS = (0.9, 0.999)

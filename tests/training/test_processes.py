@@ -12,9 +12,9 @@ import numpy as np
 import psutil
 import pytest
 
-from src.files.weights import STATE_PREFIX, read_checkpoint, select_weights, write_checkpoint
-from src.training.checkpoint import Progress
-from tests.conftest import DIGITS_CONFIG, ROOT, TOY_MODEL
+from focal_twins.files.weights import STATE_PREFIX, read_checkpoint, select_weights, write_checkpoint
+from focal_twins.training.checkpoint import Progress
+from tests.conftest import DIGITS_CONFIG, ROOT, SOURCES, TOY_MODEL
 from tests.processes import end, mpirun, msrun, rank_process, remaining, run, start, train_command
 from tests.training.states import assert_same_state, metrics, tensors
 
@@ -86,10 +86,10 @@ def test_ten_updates_of_several_processes_are_those_of_one(launcher, ranks, ten_
 STATE_OF_EACH_RANK = """
 import sys
 import zlib
-from src.config.load import load_config
-from src.distributed.ranks import start
-from src.distributed.launch import leave
-from src.training.trainer import Trainer
+from focal_twins.config.load import load_config
+from focal_twins.distributed.ranks import start
+from focal_twins.distributed.launch import leave
+from focal_twins.training.trainer import Trainer
 
 config = load_config(sys.argv[1], sys.argv[2:])
 trainer = Trainer(config, start(config))
@@ -106,7 +106,7 @@ def test_weights_moments_and_averages_are_the_same_on_all_ranks(digits, tmp_path
     program = tmp_path / "state.py"
     program.write_text(STATE_OF_EACH_RANK)
     arguments = train_command(digits, tmp_path / "run", "train.batch_size=24", "train.stop_after_update=5")[2:]
-    done = run(mpirun(2, program, *arguments), PYTHONPATH=str(ROOT))
+    done = run(mpirun(2, program, *arguments), PYTHONPATH=SOURCES)
     states = re.findall("state of a rank: (.*)", done.stdout)
     assert len(states) == 2, done.stderr
     assert states[0] == states[1]
@@ -293,7 +293,7 @@ def test_the_rank_that_others_wait_for_is_named(digits, shared_graphs, tmp_path,
     assert any("training moves again" in line for line in errors)
     # mpirun forwards it to all that its processes started; without the scheduler, they could not go on for long.
     scheduler = next(
-        child for child in rank_process(job, 0).children() if "src.distributed.scheduler" in child.cmdline()
+        child for child in rank_process(job, 0).children() if "focal_twins.distributed.scheduler" in child.cmdline()
     )
     other.suspend()
     job.send_signal(signal.SIGUSR1)

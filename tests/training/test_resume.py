@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from src.errors import UserError
+from focal_twins.errors import UserError
 from tests.training.states import EVERYTHING, assert_same_end, assert_same_state, metrics, tensors
 
 

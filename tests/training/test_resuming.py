@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from src.config.load import load_config
-from src.files import ckpt
-from src.training.checkpoint import Progress
-from src.training.resuming import changed_keys, changes
+from focal_twins.config.load import load_config
+from focal_twins.files import ckpt
+from focal_twins.training.checkpoint import Progress
+from focal_twins.training.resuming import changed_keys, changes
 from tests.conftest import DIGITS_CONFIG
 
 THEN = Progress(epoch=2, images=960, update=38, devices=1, global_batch=96)  # 14 updates an epoch

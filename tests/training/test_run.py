@@ -8,16 +8,16 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from src.config.load import load_config
-from src.data.open_images import open_images
-from src.data.pipeline import EvalBatches
-from src.errors import UserError
-from src.files.weights import WeightsError, load_weights, read_checkpoint, select_weights
-from src.models import create_model
-from src.models.layers import LayerNorm
-from src.models.precision import apply_precision, missing_kernels_named
-from src.tasks.task import evaluate
-from src.training.checkpoint import CheckpointError
+from focal_twins.config.load import load_config
+from focal_twins.data.open_images import open_images
+from focal_twins.data.pipeline import EvalBatches
+from focal_twins.errors import UserError
+from focal_twins.files.weights import WeightsError, load_weights, read_checkpoint, select_weights
+from focal_twins.models import create_model
+from focal_twins.models.layers import LayerNorm
+from focal_twins.models.precision import apply_precision, missing_kernels_named
+from focal_twins.tasks.task import evaluate
+from focal_twins.training.checkpoint import CheckpointError
 from tests.processes import holding, train_command
 from tests.reference import images
 from tests.training.states import tensors

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from src.distributed.ranks import Dist
-from src.errors import UserError
-from src.files.weights import read_checkpoint
-from src.training.checkpoint import CheckpointError, CheckpointFolder, Progress
-from src.training.metrics_log import MetricsLog
-from src.training.run_folder import RunFolder
-from src.training.saving import Saver
+from focal_twins.distributed.ranks import Dist
+from focal_twins.errors import UserError
+from focal_twins.files.weights import read_checkpoint
+from focal_twins.training.checkpoint import CheckpointError, CheckpointFolder, Progress
+from focal_twins.training.metrics_log import MetricsLog
+from focal_twins.training.run_folder import RunFolder
+from focal_twins.training.saving import Saver
 from tests.training.states import metrics
 from tests.training.test_checkpoint import snapshot
 
@@ -143,7 +143,7 @@ def test_a_save_that_failed_on_the_main_rank_is_an_error_on_all(trainer):
 
 
 def test_an_error_does_not_cut_the_save_in_progress(trainer):
-    """The process may be ended right after (src.distributed.launch.leave)."""
+    """The process may be ended right after (focal_twins.distributed.launch.leave)."""
     run = trainer("run", "train.save_interval=2")
     write = run.checkpoints.save_within_epoch
 

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from src.config.load import ConfigError, OptimizerConfig, ScheduleConfig, load_config
-from src.training.schedule import RunLength, learning_rate, run_length
+from focal_twins.config.load import ConfigError, OptimizerConfig, ScheduleConfig, load_config
+from focal_twins.training.schedule import RunLength, learning_rate, run_length
 from tests.reference import figures
 
 SMALL = "focalv2_small_useconv_patch4_window7_224"

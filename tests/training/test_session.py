@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from src.training import session
+from focal_twins.training import session
 
 
 def git(folder, *arguments):

@@ -8,8 +8,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from src.training.metrics_log import MetricsLog
-from src.training.tensorboard_events import PREFIX
+from focal_twins.training.metrics_log import MetricsLog
+from focal_twins.training.tensorboard_events import PREFIX
 
 
 def by_tag(folder):

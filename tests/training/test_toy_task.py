@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import yaml
 
-from src.config.load import ConfigError, load_config
-from src.distributed.ranks import Dist, start
-from src.errors import UserError
-from src.inference.evaluate import evaluate_checkpoint
-from src.inference.export import export_checkpoint
-from src.inference.trained import open_model
-from src.reporting.comparison import Comparison
-from src.reporting.run_files import read_run
-from src.reporting.run_report import report_page
-from src.training.trainer import Trainer
+from focal_twins.config.load import ConfigError, load_config
+from focal_twins.distributed.ranks import Dist, start
+from focal_twins.errors import UserError
+from focal_twins.inference.evaluate import evaluate_checkpoint
+from focal_twins.inference.export import export_checkpoint
+from focal_twins.inference.trained import open_model
+from focal_twins.reporting.comparison import Comparison
+from focal_twins.reporting.run_files import read_run
+from focal_twins.reporting.run_report import report_page
+from focal_twins.training.trainer import Trainer
 from tests import toy_task
 from tests.training.states import assert_same_state, metrics, tensors
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from mindspore import Parameter, ParameterTuple, Tensor, nn
 
-from src.config.schema import OptimizerConfig
-from src.data.mixup import soft_targets
-from src.models import create_model
-from src.tasks.classification.loss import SoftTargetCrossEntropy
-from src.training.ema import ExponentialMovingAverage
-from src.training.optimizer import create_optimizer, has_weight_decay
-from src.training.train_step import LossScale, TrainStep
+from focal_twins.config.schema import OptimizerConfig
+from focal_twins.data.mixup import soft_targets
+from focal_twins.models import create_model
+from focal_twins.tasks.classification.loss import SoftTargetCrossEntropy
+from focal_twins.training.ema import ExponentialMovingAverage
+from focal_twins.training.optimizer import create_optimizer, has_weight_decay
+from focal_twins.training.train_step import LossScale, TrainStep
 from tests.training.test_optimizer import NumpyAdamW
 
 pytestmark = pytest.mark.usefixtures("graph_mode")

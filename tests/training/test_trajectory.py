@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.config.schema import OptimizerConfig
-from src.data.mixup import soft_targets
-from src.files.weights import load_weights
-from src.models import create_model
-from src.tasks.classification.loss import SoftTargetCrossEntropy
-from src.training.ema import ExponentialMovingAverage
-from src.training.optimizer import create_optimizer
-from src.training.train_step import LossScale, TrainStep
+from focal_twins.config.schema import OptimizerConfig
+from focal_twins.data.mixup import soft_targets
+from focal_twins.files.weights import load_weights
+from focal_twins.models import create_model
+from focal_twins.tasks.classification.loss import SoftTargetCrossEntropy
+from focal_twins.training.ema import ExponentialMovingAverage
+from focal_twins.training.optimizer import create_optimizer
+from focal_twins.training.train_step import LossScale, TrainStep
 from tests.reference import figures, formula_weights, images
 from tests.training.test_train_step import take
 

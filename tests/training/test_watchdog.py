@@ -3,8 +3,8 @@
 import threading
 import time
 
-from src.distributed.ranks import Dist
-from src.training.watchdog import Position, Watchdog, stall_line
+from focal_twins.distributed.ranks import Dist
+from focal_twins.training.watchdog import Position, Watchdog, stall_line
 
 READING, TRAINING, EVALUATING = 0, 1, 2
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from src.files.weights import official_names
-from src.models import ArgumentError, create_model
-from src.models.backbones.backbone import FeatureMap, share_parameters
-from src.models.device_options import device_options, set_device_options
-from src.models.layers import DropPath
+from focal_twins.files.weights import official_names
+from focal_twins.models import ArgumentError, create_model
+from focal_twins.models.backbones.backbone import FeatureMap, share_parameters
+from focal_twins.models.device_options import device_options, set_device_options
+from focal_twins.models.layers import DropPath
 from tests.models.test_training_options import FAMILIES
 from tests.reference import FOLDER, figures, formula_value, images
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.files.weights import load_weights, official_names
-from src.models import ArgumentError, create_model, list_models, resolve_arguments
-from src.models.backbones.focal_transformer import WindowPool
-from src.models.device_options import set_device_options
+from focal_twins.files.weights import load_weights, official_names
+from focal_twins.models import ArgumentError, create_model, list_models, resolve_arguments
+from focal_twins.models.backbones.focal_transformer import WindowPool
+from focal_twins.models.device_options import set_device_options
 from tests.reference import images
 
 TINY = "focalv2_tiny_useconv_patch4_window7_224"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from src.models.backbones.focal_windows import displacements, distinct, nearest_keys, window_grid
+from focal_twins.models.backbones.focal_windows import displacements, distinct, nearest_keys, window_grid
 from tests.reference import FOLDER
 
 

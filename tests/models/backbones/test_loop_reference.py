@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.files.weights import official_names
-from src.models import create_model
+from focal_twins.files.weights import official_names
+from focal_twins.models import create_model
 from tests.loop_reference import closest, focal_transformer, pair, twins
 from tests.reference import formula_value
 

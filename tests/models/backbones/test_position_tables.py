@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from src.models.backbones.focal_windows import ring_tokens
-from src.models.backbones.position_tables import (
+from focal_twins.models.backbones.focal_windows import ring_tokens
+from focal_twins.models.backbones.position_tables import (
     bicubic,
     geometric,
     resize_map,

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor, ops
 
-from src.files.weights import load_weights, official_names
-from src.models import ArgumentError, create_model
-from src.models.device_options import set_device_options
+from focal_twins.files.weights import load_weights, official_names
+from focal_twins.models import ArgumentError, create_model
+from focal_twins.models.device_options import set_device_options
 from tests.reference import images
 
 SMALL = {

@@ -8,12 +8,12 @@ import pytest
 from mindspore import Tensor, nn
 from mindspore.nn.utils import no_init_parameters
 
-from src.files.class_rows import choose_rows
-from src.files.weights import load_weights, official_names
-from src.models import ArgumentError, create_model
-from src.models.detectors.anchors import padded_extent
-from src.models.detectors.losses import BinaryCrossEntropy, SigmoidFocalLoss, SmoothL1Loss
-from src.models.device_options import device_options, set_device_options
+from focal_twins.files.class_rows import choose_rows
+from focal_twins.files.weights import load_weights, official_names
+from focal_twins.models import ArgumentError, create_model
+from focal_twins.models.detectors.anchors import padded_extent
+from focal_twins.models.detectors.losses import BinaryCrossEntropy, SigmoidFocalLoss, SmoothL1Loss
+from focal_twins.models.device_options import device_options, set_device_options
 from tests.models.test_training_options import FAMILIES
 from tests.reference import formula_value, images
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.models.detectors.anchors import AnchorShapes, anchors_on, padded_extent
-from src.models.detectors.assign import (
+from focal_twins.models.detectors.anchors import AnchorShapes, anchors_on, padded_extent
+from focal_twins.models.detectors.assign import (
     BACKGROUND,
     IGNORED,
     IouRule,
@@ -16,9 +16,9 @@ from src.models.detectors.assign import (
     assign_by_iou,
     labels_of_matches,
 )
-from src.models.detectors.box_layers import clip_to_extents, decode_deltas, paired_giou, paired_iou
-from src.models.detectors.boxes import areas, clip, encode, iou
-from src.models.detectors.selection import SelectionRule, non_maximum_suppression, select_detections
+from focal_twins.models.detectors.box_layers import clip_to_extents, decode_deltas, paired_giou, paired_iou
+from focal_twins.models.detectors.boxes import areas, clip, encode, iou
+from focal_twins.models.detectors.selection import SelectionRule, non_maximum_suppression, select_detections
 from tests.reference import FOLDER
 
 PIECES = np.load(FOLDER / "dense/box_pieces.npz")

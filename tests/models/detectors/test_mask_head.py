@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.models.detectors.mask_head import ClassLogits, Doubling, MaskHead, MaskTargets, pack_bitmaps
+from focal_twins.models.detectors.mask_head import ClassLogits, Doubling, MaskHead, MaskTargets, pack_bitmaps
 
 CANVAS = (96, 160)
 

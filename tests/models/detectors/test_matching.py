@@ -5,7 +5,7 @@ import pytest
 from mindspore import Tensor
 from scipy.optimize import linear_sum_assignment
 
-from src.models.detectors.matching import LeastCostMatching
+from focal_twins.models.detectors.matching import LeastCostMatching
 
 
 def matched(costs, counts):

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from src.config.schema import OptimizerConfig
-from src.files.weights import official_names
-from src.models import create_model
-from src.models.backbones.backbone import FeatureMap
-from src.models.detectors.anchor_detector import CandidateChoice
-from src.models.detectors.anchors import AnchorShapes, anchors_on
-from src.models.detectors.atss import STDS, ATSSHead, ATSSLoss, ATSSTargets
-from src.models.detectors.boxes import encode
-from src.models.detectors.retinanet import RetinaHead, RetinaNetLoss, RetinaNetTargets
-from src.models.detectors.selection import SelectionRule, select_detections
-from src.models.pyramid import FPN
-from src.training.optimizer import create_optimizer
+from focal_twins.config.schema import OptimizerConfig
+from focal_twins.files.weights import official_names
+from focal_twins.models import create_model
+from focal_twins.models.backbones.backbone import FeatureMap
+from focal_twins.models.detectors.anchor_detector import CandidateChoice
+from focal_twins.models.detectors.anchors import AnchorShapes, anchors_on
+from focal_twins.models.detectors.atss import STDS, ATSSHead, ATSSLoss, ATSSTargets
+from focal_twins.models.detectors.boxes import encode
+from focal_twins.models.detectors.retinanet import RetinaHead, RetinaNetLoss, RetinaNetTargets
+from focal_twins.models.detectors.selection import SelectionRule, select_detections
+from focal_twins.models.pyramid import FPN
+from focal_twins.training.optimizer import create_optimizer
 from tests.reference import FOLDER, figures, formula_value, trajectory_backbone
 
 CANVAS = (128, 160)

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from src.models.deformable import PlacesOnLevels, SharedDeformableConv
-from src.models.detectors.assign import NEAREST, assign_by_centres
-from src.models.detectors.corners import CornerPool, CornerRefinement
-from src.models.detectors.graph_atss import GraphATSS
-from src.models.detectors.point_losses import FACTORS, RepPointsLosses
-from src.models.detectors.point_targets import BEYOND, PointTargets, corner_radius, places_of_levels
-from src.models.level_layers import SharedConv, level_spans
+from focal_twins.models.deformable import PlacesOnLevels, SharedDeformableConv
+from focal_twins.models.detectors.assign import NEAREST, assign_by_centres
+from focal_twins.models.detectors.corners import CornerPool, CornerRefinement
+from focal_twins.models.detectors.graph_atss import GraphATSS
+from focal_twins.models.detectors.point_losses import FACTORS, RepPointsLosses
+from focal_twins.models.detectors.point_targets import BEYOND, PointTargets, corner_radius, places_of_levels
+from focal_twins.models.level_layers import SharedConv, level_spans
 
 SIZES = ((4, 6), (2, 3))
 LENGTH = 30

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.models.detectors.anchors import AnchorShapes, anchors_on
-from src.models.detectors.box_layers import clip_to_extents, decode_deltas
-from src.models.detectors.boxes import iou
-from src.models.detectors.proposals import STDS, AnchorSampler, Proposals
-from src.models.detectors.selection import non_maximum_suppression
+from focal_twins.models.detectors.anchors import AnchorShapes, anchors_on
+from focal_twins.models.detectors.box_layers import clip_to_extents, decode_deltas
+from focal_twins.models.detectors.boxes import iou
+from focal_twins.models.detectors.proposals import STDS, AnchorSampler, Proposals
+from focal_twins.models.detectors.selection import non_maximum_suppression
 
 SHAPES = AnchorShapes((8, 16), (4.0,), (0.5, 1.0, 2.0))
 CANVAS = (64, 96)

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from src.files.weights import official_names
-from src.models.backbones.backbone import FeatureMap
-from src.models.bifpn import BiFPN
-from src.models.detectors import reppoints_v2
-from src.models.detectors.point_losses import FACTORS, RepPointsLosses, box_of_points
-from src.models.detectors.point_targets import PointTargets
-from src.models.detectors.reppoints_v2 import PointCandidates, RepPointsV2Head
-from src.models.detectors.selection import SelectionRule, select_detections
-from src.models.level_layers import level_spans
+from focal_twins.files.weights import official_names
+from focal_twins.models.backbones.backbone import FeatureMap
+from focal_twins.models.bifpn import BiFPN
+from focal_twins.models.detectors import reppoints_v2
+from focal_twins.models.detectors.point_losses import FACTORS, RepPointsLosses, box_of_points
+from focal_twins.models.detectors.point_targets import PointTargets
+from focal_twins.models.detectors.reppoints_v2 import PointCandidates, RepPointsV2Head
+from focal_twins.models.detectors.selection import SelectionRule, select_detections
+from focal_twins.models.level_layers import level_spans
 from tests.reference import FOLDER, figures, formula_value
 
 FRAME, CLASSES = (384, 384), 7

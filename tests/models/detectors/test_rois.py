@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.models.detectors.rois import RoIAlign, roi_levels
+from focal_twins.models.detectors.rois import RoIAlign, roi_levels
 from tests.reference import FOLDER
 
 SIZES = ((128, 160), (64, 80), (32, 40), (16, 20))

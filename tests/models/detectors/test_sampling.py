@@ -3,7 +3,7 @@
 import numpy as np
 from mindspore import Tensor
 
-from src.models.detectors.sampling import RoISampler
+from focal_twins.models.detectors.sampling import RoISampler
 
 
 def boxes(*intervals):

@@ -8,10 +8,10 @@ import pytest
 from mindspore import Tensor, nn
 from mindspore.nn.utils import no_init_parameters
 
-from src.files.weights import official_names
-from src.models import ArgumentError, create_model
-from src.models.detectors.selection import SelectionRule
-from src.models.detectors.set_losses import SetLosses
+from focal_twins.files.weights import official_names
+from focal_twins.models import ArgumentError, create_model
+from focal_twins.models.detectors.selection import SelectionRule
+from focal_twins.models.detectors.set_losses import SetLosses
 from tests.models.test_training_options import FAMILIES
 from tests.reference import formula_value, images
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from src.files.weights import official_names
-from src.models.detectors.padded_objects import padded_objects
-from src.models.detectors.selection import SelectionRule, select_detections
-from src.models.detectors.set_losses import SetLosses, relative_sides
-from src.models.detectors.sparse_rcnn import DynamicHead, LearnedProposals, SparseRCNN, SparseRoIHead
+from focal_twins.files.weights import official_names
+from focal_twins.models.detectors.padded_objects import padded_objects
+from focal_twins.models.detectors.selection import SelectionRule, select_detections
+from focal_twins.models.detectors.set_losses import SetLosses, relative_sides
+from focal_twins.models.detectors.sparse_rcnn import DynamicHead, LearnedProposals, SparseRCNN, SparseRoIHead
 from tests.reference import FOLDER, figures, formula_value
 
 EXTENTS = ((120, 150), (128, 160))

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from src.files.weights import official_names
-from src.models.backbones.backbone import FeatureMap
-from src.models.detectors.assign import BACKGROUND, IGNORED, assign_by_iou
-from src.models.detectors.mask_head import pack_bitmaps
-from src.models.detectors.proposals import RULE, Proposals
-from src.models.detectors.rcnn import CascadeRCNN, MaskRCNN
-from src.models.detectors.selection import SelectionRule, select_detections
-from src.models.gathers import rows_of_batch
-from src.tasks.detection.mask_pasting import paste_mask
+from focal_twins.files.weights import official_names
+from focal_twins.models.backbones.backbone import FeatureMap
+from focal_twins.models.detectors.assign import BACKGROUND, IGNORED, assign_by_iou
+from focal_twins.models.detectors.mask_head import pack_bitmaps
+from focal_twins.models.detectors.proposals import RULE, Proposals
+from focal_twins.models.detectors.rcnn import CascadeRCNN, MaskRCNN
+from focal_twins.models.detectors.selection import SelectionRule, select_detections
+from focal_twins.models.gathers import rows_of_batch
+from focal_twins.tasks.detection.mask_pasting import paste_mask
 from tests.reference import FOLDER, figures, formula_value
 
 CANVAS = (128, 160)

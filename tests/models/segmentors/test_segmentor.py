@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from src.config.load import CONFIG_ROOT, ConfigError, load_config
-from src.config.schema import OptimizerConfig
-from src.files.weights import LoadReport, WeightsError, load_weights, official_names, save_weights
-from src.models import ArgumentError, create_model, list_models
-from src.models.batch_norm import batch_norms, synchronise_batch_norms
-from src.models.device_options import device_options, set_device_options
-from src.training.optimizer import create_optimizer
+from focal_twins.config.load import CONFIG_ROOT, ConfigError, load_config
+from focal_twins.config.schema import OptimizerConfig
+from focal_twins.files.weights import LoadReport, WeightsError, load_weights, official_names, save_weights
+from focal_twins.models import ArgumentError, create_model, list_models
+from focal_twins.models.batch_norm import batch_norms, synchronise_batch_norms
+from focal_twins.models.device_options import device_options, set_device_options
+from focal_twins.training.optimizer import create_optimizer
 from tests.models.test_training_options import FAMILIES
 from tests.published_rows import assert_says_what_it_is
 from tests.reference import formula_value, images

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from src.config.schema import OptimizerConfig
-from src.files.weights import official_names
-from src.models import create_model
-from src.models.backbones.backbone import FeatureMap
-from src.models.convolutions import Conv2d
-from src.models.pyramid import FPN
-from src.models.resize import BilinearResize
-from src.models.segmentors.semantic_fpn import FPNHead
-from src.models.segmentors.upernet import FCNHead, UPerHead
-from src.tasks.segmentation.loss import PixelCrossEntropy
-from src.training.optimizer import create_optimizer, has_weight_decay
+from focal_twins.config.schema import OptimizerConfig
+from focal_twins.files.weights import official_names
+from focal_twins.models import create_model
+from focal_twins.models.backbones.backbone import FeatureMap
+from focal_twins.models.convolutions import Conv2d
+from focal_twins.models.pyramid import FPN
+from focal_twins.models.resize import BilinearResize
+from focal_twins.models.segmentors.semantic_fpn import FPNHead
+from focal_twins.models.segmentors.upernet import FCNHead, UPerHead
+from focal_twins.tasks.segmentation.loss import PixelCrossEntropy
+from focal_twins.training.optimizer import create_optimizer, has_weight_decay
 from tests.reference import FOLDER, figures, formula_value, images, trajectory_backbone
 
 CHANNELS = (16, 32, 64, 128)

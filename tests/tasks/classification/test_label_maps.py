@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from src.data.dataset import DataError
-from src.tasks.classification.label_maps import LabelSpace, read_class_map, read_valid_labels
+from focal_twins.data.dataset import DataError
+from focal_twins.tasks.classification.label_maps import LabelSpace, read_class_map, read_valid_labels
 
 FOLDERS = ("0", "1", "10", "2")  # sorted as texts, which is not the order of the numbers
 

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.config.load import ConfigError, load_config
-from src.data.decoding import Reading, decode
-from src.data.open_images import open_images
-from src.data.pack_mindrecord import make_mindrecord
-from src.data.pipeline import UnreadableImages
-from src.data.transforms import Preprocessing
-from src.tasks.classification.confusion import thumbnail
-from src.tasks.classification.predictor import Classifier, predict
-from src.tasks.find_task import create_task
+from focal_twins.config.load import ConfigError, load_config
+from focal_twins.data.decoding import Reading, decode
+from focal_twins.data.open_images import open_images
+from focal_twins.data.pack_mindrecord import make_mindrecord
+from focal_twins.data.pipeline import UnreadableImages
+from focal_twins.data.transforms import Preprocessing
+from focal_twins.tasks.classification.confusion import thumbnail
+from focal_twins.tasks.classification.predictor import Classifier, predict
+from focal_twins.tasks.find_task import create_task
 from tests.conftest import DIGITS_CONFIG, TOY_MODEL
 
 MODEL = SimpleNamespace(img_size=(16, 16))

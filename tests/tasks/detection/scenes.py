@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.models.detectors.selection import Detections
+from focal_twins.models.detectors.selection import Detections
 
 CLASSES = ("cell", "a < b", "never")
 CATEGORIES = (4, 2, 9)  # ids of the classes, in no order and with gaps

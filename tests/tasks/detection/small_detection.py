@@ -10,11 +10,11 @@ import yaml
 from mindspore import Tensor
 from PIL import Image
 
-from src.config.load import load_config
-from src.distributed.ranks import start
-from src.models import create_model
-from src.tasks.detection.loss import DetectionLosses
-from src.training.trainer import Trainer
+from focal_twins.config.load import load_config
+from focal_twins.distributed.ranks import start
+from focal_twins.models import create_model
+from focal_twins.tasks.detection.loss import DetectionLosses
+from focal_twins.training.trainer import Trainer
 from tests.training.plain_step import plain_step
 
 CLASSES = ("red", "green")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from src.tasks.detection.coco_figures import BOXES, MASKS, evaluate_coco
+from focal_twins.tasks.detection.coco_figures import BOXES, MASKS, evaluate_coco
 from tests.reference import figures
 
 TRACKED = (100, 300, 1000)  # numbers of detections that the originals evaluate with

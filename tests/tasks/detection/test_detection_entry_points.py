@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from src.files.weights import save_weights
-from src.models import create_model
-from src.tasks.detection.figures import BOX_FIGURES
+from focal_twins.files.weights import save_weights
+from focal_twins.models import create_model
+from focal_twins.tasks.detection.figures import BOX_FIGURES
 from tests.tasks.detection.small_detection import CONFIG, build, make_data, write_config
 
 

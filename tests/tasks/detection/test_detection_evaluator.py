@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from src.distributed.ranks import Dist
-from src.models.detectors.selection import SelectionRule
-from src.tasks.detection.coco_figures import evaluate_coco
-from src.tasks.detection.evaluator import DetectionEvaluator
-from src.tasks.detection.results import coco_boxes
-from src.tasks.evaluation_file import write_evaluation
-from src.tasks.task import evaluate
+from focal_twins.distributed.ranks import Dist
+from focal_twins.models.detectors.selection import SelectionRule
+from focal_twins.tasks.detection.coco_figures import evaluate_coco
+from focal_twins.tasks.detection.evaluator import DetectionEvaluator
+from focal_twins.tasks.detection.results import coco_boxes
+from focal_twins.tasks.evaluation_file import write_evaluation
+from focal_twins.tasks.task import evaluate
 from tests.tasks.detection.scenes import CATEGORIES, CLASSES, OBJECTS, SIZES, Scenes, found_in, on_canvas
 
 RULE = SelectionRule(len(CLASSES), False, False, 0.05, 0.5, 100)

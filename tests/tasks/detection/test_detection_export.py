@@ -10,16 +10,16 @@ import onnxruntime
 import pytest
 from mindspore import Tensor
 
-from src.config.load import load_config
-from src.data.pipeline import EvalBatches, UnreadableImages
-from src.distributed.ranks import Dist
-from src.errors import UserError
-from src.files.weights import CLASSES as NAMES_KEY
-from src.files.weights import CONFIG as CONFIG_KEY
-from src.files.weights import official_names, write_checkpoint
-from src.inference.evaluate import evaluate_checkpoint
-from src.inference.export import export_checkpoint
-from src.tasks.find_task import create_task
+from focal_twins.config.load import load_config
+from focal_twins.data.pipeline import EvalBatches, UnreadableImages
+from focal_twins.distributed.ranks import Dist
+from focal_twins.errors import UserError
+from focal_twins.files.weights import CLASSES as NAMES_KEY
+from focal_twins.files.weights import CONFIG as CONFIG_KEY
+from focal_twins.files.weights import official_names, write_checkpoint
+from focal_twins.inference.evaluate import evaluate_checkpoint
+from focal_twins.inference.export import export_checkpoint
+from focal_twins.tasks.find_task import create_task
 from tests.tasks.detection.small_detection import CLASSES, MASK_RCNN, make_data, write_config
 from tests.trained import with_formula_weights
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.errors import UserError
-from src.tasks.detection.run_sections import CURVES, read_evaluation, sections
-from src.tasks.detection.worst_pictures import RIGHT, WRONG
-from src.tasks.evaluation_file import write_evaluation
-from src.tasks.task import evaluate
+from focal_twins.errors import UserError
+from focal_twins.tasks.detection.run_sections import CURVES, read_evaluation, sections
+from focal_twins.tasks.detection.worst_pictures import RIGHT, WRONG
+from focal_twins.tasks.evaluation_file import write_evaluation
+from focal_twins.tasks.task import evaluate
 from tests.label_files import save_png
 from tests.report_pages import Page
 from tests.tasks.detection.scenes import SIZES, Scenes

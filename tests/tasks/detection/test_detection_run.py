@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.distributed.ranks import Dist
-from src.inference.evaluate import evaluate_checkpoint
-from src.models import create_model
-from src.reporting.run_files import read_run
-from src.reporting.run_report import report_page
-from src.tasks.detection.loss import DetectionLosses
+from focal_twins.distributed.ranks import Dist
+from focal_twins.inference.evaluate import evaluate_checkpoint
+from focal_twins.models import create_model
+from focal_twins.reporting.run_files import read_run
+from focal_twins.reporting.run_report import report_page
+from focal_twins.tasks.detection.loss import DetectionLosses
 from tests.tasks.detection.small_detection import (
     CLASSES,
     CONFIG,

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from src.config.detection import DetectionAugment
-from src.data.coco import CocoImages
-from src.data.dataset import DataError
-from src.data.dense_transforms import rescaled_size, resize_pixels
-from src.data.pipeline import EvalBatches, TrainBatches, UnreadableImages, epoch_order
-from src.data.transforms import normalise
-from src.models.detectors.detector import TargetMaker
-from src.tasks.detection.samples import DetectionEvalSamples, DetectionTrainSamples
+from focal_twins.config.detection import DetectionAugment
+from focal_twins.data.coco import CocoImages
+from focal_twins.data.dataset import DataError
+from focal_twins.data.dense_transforms import rescaled_size, resize_pixels
+from focal_twins.data.pipeline import EvalBatches, TrainBatches, UnreadableImages, epoch_order
+from focal_twins.data.transforms import normalise
+from focal_twins.models.detectors.detector import TargetMaker
+from focal_twins.tasks.detection.samples import DetectionEvalSamples, DetectionTrainSamples
 from tests.coco_files import SIZES, make_coco
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from src.models.detectors.selection import SelectionRule, non_maximum_suppression, select_detections
-from src.models.detectors.suppression import ComposedSuppression, RankedSuppression
-from src.tasks.detection.export_difference import difference_of_rows
-from src.tasks.detection.export_form import CANDIDATES, DETECTIONS, ExportForm, SelectedDetections
+from focal_twins.models.detectors.selection import SelectionRule, non_maximum_suppression, select_detections
+from focal_twins.models.detectors.suppression import ComposedSuppression, RankedSuppression
+from focal_twins.tasks.detection.export_difference import difference_of_rows
+from focal_twins.tasks.detection.export_form import CANDIDATES, DETECTIONS, ExportForm, SelectedDetections
 
 EXTENT = (1000, 1000)
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_masks
 
-from src.tasks.detection import mask_pasting
-from src.tasks.detection.mask_pasting import packed_masks, paste_mask
+from focal_twins.tasks.detection import mask_pasting
+from focal_twins.tasks.detection.mask_pasting import packed_masks, paste_mask
 
 SIZE = (50, 70)
 BOXES = {

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data.box_transforms import placed
-from src.data.coco import rasterise
-from src.errors import UserError
-from src.models.detectors.selection import SelectionRule, select_detections
-from src.pages.palette import palette
-from src.tasks.detection.export_form import CANDIDATES, DETECTIONS
-from src.tasks.detection.predictor import ObjectPredictor
-from src.tasks.detection.preparation import ImagePreparation
+from focal_twins.data.box_transforms import placed
+from focal_twins.data.coco import rasterise
+from focal_twins.errors import UserError
+from focal_twins.models.detectors.selection import SelectionRule, select_detections
+from focal_twins.pages.palette import palette
+from focal_twins.tasks.detection.export_form import CANDIDATES, DETECTIONS
+from focal_twins.tasks.detection.predictor import ObjectPredictor
+from focal_twins.tasks.detection.preparation import ImagePreparation
 from tests.label_files import save_png
 from tests.tasks.detection.scenes import CLASSES, OBJECTS, SIZES
 

@@ -7,9 +7,9 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from src.config.load import load_config
-from src.distributed.ranks import start
-from src.training.trainer import Trainer
+from focal_twins.config.load import load_config
+from focal_twins.distributed.ranks import start
+from focal_twins.training.trainer import Trainer
 
 CLASSES = ("sky", "sea", "sand")
 COLOURS = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200]])

@@ -4,9 +4,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from src.models import create_model
-from src.models.batch_norm import synchronise_batch_norms
-from src.tasks.segmentation.loss import PixelLosses
+from focal_twins.models import create_model
+from focal_twins.models.batch_norm import synchronise_batch_norms
+from focal_twins.tasks.segmentation.loss import PixelLosses
 from tests.tasks.segmentation.small_run import CLASSES, CONFIG
 from tests.training.plain_step import plain_step
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
 
-from src.config.load import load_config
-from src.distributed.ranks import Dist
-from src.errors import UserError
-from src.models import create_model
-from src.models.precision import apply_precision
-from src.models.registry import ArgumentError
-from src.models.segmentors.segmentor import Segmentor
-from src.tasks.segmentation.evaluator import SegmentationEvaluator
-from src.tasks.task import evaluate
+from focal_twins.config.load import load_config
+from focal_twins.distributed.ranks import Dist
+from focal_twins.errors import UserError
+from focal_twins.models import create_model
+from focal_twins.models.precision import apply_precision
+from focal_twins.models.registry import ArgumentError
+from focal_twins.models.segmentors.segmentor import Segmentor
+from focal_twins.tasks.segmentation.evaluator import SegmentationEvaluator
+from focal_twins.tasks.task import evaluate
 from tests.tasks.segmentation.small_run import CLASSES, CONFIG, write_config
 
 IGNORED = 255

@@ -5,8 +5,8 @@ import zlib
 import numpy as np
 import pytest
 
-from src.tasks.segmentation import full_size
-from src.tasks.segmentation.full_size import (
+from focal_twins.tasks.segmentation import full_size
+from focal_twins.tasks.segmentation.full_size import (
     Piece,
     View,
     full_size_labels,

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from src.pages.palette import IGNORED, palette
-from src.tasks.segmentation.label_pictures import colour_image, edges, ignored_index, index_image, overlay
+from focal_twins.pages.palette import IGNORED, palette
+from focal_twins.tasks.segmentation.label_pictures import colour_image, edges, ignored_index, index_image, overlay
 
 
 def test_index_images_hold_the_numbers_of_classes():

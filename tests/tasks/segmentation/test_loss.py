@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from src.models.resize import bilinear_matrix
-from src.tasks.segmentation.loss import PixelLosses
+from focal_twins.models.resize import bilinear_matrix
+from focal_twins.tasks.segmentation.loss import PixelLosses
 
 IGNORED, CLASSES, SIZE = 255, 4, (8, 12)
 MAPS, FACTORS = ((4, 6), (2, 3)), (1.0, 0.4)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from src.tasks.segmentation.metrics import PixelCounts, confusion_matrix
+from focal_twins.tasks.segmentation.metrics import PixelCounts, confusion_matrix
 from tests.reference import FOLDER, figures
 
 CLASSES, IGNORED = 11, 255

@@ -14,26 +14,26 @@ import pytest
 from mindspore import Tensor
 from PIL import Image
 
+from focal_twins.cli import run
+from focal_twins.config.load import load_config
+from focal_twins.data.label_folders import LabelledFolders
+from focal_twins.distributed.ranks import Dist
+from focal_twins.errors import UserError
+from focal_twins.files.weights import CLASSES as NAMES_KEY
+from focal_twins.files.weights import CONFIG as CONFIG_KEY
+from focal_twins.files.weights import official_names, write_checkpoint
+from focal_twins.inference.evaluate import evaluate_checkpoint
+from focal_twins.inference.export import export_checkpoint
+from focal_twins.models.registry import ArgumentError
+from focal_twins.models.resize import bilinear_matrix
+from focal_twins.pages.palette import palette
+from focal_twins.tasks.export_difference import difference_of
+from focal_twins.tasks.prediction_files import places_of
+from focal_twins.tasks.segmentation.inference_rule import joined_labels
+from focal_twins.tasks.segmentation.metrics import confusion_matrix
+from focal_twins.tasks.segmentation.predictor import SegmentPredictor
+from focal_twins.tasks.segmentation.preparation import ImagePreparation
 from scripts import predict as script
-from src.cli import run
-from src.config.load import load_config
-from src.data.label_folders import LabelledFolders
-from src.distributed.ranks import Dist
-from src.errors import UserError
-from src.files.weights import CLASSES as NAMES_KEY
-from src.files.weights import CONFIG as CONFIG_KEY
-from src.files.weights import official_names, write_checkpoint
-from src.inference.evaluate import evaluate_checkpoint
-from src.inference.export import export_checkpoint
-from src.models.registry import ArgumentError
-from src.models.resize import bilinear_matrix
-from src.pages.palette import palette
-from src.tasks.export_difference import difference_of
-from src.tasks.prediction_files import places_of
-from src.tasks.segmentation.inference_rule import joined_labels
-from src.tasks.segmentation.metrics import confusion_matrix
-from src.tasks.segmentation.predictor import SegmentPredictor
-from src.tasks.segmentation.preparation import ImagePreparation
 from tests.reference import images
 from tests.tasks.segmentation.small_run import CLASSES, SIZES, make_data, write_config
 from tests.trained import with_formula_weights

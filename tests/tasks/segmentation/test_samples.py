@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from src.config.segmentation import SegmentationAugment
-from src.data.dataset import DataError
-from src.data.dense_transforms import resize_pixels
-from src.data.label_folders import LabelledFolders
-from src.data.label_images import LabelRules
-from src.data.pipeline import EvalBatches, TrainBatches, UnreadableImages
-from src.data.transforms import normalise
-from src.tasks.segmentation.samples import SegmentationEvalSamples, SegmentationTrainSamples
+from focal_twins.config.segmentation import SegmentationAugment
+from focal_twins.data.dataset import DataError
+from focal_twins.data.dense_transforms import resize_pixels
+from focal_twins.data.label_folders import LabelledFolders
+from focal_twins.data.label_images import LabelRules
+from focal_twins.data.pipeline import EvalBatches, TrainBatches, UnreadableImages
+from focal_twins.data.transforms import normalise
+from focal_twins.tasks.segmentation.samples import SegmentationEvalSamples, SegmentationTrainSamples
 from tests.label_files import make_label_folders, make_pair, save_png
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

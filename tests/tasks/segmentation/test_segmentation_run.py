@@ -6,13 +6,13 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from src.distributed.ranks import Dist
-from src.inference.evaluate import evaluate_checkpoint
-from src.inference.export import export_checkpoint
-from src.inference.trained import open_model
-from src.reporting.run_files import read_run
-from src.reporting.run_report import report_page
-from src.tasks.find_task import task_of_run
+from focal_twins.distributed.ranks import Dist
+from focal_twins.inference.evaluate import evaluate_checkpoint
+from focal_twins.inference.export import export_checkpoint
+from focal_twins.inference.trained import open_model
+from focal_twins.reporting.run_files import read_run
+from focal_twins.reporting.run_report import report_page
+from focal_twins.tasks.find_task import task_of_run
 from tests.tasks.segmentation.small_run import CLASSES, build, make_data, write_config
 from tests.training.states import assert_same_state, metrics, tensors
 

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from src.config.load import ConfigError, load_config
-from src.data.dataset import DataError
-from src.distributed.ranks import Dist
-from src.tasks.find_task import create_task
+from focal_twins.config.load import ConfigError, load_config
+from focal_twins.data.dataset import DataError
+from focal_twins.distributed.ranks import Dist
+from focal_twins.tasks.find_task import create_task
 from tests.tasks.segmentation.small_run import CLASSES, make_scenes, write_config
 
 NETWORK = SimpleNamespace(num_classes=len(CLASSES), img_size=(32, 32))

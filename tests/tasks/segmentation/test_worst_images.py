@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.distributed.ranks import Dist
-from src.errors import UserError
-from src.pages.palette import hexadecimal
-from src.tasks.evaluation_file import write_evaluation
-from src.tasks.segmentation.evaluation_report import report
-from src.tasks.segmentation.metrics import PixelCounts, confusion_matrix
-from src.tasks.segmentation.run_sections import read_evaluation, sections
-from src.tasks.segmentation.worst_images import KEPT, LONG_SIDE, WorstImages, picture_names, reduced
+from focal_twins.distributed.ranks import Dist
+from focal_twins.errors import UserError
+from focal_twins.pages.palette import hexadecimal
+from focal_twins.tasks.evaluation_file import write_evaluation
+from focal_twins.tasks.segmentation.evaluation_report import report
+from focal_twins.tasks.segmentation.metrics import PixelCounts, confusion_matrix
+from focal_twins.tasks.segmentation.run_sections import read_evaluation, sections
+from focal_twins.tasks.segmentation.worst_images import KEPT, LONG_SIDE, WorstImages, picture_names, reduced
 from tests.label_files import save_png
 from tests.report_pages import Page
 

@@ -1,0 +1,144 @@
+"""Loads trained networks for use outside of training, from a checkpoint or an exported file."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from mindspore import nn
+
+from focal_twins.config.load import Config, load_config, parse_config
+from focal_twins.distributed.ranks import start
+from focal_twins.errors import UserError
+from focal_twins.files.weights import CONFIG, class_names, load_weights, read_checkpoint, select_weights
+from focal_twins.inference.exported import RUNNABLE, ExportedModel
+from focal_twins.tasks.find_task import create_task, task_of_run
+from focal_twins.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """Holds a checkpoint's model in evaluation mode, float32, with its configuration and classes.
+
+    Attributes:
+        weights: "raw" or "ema".
+        classes: names of the classes by label, or None.
+    """
+
+    config: Config
+    network: nn.Cell
+    weights: str
+    classes: tuple[str, ...] | None
+
+    @property
+    def preprocessing(self) -> dict:
+        """The description of how an image becomes the network's input."""
+        return create_task(self.config).preprocessing(self.network, None)
+
+
+def run_checkpoint(config: Config, checkpoint: str | None) -> Path:
+    """Return the path of the checkpoint to use: the one given, or the best of the configuration's run.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    path = Path(checkpoint).expanduser() if checkpoint else config.output / "checkpoints" / "best.ckpt"
+    if not path.is_file():
+        hint = "" if checkpoint else "; train first, or name one with --checkpoint"
+        raise UserError(f"checkpoint {path}: no such file{hint}")
+    return path
+
+
+def load_for_inference(
+    config: Config, checkpoint: Path, weights: str, device_target: str, content: dict | None = None
+) -> TrainedModel:
+    """Build a model in evaluation mode with a checkpoint's weights.
+
+    Args:
+        weights: "raw", "ema", or "auto": the averaged weights where the file has them.
+        content: the checkpoint's content, where it was read already.
+
+    Raises:
+        UserError: an unreadable file, weights of another model, or averaged weights that are not there.
+    """
+    content = content or read_checkpoint(checkpoint)
+    label = f"checkpoint {checkpoint}"
+    selected, used = select_weights(content, weights, label)
+    model = config.build_model(device_target)
+    # Position parameters of another image size are adapted. A head of another size is not: it would be untrained.
+    load_weights(model, selected, adapt=("size",), announce=print, label=label)
+    model.set_train(False)
+    return TrainedModel(config, model, used, class_names(content))
+
+
+def open_checkpoint(
+    checkpoint: str,
+    config_name: str | None = None,
+    overrides: Sequence[str] = (),
+    weights: str = "auto",
+    device_target: str | None = None,
+) -> TrainedModel:
+    """Open a checkpoint's model on this machine's device.
+
+    Args:
+        config_name: name of the configuration; None for the one that training wrote into the checkpoint.
+        overrides: "section.key=value".
+
+    Raises:
+        UserError: no such file, no configuration in it, or weights of another model.
+    """
+    path = Path(checkpoint)
+    content = read_checkpoint(path)
+    # The device of the training run does not matter here.
+    flags = {"runtime.device_target": device_target or "auto", "runtime.device_id": None}
+    if config_name is not None:
+        config = load_config(config_name, overrides, flags)
+    elif CONFIG in content:
+        config = parse_config(str(content[CONFIG]), path, overrides, flags)
+    else:
+        raise UserError(f"checkpoint {path}: holds weights without their configuration; name it with --config NAME")
+    dist = start(config)
+    return load_for_inference(config, path, weights, dist.device_target, content)
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """Holds a model that is ready to run, whatever kind of file it came from.
+
+    Attributes:
+        task: the task that the model was trained for.
+        answer: computes outputs [B, ...] of inputs [B, ...], as NumPy arrays.
+        preprocessing: describes how an image becomes an input, see Task.preprocessing.
+        batch_size: number of inputs that `answer` takes, or None for any.
+        classes: names of the classes by label, or None.
+    """
+
+    task: type[Task]
+    answer: Callable[[np.ndarray], np.ndarray]
+    preprocessing: dict
+    batch_size: int | None
+    classes: tuple[str, ...] | None
+
+
+def open_model(path: str, **options) -> OpenedModel:
+    """Open a checkpoint, or an exported file with its description beside it; the suffix tells which it is.
+
+    Args:
+        options: options of open_checkpoint; exported files have none.
+
+    Raises:
+        UserError: see open_checkpoint and ExportedModel.
+    """
+    if Path(path).suffix.lower() in RUNNABLE:
+        exported = ExportedModel(Path(path))
+        task = task_of_run(exported.configuration)
+        return OpenedModel(task, exported.answer, exported.preprocessing, exported.batch_size, exported.classes)
+    model = open_checkpoint(path, **options)
+    task = create_task(model.config)
+    return OpenedModel(
+        type(task),
+        task.answer(model.network),
+        model.preprocessing,
+        None,
+        model.classes,
+    )

@@ -1,0 +1,66 @@
+"""Makes the section of report.html about a classifier's mistakes."""
+
+import html
+from pathlib import Path
+
+import numpy as np
+
+from focal_twins.data.decoding import Reading
+from focal_twins.errors import UserError
+from focal_twins.pages.page import Column, Section, details, table
+from focal_twins.tasks.classification.confusion import confused_pairs, confusion_table, image_finder
+from focal_twins.tasks.evaluation_file import check_keys, evaluated_weights, read_array
+
+# Keys that the section needs of evaluation.json, of each of its classes, and of each confused pair.
+NEEDED_KEYS = {"weights", "epoch", "count", "top1", "top1_correct", "classes", "confusion", "most_confused"}
+CLASS_KEYS = {"name", "count", "correct", "accuracy"}
+PAIR_KEYS = {"label", "predicted", "count", "images"}
+
+
+def read_evaluation(path: Path, content: dict) -> dict:
+    """Check the content of evaluation.json and read its "confusion" as an array [labels, predictions].
+
+    Raises:
+        UserError: something is missing or damaged.
+    """
+    check_keys(content, NEEDED_KEYS, str(path))
+    for key, needed in (("classes", CLASS_KEYS), ("most_confused", PAIR_KEYS)):
+        for number, entry in enumerate(content[key], 1):
+            check_keys(entry, needed, f"{path}: entry {number} of {key}")
+    matrix, classes = read_array(path, content["confusion"]), len(content["classes"])
+    if matrix.shape != (classes, classes):
+        raise UserError(f"{path}: its confusion matrix is not of its {classes} classes")
+    return content | {"confusion": matrix.astype(np.int64)}
+
+
+def sections(evaluation: dict | None, config: dict, data: Path | None, roots) -> list[Section]:
+    """Return the section of a classifier's mistakes; see Task.sections."""
+    return [Section("Mistakes", mistakes(evaluation, config, data, list(roots)))]
+
+
+def mistakes(evaluation: dict | None, config: dict, data: Path | None, roots: list[Path]) -> str:
+    """Show as HTML which classes the best epoch's model takes for which."""
+    if evaluation is None:
+        return "<p>No whole epoch was evaluated yet.</p>"
+    wrong = evaluation["count"] - evaluation["top1_correct"]
+    summary = (
+        f"{evaluated_weights(evaluation)}: {wrong:,} of "
+        f"{evaluation['count']:,} images wrong (top-1 {evaluation['top1']:.2f}%), from evaluation.json."
+    )
+    classes = tuple(entry["name"] for entry in evaluation["classes"])
+    given = config.get("data") or {}
+    pairs = confused_pairs(evaluation, image_finder(given, data, roots, classes), Reading.from_dict(given))
+    by_class = table(
+        ["class", "images", "right", Column("accuracy, %", ".2f")],
+        [
+            [entry["name"], entry["count"], entry["correct"], entry["accuracy"]]
+            for entry in sorted(evaluation["classes"], key=lambda entry: (entry["accuracy"] or 0, entry["name"]))
+        ],
+        "The worst first",
+        "classes",
+    )
+    return (
+        f"<p>{html.escape(summary)}</p>{confusion_table(evaluation)}"
+        + (f"<h3>Most confused</h3>{pairs}" if pairs else "")
+        + details(f"Accuracy of each of {len(classes):,} classes", by_class)
+    )
