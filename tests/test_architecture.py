@@ -18,7 +18,7 @@ LAYERS = (
     ("distributed",),
     ("tasks",),
     ("training", "inference", "explaining", "measuring"),
-    ("reporting",),
+    ("reporting", "device_checks"),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -35,6 +35,7 @@ from tests.processes import ALLOWED, BIN
 
 ELSEWHERE = {
     r"npu-smi|/usr/local/Ascend|set_device\('Ascend'\)": "the Ascend's driver, toolkit and devices",
+    r"scripts/check_ascend\.py": "all networks at two precisions; tests/device_checks runs some of them",
     r"^pip install \"onnx": "installs; the requirements of the tests have them in the same versions",
 }
 ENTRY_POINT = re.compile(r"\b(train|eval|export)\.py\b|scripts/run_\w+\.sh")
