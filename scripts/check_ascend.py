@@ -68,24 +68,23 @@ def main(arguments: list[str]) -> int:
         return 0
 
     figures = read_figures(file)
-    dist = Dist()
-    if ranks > 1 or options.in_process:
-        dist = start(config)
-        device = Device(dist, figures)
-    if dist.is_main:
+    here = ranks > 1 or options.in_process
+    device = Device(start(config) if here else Dist(), figures)
+    is_main = device.dist.is_main
+    if is_main:
         print(HEADING, flush=True)
     outcomes: dict[str, Outcome] = {}
     for name in names:
-        if ranks > 1 or options.in_process:
+        if here:
             outcomes[name] = run_here(partial(CHECKS[name], device))
         else:
             own = [*options.overrides, "--in-process", "--figures", str(file.resolve()), "--only", name, "--output"]
             outcomes[name] = run_apart(name, command_of_this_script(own), options.seconds)
-        if dist.is_main:
+        if is_main:
             print(outcomes[name].row(name), flush=True)
             settings = {"arguments": shlex.join(arguments), "ranks": str(ranks)}
             write_outcomes(options.output, settings, outcomes)  # after each, for what is done if the rest is not
-    if dist.is_main:
+    if is_main:
         print(f"{summary(outcomes)}; send back this table and {options.output}", flush=True)
     return int(any(outcome.result == FAILED for outcome in outcomes.values()))
 

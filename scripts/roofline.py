@@ -14,6 +14,7 @@ from focal_twins.cli import Parser, run
 from focal_twins.errors import UserError
 from focal_twins.measuring.turns import Worker
 
+
 def costs(name: str, batch_size: int, amp: str, flops: float, bandwidth: float) -> dict:
     """Return the costs of a batch's forward pass by block, and in total (see focal_twins.measuring.roofline)."""
     from focal_twins.measuring.roofline import inference_costs

@@ -73,7 +73,9 @@ def check_versions(device: Device) -> Outcome:
     product = ops.MatMul(transpose_b=True)(Tensor(values), Tensor(values)).asnumpy()
     right = np.array_equal(product, values @ values.T)  # small whole numbers: exact in float16 too
     named = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "npu-smi")
-    return Outcome(PASSED if right else FAILED, named if right else f"a product of matrices is wrong; {named}", versions)
+    return Outcome(
+        PASSED if right else FAILED, named if right else f"a product of matrices is wrong; {named}", versions
+    )
 
 
 def cann_version() -> str:

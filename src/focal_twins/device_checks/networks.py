@@ -35,26 +35,29 @@ CLASSIFIERS: dict[str, tuple[str, dict[str, Any]]] = {  # the family and its arg
     "twins_svt": ("twins", _TWINS | {"depths": [2, 1], "wss": [3, 3]}),  # local and global blocks take turns
     "twins_pcpvt": ("twins", _TWINS | {"depths": [1, 1], "wss": None}),
 }
-SEGMENTORS: dict[str, tuple[str, dict[str, Any]]] = {  # the backbone of each and its own arguments
-    "upernet": ("focal", {"channels": 8, "auxiliary_channels": 4, "pool_scales": [1, 2]}),
-    "semantic_fpn": ("twins_pcpvt", {"neck_channels": 8, "channels": 4}),
+# The family, the backbone and the family's arguments of the others.
+SEGMENTORS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "upernet": ("upernet", "focal", {"channels": 8, "auxiliary_channels": 4, "pool_scales": [1, 2]}),
+    "semantic_fpn": ("semantic_fpn", "twins_pcpvt", {"neck_channels": 8, "channels": 4}),
 }
 _ONE_STAGE = {"stacked_convs": 1, "start_level": 0, "num_outs": 3, "candidates_per_level": 20}
 _TWO_STAGES = {
     "channels": 8, "hidden": 16, "anchor_samples": 16, "proposals_per_level": 32, "proposals": 24, "samples": 8,
     "max_boxes": 3,
 }  # fmt: skip
-DETECTORS: dict[str, dict[str, Any]] = {  # on Twins-PCPVT
-    "retinanet": _ONE_STAGE | {"neck_channels": 8, "channels": 8},
-    "atss": _ONE_STAGE | {"neck_channels": 32, "channels": 32},
-    "mask_rcnn": _TWO_STAGES,
-    "cascade_rcnn": _TWO_STAGES,
-    "reppoints_v2": {"channels": 32, "corner_channels": 32, "levels": 3, "neck_repeats": 1, "max_boxes": 3},
-    "sparse_rcnn": {
-        "channels": 16, "proposals": 6, "stages": 2, "num_heads": 2, "hidden": 16, "dynamic_channels": 4,
-        "max_boxes": 3,
-    },
+_POINTS = {"channels": 32, "corner_channels": 32, "levels": 3, "neck_repeats": 1, "max_boxes": 3}
+_LEARNED_PROPOSALS = {
+    "channels": 16, "proposals": 6, "stages": 2, "num_heads": 2, "hidden": 16, "dynamic_channels": 4, "max_boxes": 3,
 }  # fmt: skip
+DETECTORS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "retinanet": ("retinanet", "twins_pcpvt", _ONE_STAGE | {"neck_channels": 8, "channels": 8}),
+    "atss": ("atss", "twins_pcpvt", _ONE_STAGE | {"neck_channels": 32, "channels": 32}),
+    "mask_rcnn": ("mask_rcnn", "twins_pcpvt", _TWO_STAGES),
+    "mask_rcnn_adaptive": ("mask_rcnn", "twins_pcpvt", _TWO_STAGES | {"sampling_ratio": 0}),
+    "cascade_rcnn": ("cascade_rcnn", "twins_pcpvt", _TWO_STAGES),
+    "reppoints_v2": ("reppoints_v2", "twins_pcpvt", _POINTS),
+    "sparse_rcnn": ("sparse_rcnn", "twins_pcpvt", _LEARNED_PROPOSALS),
+}
 NETWORKS = (*CLASSIFIERS, *SEGMENTORS, *DETECTORS)
 OBJECTS = np.array([[2, 3, 30, 18], [8, 10, 20, 28]], np.float32)  # of each image that a detector learns from
 LABELS = np.array([1, 3], np.int32)
@@ -71,11 +74,11 @@ def create_network(name: str, device_target: str, drop_rate: float = 0.0) -> nn.
         rates = {"drop_rate": drop_rate, "attn_drop_rate": drop_rate, "drop_path_rate": drop_rate}
         model = create_model(family, **arguments | rates)
     else:
-        on, own = SEGMENTORS.get(name) or ("twins_pcpvt", DETECTORS[name])
+        network, on, own = (SEGMENTORS | DETECTORS)[name]
         family, arguments = CLASSIFIERS[on]
         arguments = {key: value for key, value in arguments.items() if key != "num_classes"}
         backbone = create_model(family, features_only=True, **arguments | {"drop_path_rate": drop_rate})
-        model = create_model(name, backbone=backbone, num_classes=CLASSES, **own)
+        model = create_model(network, backbone=backbone, num_classes=CLASSES, **own)
     return set_device_options(model, **DEVICE_DEFAULTS[device_target])
 
 
