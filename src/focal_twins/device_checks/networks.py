@@ -101,9 +101,10 @@ def formula_value(name: str, shape: tuple[int, ...], scale: float = 0.5) -> np.n
 
 
 def fill(model: nn.Cell) -> nn.Cell:
-    """Give every weight that is trained the value of its name; return the model."""
+    """Give every weight, and every running statistic, the value of its name; return the model."""
     named = official_names(model).items()
-    load_weights(model, {name: formula_value(name, p.shape) for name, p in named if p.requires_grad})
+    chosen = {name: p.shape for name, p in named if p.requires_grad or ".running_" in name}
+    load_weights(model, {name: formula_value(name, shape) for name, shape in chosen.items()})
     return model
 
 
