@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from focal_twins.config.load import load_config
-from scripts.prepare_digit_scenes import CLASSES
+from focal_twins.data.digit_scene_files import CLASSES
 from tests.conftest import DIGITS_CONFIG, ROOT
 from tests.training.states import metrics
 
