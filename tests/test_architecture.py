@@ -18,7 +18,7 @@ LAYERS = (
     ("distributed",),
     ("tasks",),
     ("training", "inference", "explaining", "measuring"),
-    ("reporting",),
+    ("reporting", "api"),
     ("cli",),
     ("commands",),
     ("__main__",),

@@ -63,7 +63,6 @@ def main(arguments: list[str]) -> None:
 
     from focal_twins.config.task_sections import DEFAULT_TASK
     from focal_twins.data.decoding import UnreadableImage
-    from focal_twins.data.image_files import read_file
     from focal_twins.data.transforms import Preprocessing
     from focal_twins.explaining.attention_maps import BlockAddress, grad_cam, observe, token_at, view
     from focal_twins.explaining.attention_pictures import pictures, write_pictures
@@ -86,7 +85,7 @@ def main(arguments: list[str]) -> None:
         )
     model, preprocessing = trained.network, Preprocessing.from_dict(trained.preprocessing)
     try:
-        array = preprocessing.decode(read_file(options.image))
+        array = preprocessing.read(options.image)
     except (UnreadableImage, OSError) as error:
         raise UserError(f"image {options.image}: cannot be read ({error})") from error
     pixels = preprocessing.transform(array)
