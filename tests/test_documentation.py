@@ -158,6 +158,7 @@ def test_model_table():
         if name in originals:
             assert int(parameters.replace(",", "")) == originals[name]["params"]
             published = PUBLISHED[name]
+            assert abs(int(parameters.replace(",", "")) / 1e6 - published.parameters) < 0.1
             assert (multiply_accumulates, top1) == (f"{published.multiply_accumulates} G", f"{published.top1}%")
         else:
             assert name not in PUBLISHED
