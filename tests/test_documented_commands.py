@@ -247,9 +247,7 @@ class Workshop:
         (packages,) = (self.folder / ".venv").glob("lib/*/site-packages")
         outer = [path for path in sys.path if path.endswith("-packages")]
         (packages / "outer.pth").write_text("".join(f"import site; site.addsitedir({path!r})\n" for path in outer))
-        (packages / "own.pth").write_text(
-            f"{self.folder / 'src'}\n"
-        )  # as `pip install -e .` leaves it, with the program
+        (packages / "own.pth").write_text(f"{self.folder / 'src'}\n")  # as `pip install -e .` leaves it
         program = self.folder / ".venv/bin/focal-twins"
         program.write_text(f'#!/bin/sh\nexec "{program.with_name("python")}" -m focal_twins "$@"\n')
         program.chmod(0o755)
