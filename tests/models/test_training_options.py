@@ -114,8 +114,6 @@ def test_stochastic_depth_scales_every_branch(family):
         assert changed.tolist() == [False, False, rates[branch] > 0, False]
     drawn = model.draw_drop_path(np.random.default_rng(0), 1000).asnumpy()
     np.testing.assert_allclose(drawn.mean(axis=1), 1, atol=0.1)
-    with pytest.raises(ValueError, match="draw_drop_path"):
-        model(X)
     np.testing.assert_allclose(model.set_train(False)(X).asnumpy(), logits, atol=1e-5)
 
 

@@ -134,14 +134,15 @@ def _configuration(name: str) -> Config | None:
     """
     try:
         find_model(name)
+        return load_config(name) if name in registry.list_models() else None
     except ValueError as error:
         try:
-            return load_config(find_config(name))
+            path = find_config(name)
         except ConfigError:
             near = get_close_matches(name, list_models(), n=1)
             hint = f"did you mean {near[0]}?" if near else "focal_twins.list_models() lists them"
             raise UserError(f"unknown model {name!r}; {hint}") from error
-    return load_config(name) if name in registry.list_models() else None
+    return load_config(path)
 
 
 def _defaults(name: str) -> Config:
