@@ -154,7 +154,8 @@ def open_exported(config: Config, path: Path, weights: str, dist: Dist) -> Subje
     described = task.preprocessing(model, needed)
     theirs = exported.preprocessing
     theirs |= {"reading": Reading.from_dict(theirs.get("reading", {})).to_dict()}  # files of earlier versions have none
-    differing = [key for key, value in described.items() if theirs.get(key) != value]
+    # Rules are words for people; an earlier version had others, or none.
+    differing = [key for key, value in described.items() if key != "rules" and theirs.get(key, value) != value]
     if differing and dist.is_main:
         print(
             f"model {path}: was exported for other images ({', '.join(differing)}); the configuration's are used",
