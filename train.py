@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
 from focal_twins.cli import configuration, parse, parser, run, with_local_data
-from focal_twins.distributed.launch import check_device_num
+from focal_twins.distributed.launch import check_device_num, command_again
 
 
 def main(arguments: list[str]) -> int:
@@ -34,7 +34,8 @@ def main(arguments: list[str]) -> int:
         dist.barrier()  # launchers may end the others when one is done
     except Stopped as stop:
         if dist.is_main:
-            print(f"train.py: {stop}", file=sys.stderr, flush=True)
+            command = command_again("train.resume=auto")
+            print(f"train.py: {stop}; go on with:\n{command}", file=sys.stderr, flush=True)
         code = STOPPED
     finally:  # a failed run's checkpoints are worth as much
         if trainer is not None and options.run_openi and options.train_url and dist.is_main:

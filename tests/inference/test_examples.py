@@ -1,9 +1,11 @@
-"""examples/onnx_predict.py, which needs nothing of this project, against scripts/predict.py."""
+"""What is done with exported classifiers elsewhere: run by a small program, converted to other precisions."""
 
 import json
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto
 from PIL import Image
 
 from focal_twins.config.load import load_config
@@ -11,9 +13,12 @@ from focal_twins.distributed.ranks import Dist
 from focal_twins.inference.export import export_checkpoint
 from tests.conftest import DIGITS_CONFIG, TOY_MODEL
 from tests.examples import run_example
-from tests.trained import DIGIT_NAMES, write_digits_checkpoint
+from tests.trained import write_digits_checkpoint
 
-COLOUR = ["model.in_chans=3", "data.mean=[0.4,0.5,0.6]", "data.std=[0.2,0.25,0.3]", "eval.crop_ratio=0.875"]
+COLOUR = (
+    "model.in_chans=3", "data.mean=[0.4,0.5,0.6]", "data.std=[0.2,0.25,0.3]", "eval.crop_ratio=0.875",
+    "data.exif=apply", "data.alpha=[255,250,240]",
+)  # fmt: skip
 
 
 def waves(height: int, width: int, channels: int) -> np.ndarray:
@@ -47,27 +52,85 @@ def exif(image: Image.Image, orientation: int) -> Image.Exif:
     return found
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """exported(*overrides): an ONNX file of a network with them, made once."""
+    files = {}
+
+    def export(*overrides):
+        if overrides not in files:
+            folder = tmp_path_factory.mktemp("exported")
+            config = load_config(DIGITS_CONFIG, [*TOY_MODEL, f"data.path={folder}", *overrides])
+            checkpoint = write_digits_checkpoint(config, folder / "best.ckpt")
+            files[overrides] = export_checkpoint(config, Dist(), str(checkpoint), "auto", "ONNX", folder / "x")
+        return files[overrides]
+
+    return export
+
+
+@pytest.fixture
+def predicted(run_script):
+    """predicted(model, names): probabilities by image and class, by scripts/predict.py."""
+
+    def predict(model, names):
+        code, out, err = run_script("scripts/predict.py", "--model", model, "--format", "json", "--top", 10, *names)
+        assert (code, err) == (0, "")
+        return {
+            entry["image"]: {best["class"]: best["probability"] for best in entry["predictions"]}
+            for entry in json.loads(out)
+        }
+
+    return predict
+
+
 @pytest.mark.parametrize(
     "overrides",
-    [
-        [*COLOUR, "data.exif=apply", "data.alpha=[255,250,240]"],
-        pytest.param(["augment.interpolation=bilinear"], marks=pytest.mark.exhaustive),
-    ],
+    [COLOUR, pytest.param(("augment.interpolation=bilinear",), marks=pytest.mark.exhaustive)],
     ids=["colour", "grey"],
 )
-def test_probabilities_are_those_of_the_script(photos, overrides, run_script, tmp_path):
-    config = load_config(DIGITS_CONFIG, [*TOY_MODEL, f"data.path={tmp_path}", *overrides])
-    checkpoint = write_digits_checkpoint(config, tmp_path / "best.ckpt")
-    model = export_checkpoint(config, Dist(), str(checkpoint), "auto", "ONNX", tmp_path / "x")
-    names = sorted(map(str, photos.iterdir()))
-    code, out, err = run_script("scripts/predict.py", "--model", model, "--format", "json", *names)
+def test_the_example_gives_the_probabilities_of_the_script(photos, overrides, exported, predicted):
+    model, names = exported(*overrides), sorted(map(str, photos.iterdir()))
+    expected = predicted(model, names)
+    for line, name in zip(run_example("onnx_predict.py", model, *names), names, strict=True):
+        assert (line[0], line[1::3]) == (name, ["digit"] * 5)
+        for number, probability in zip(line[2::3], line[3::3], strict=True):
+            assert float(probability) == pytest.approx(expected[name][f"digit {number}"], abs=1e-5)
+    assert np.ptp([max(classes.values()) for classes in expected.values()]) > 0.01  # the network tells them apart
+
+
+@pytest.mark.parametrize(("precision", "kind", "tolerance"), [("float16", "FLOAT16", 0.01), ("int8", "INT8", 0.2)])
+def test_files_of_other_precisions_predict_nearly_the_same(
+    photos, exported, predicted, run_script, tmp_path, precision, kind, tolerance
+):
+    model, names = exported(*COLOUR), sorted(map(str, photos.iterdir()))
+    target = tmp_path / f"y_{precision}.onnx"
+    flags = ["--model", model, "--precision", precision, "--calibration", photos, "--output", target]
+    code, out, err = run_script("scripts/quantize_onnx.py", *flags)
     assert (code, err) == (0, "")
-    for line, entry in zip(run_example("onnx_predict.py", model, *names), json.loads(out), strict=True):
-        assert line[0] == entry["image"]
-        assert line[1::3] == ["digit"] * 5
-        told = dict(zip((f"digit {number}" for number in line[2::3]), map(float, line[3::3]), strict=True))
-        assert set(told) <= set(DIGIT_NAMES)
-        for best in entry["predictions"]:
-            assert told[best["class"]] == pytest.approx(best["probability"], abs=1e-5)
-    seen = [entry["predictions"][0]["probability"] for entry in json.loads(out)]
-    assert np.ptp(seen) > 0.01  # the images differ to the network
+    assert "of the outputs of both: largest difference" in out
+    described = json.loads((tmp_path / f"{target.name}.json").read_text())
+    assert (described["precision"], described["file"]) == (precision, target.name)
+    assert 0 < described["verified"]["relative_difference"] < tolerance
+    kinds = {TensorProto.DataType.Name(entry.data_type) for entry in onnx.load(target).graph.initializer}
+    assert kind in kinds
+    expected, got = predicted(model, names), predicted(target, names)
+    for name in names:
+        assert got[name] == pytest.approx(expected[name], abs=tolerance)
+    code, _, err = run_script("scripts/quantize_onnx.py", "--model", target, *flags[2:])
+    assert (code, err.count("\n")) == (1, 1)
+    assert f"is of {precision} already" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "x.mindir"], "model x.mindir: only ONNX files are converted; export with --format ONNX"),
+        (["--model", "x.onnx", "--images", "0"], "--images: must be at least 1"),
+        (["--model", "x.onnx", "--calibration", "no"], "--calibration no: cannot be listed"),
+    ],
+)
+def test_what_cannot_be_converted_is_one_line(photos, run_script, flags, message):
+    shared = ["--precision", "int8", "--calibration", photos]
+    code, out, err = run_script("scripts/quantize_onnx.py", *shared, *flags)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert message in err

@@ -19,16 +19,16 @@ from focal_twins.random_streams import Stream
 
 # Said beside exported files, for programs that know nothing of this one.
 NORMALISING_RULE = (
-    "of each channel (pixel * scale - mean) / std in float32, pixel being 0 to 255, channels in the order of color; the "
-    "input is [batch, channels, height, width]"
+    "of each channel (pixel * scale - mean) / std in float32, pixel being 0 to 255, channels in the order of color; "
+    "the input is [batch, channels, height, width]"
 )
 COVERING_RULE = (
     "factor = max(resize[0] / height, resize[1] / width); the new height and width are max(resize[i], floor(side * "
     "factor + 1e-6))"
 )
 CROPPING_RULE = (
-    "rows and columns from ((new height - size[0]) / 2, (new width - size[1]) / 2) on, each rounded, a half to the even "
-    "number"
+    "size rows and columns from ((new height - size[0]) / 2, (new width - size[1]) / 2) on, each rounded, halves to "
+    "the even number"
 )
 
 

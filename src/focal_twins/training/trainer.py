@@ -56,7 +56,7 @@ class Trainer:
             )
         most, names = train.max_skipped_updates, self.step.loss_names
         self.outcomes = Outcomes(progress, self.log, self.metrics, self.updates_per_epoch, most, names)
-        self.interruption = Interruption()
+        self.interruption = Interruption(names_it=dist.is_main)
         self.watchdog = Watchdog(config.output / "stalled", dist, train.stall_seconds)
 
     # --- a run --------------------------------------------------------------------------------------------------------
@@ -329,10 +329,7 @@ class Trainer:
         self._await_saves()
         if self.dist.is_main:
             self.folder.write_pending()
-        raise Stopped(
-            f"stopped by {self.interruption.name} after {where}; saved {self.checkpoints.last}; "
-            "go on with train.resume=auto"
-        )
+        raise Stopped(f"stopped by {self.interruption.name} after {where}; saved {self.checkpoints.last}")
 
     # --- messages and the summary -------------------------------------------------------------------------------------
 

@@ -20,8 +20,8 @@ from focal_twins.tasks.segmentation.export_form import LABELS
 from focal_twins.tasks.segmentation.inference_rule import InferenceRule
 
 RESIZING_RULE = (
-    "factor = min(max(resize) / longer side, min(resize) / shorter side); the new sides are floor(side * factor + 0.5), "
-    "at least 1; where resize is null, the image keeps its size"
+    "factor = min(max(resize) / longer side, min(resize) / shorter side); the new sides are floor(side * factor + 0.5) "
+    "and at least 1; where resize is null, the image keeps its size"
 )
 SLIDING_RULE = (
     "the normalised image is padded with 0, on the right and below, to window at least. Along each side windows begin "
