@@ -24,6 +24,7 @@ from focal_twins.errors import UserError
 from focal_twins.measuring.exported_files import table, time_exported
 from focal_twins.measuring.machine import QUIET, OthersLoad, idle_load
 from focal_twins.measuring.turns import PROCESSORS, WAIT_POLICIES, Worker, check_same_threads, step_figures
+from focal_twins.phrases import counted
 
 SCRIPTS = Path(__file__).resolve().parent
 TRAINING_PRODUCTS = 3  # for every product of the forward pass, two of the backward pass
@@ -194,7 +195,7 @@ def describe(result: dict) -> str:
 
 def describe_threads(used: dict) -> str:
     """Describe the number of threads that a process really has, and the processors they run on."""
-    return f"{used['threads']} threads on processors {', '.join(map(str, used['processors']))}"
+    return f"{counted(used['threads'], 'thread')} on processors {', '.join(map(str, used['processors']))}"
 
 
 def describe_speed(result: dict) -> str:

@@ -11,6 +11,7 @@ from focal_twins.explaining.attention_maps import AttentionView, BlockAddress, K
 from focal_twins.files.atomic import write_bytes, write_text
 from focal_twins.pages.page import Section, encode, page
 from focal_twins.pages.page import picture as embedded
+from focal_twins.phrases import counted
 
 SIDE = 448  # pixels that a picture's short side has
 WINDOW = (255, 214, 10)  # colour of the query window
@@ -184,11 +185,6 @@ def attended(frame: Frame, density: np.ndarray, view: AttentionView, is_rooted: 
 def percent(part: float) -> str:
     """Format a part of the whole as a percentage of three digits."""
     return f"{100 * part:.3g}%"
-
-
-def counted(count: int, thing: str) -> str:
-    """Format a number of things, with their plural."""
-    return f"{count} {thing}" + ("" if count == 1 else "s")
 
 
 def pictures(

@@ -19,6 +19,7 @@ from focal_twins.files.names import escape_name
 from focal_twins.inference.exported import SUFFIXES, ExportedModel
 from focal_twins.inference.trained import load_for_inference, run_checkpoint
 from focal_twins.models.precision import apply_precision, missing_kernels_named
+from focal_twins.phrases import counted
 from focal_twins.tasks.evaluation_file import evaluation_path, write_evaluation
 from focal_twins.tasks.find_task import create_task
 from focal_twins.tasks.task import Evaluator, Result, evaluate, outputs_in_batches
@@ -88,7 +89,7 @@ def evaluate_checkpoint(
     for image, reason in skipped.items():
         print(f"unreadable image {escape_name(image)} ({reason}); not counted")
     if skipped:
-        print(f"{len(skipped)} unreadable images")
+        print(counted(len(skipped), "unreadable image"))
     if len(skipped) == data.size:
         raise UserError(f"data folder {data.path}: none of its images could be read, so nothing was measured")
     print(f"{path} ({subject.weights} weights): {result}", flush=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from focal_twins.errors import UserError
 from focal_twins.measuring.machine import QUIET, OthersLoad
 from focal_twins.measuring.turns import Worker, check_same_threads, step_figures
+from focal_twins.phrases import counted
 
 RUNTIMES = {".onnx": "onnxruntime", ".mindir": "MindSpore"}
 
@@ -111,7 +112,7 @@ def table(results: Sequence[dict]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     first = results[0]
-    lines.append(f"{first['threads']} threads each; others took {first['load_of_others']:.1%} of the cores")
+    lines.append(f"{counted(first['threads'], 'thread')} each; others took {first['load_of_others']:.1%} of the cores")
     if first["load_of_others"] > QUIET:
         lines[-1] += ": NOT A QUIET MACHINE"
     return "\n".join(lines)

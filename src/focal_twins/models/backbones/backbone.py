@@ -14,6 +14,7 @@ from mindspore.nn.utils import no_init_parameters
 from focal_twins.models.device_options import device_options, set_device_options
 from focal_twins.models.layers import Dropout, DropPath, draw_drop_path
 from focal_twins.models.registry import ArgumentError
+from focal_twins.phrases import counted
 
 
 @dataclass(frozen=True)
@@ -278,7 +279,9 @@ def check_common_arguments(
     stages = len(a["depths"])
     for key in per_stage:
         if a[key] is not None and len(a[key]) != stages:
-            raise ArgumentError(key, f"has {len(a[key])} entries for the {stages} stages of depths {a['depths']}")
+            raise ArgumentError(
+                key, f"has {counted(len(a[key]), 'entry')} for the {counted(stages, 'stage')} of depths {a['depths']}"
+            )
     for key in rates:
         if not 0 <= a[key] < 1:
             raise ArgumentError(key, f"must be in [0, 1), got {a[key]}")
