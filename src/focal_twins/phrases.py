@@ -13,7 +13,7 @@ def counted(number: float, noun: str, form: str = "") -> str:
 
 def plural(noun: str) -> str:
     """Return the plural of a regular noun."""
-    if noun.endswith(("s", "x", "ch", "sh")):
+    if noun.endswith(("s", "x", "tch", "sh")):
         return f"{noun}es"
     if noun.endswith("y") and noun[-2:-1] not in "aeiou":
         return f"{noun[:-1]}ies"
