@@ -244,8 +244,8 @@ def pictures(
                 f"Attention on them: {group.share():.1%}",
                 f"Where {asking} with these keys ({heads}){spreading}. The brightest token has "
                 f"{percent(density.max())} of all attention.{closer}",
-                "Look for cells that are brighter than their neighbours, and for what they show: where all are alike, the "
-                "layer only averages.",
+                "Look for cells that are brighter than their neighbours, and for what they show: where all are alike, "
+                "the layer only averages.",
                 attended(frame, density, view),
             ),
         ]
@@ -257,8 +257,8 @@ def pictures(
                 "All attention together",
                 f"Every granularity at once ({heads}): fine near the window, coarse far from it. Colours are by the "
                 "square root, so that the little that each far token has can be seen.",
-                "Look at how attention falls with the distance from the window, and for far places that are bright all the "
-                "same.",
+                "Look at how attention falls with the distance from the window, and for far places that are bright "
+                "all the same.",
                 attended(whole, density, view, is_rooted=True),
             )
         )
@@ -334,8 +334,8 @@ def explained(
     )
     figures = "".join(
         f"<figure>{embedded(file, 'png', picture.title, is_small=False)}"
-        f"<figcaption><b>{html.escape(picture.title)}</b>{html.escape(picture.text)} <em>{html.escape(picture.look)}</em>"
-        "</figcaption></figure>"
+        f"<figcaption><b>{html.escape(picture.title)}</b>{html.escape(picture.text)} "
+        f"<em>{html.escape(picture.look)}</em></figcaption></figure>"
         for picture, file in zip(made, files, strict=True)
     )
     return page(
