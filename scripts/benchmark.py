@@ -315,7 +315,7 @@ def main(arguments: list[str]) -> None:
     if options.exported:
         for flag, value in vars(options).items():
             if flag not in FLAGS_OF_FILES and value and value != parser.get_default(flag):
-                raise UserError(f"--exported: files are measured as they are; leave out {flag.replace('_', '-')}")
+                raise UserError(f"--exported: files are measured as they are; leave out --{flag.replace('_', '-')}")
         results = time_exported(
             options.exported,
             SCRIPTS / "benchmark_exported.py",

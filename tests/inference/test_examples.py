@@ -1,7 +1,10 @@
 """What is done with exported classifiers elsewhere: run by a small program, converted to other precisions."""
 
+import asyncio
+import importlib
 import json
 
+import httpx
 import numpy as np
 import onnx
 import pytest
@@ -11,7 +14,7 @@ from PIL import Image
 from focal_twins.config.load import load_config
 from focal_twins.distributed.ranks import Dist
 from focal_twins.inference.export import export_checkpoint
-from tests.conftest import DIGITS_CONFIG, TOY_MODEL
+from tests.conftest import DIGITS_CONFIG, ROOT, TOY_MODEL
 from tests.examples import run_example
 from tests.trained import write_digits_checkpoint
 
@@ -96,6 +99,24 @@ def test_the_example_gives_the_probabilities_of_the_script(photos, overrides, ex
         for number, probability in zip(line[2::3], line[3::3], strict=True):
             assert float(probability) == pytest.approx(expected[name][f"digit {number}"], abs=1e-5)
     assert np.ptp([max(classes.values()) for classes in expected.values()]) > 0.01  # the network tells them apart
+
+
+def test_the_server_classifies_what_is_posted(photos, exported, predicted, monkeypatch):
+    model, image = exported(*COLOUR), photos / "wide.png"
+    monkeypatch.setenv("MODEL", str(model))
+    monkeypatch.syspath_prepend(ROOT / "examples")
+
+    async def ask():
+        transport = httpx.ASGITransport(app=importlib.import_module("serve").app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            return [await client.post("/predict", content=body) for body in (image.read_bytes(), b"no image")]
+
+    good, bad = asyncio.run(ask())
+    assert good.status_code == 200
+    told = {entry["class"]: entry["probability"] for entry in good.json()}
+    assert told == pytest.approx(predicted(model, [image])[str(image)], abs=1e-5)
+    assert list(told.values()) == sorted(told.values(), reverse=True)
+    assert (bad.status_code, bad.json()) == (422, {"detail": "the body is not an image that can be read"})
 
 
 @pytest.mark.parametrize(("precision", "kind", "tolerance"), [("float16", "FLOAT16", 0.01), ("int8", "INT8", 0.2)])
