@@ -97,7 +97,7 @@ class Interruption:
         self.listener = CtrlCListener()
         self.number: int | None = None
         self.time = 0.0
-        self.earlier_handlers = {}
+        self.earlier_handlers: dict = {}
 
     @property
     def requested(self) -> bool:
