@@ -77,7 +77,10 @@ def check_classification(config) -> None:
     Raises:
         ConfigError: they do not; the message names the key.
     """
-    check_channels(config, "model", config.model.resolved()["in_chans"])
+    model = config.model.resolved()
+    check_channels(config, "model", model["in_chans"])
+    if not model["num_classes"]:
+        raise config.error("model.num_classes", "must be at least 1, got 0")
     if config.augment.cooldown != "all" and not config.schedule.cooldown_epochs:
         raise config.error("augment.cooldown", "has no effect without schedule.cooldown_epochs")
     if config.augment.auto_augment is not None:
