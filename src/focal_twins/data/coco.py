@@ -277,7 +277,7 @@ class CocoImages(NumberedImages):
                 continue
         if missing := [name for name in self.names if os.path.join(*os.path.split(name)) not in there]:
             raise DataError(
-                f"data folder {self.path}: {len(missing)} of {counted(self.size, 'image')} of {self.file.path} are "
+                f"data folder {self.path}: {len(missing)} of the {counted(self.size, 'image')} of {self.file.path} are "
                 f"missing ({some_names(missing)}); set data.train_images and data.val_images, or "
                 "take them out of the JSON"
             )
