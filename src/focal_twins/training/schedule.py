@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from focal_twins.config.load import Config
 from focal_twins.config.schema import without_ramps
+from focal_twins.phrases import counted
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def run_length(config: Config, updates_per_epoch: int) -> RunLength:
         key = "warmup_epochs" if schedule.warmup_updates is None else "warmup_updates"
         raise config.error(
             f"schedule.{key}",
-            f"{warmup} updates of warm-up and {cooldown} of cool-down do not fit into the run's {updates}; "
+            f"{counted(warmup, 'update')} of warm-up and {cooldown} of cool-down do not fit into the run's {updates}; "
             + without_ramps(schedule),
         )
     return RunLength(updates, math.ceil(updates / max(updates_per_epoch, 1)))
