@@ -120,6 +120,7 @@ def write_figures(path: Path, names: list[str], command: str) -> None:
         names: "network/level", what to compute.
         command: that computes all.
     """
+    ms.set_context(pynative_synchronize=True)  # threads that hand operators on wait in busy loops
     figures = read_figures(path) if path.is_file() else {}
     for name in names:
         network, level = name.split("/")
