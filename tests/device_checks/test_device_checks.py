@@ -50,11 +50,12 @@ def test_steps_are_the_same_with_the_operators_of_an_ascend(monkeypatch):
     assert CHECKS["step/focalv2/O0"](HERE).result == "passed"
 
 
-def test_mixed_precision_is_another_computation():
-    """Its figures differ from those of float32, within its own bounds."""
+def test_mixed_precision_is_told_from_float32():
+    """The bounds of O0 see products in float16 in every network; those of O1 leave room for them."""
     for name in NETWORKS:
         apart = differences(HERE.cpu_figures[f"{name}/O1"], HERE.cpu_figures[f"{name}/O0"])
-        assert all(0 < apart[kind] < bound for kind, bound in BOUNDS["O1"].items()), (name, apart)
+        assert any(apart[kind] > bound for kind, bound in BOUNDS["O0"].items()), (name, apart)
+        assert all(apart[kind] < bound / 2 for kind, bound in BOUNDS["O1"].items()), (name, apart)
 
 
 def test_a_figure_that_differs_fails_alone(run_script, tmp_path):
@@ -74,7 +75,7 @@ def test_a_figure_that_differs_fails_alone(run_script, tmp_path):
     }  # fmt: skip
     lines = out.splitlines()
     assert [line.split()[0] for line in lines[1:-1]] == list(results)
-    assert re.search(r"FAILED .* gradient_norm differs by \d\.\de-03 \(bound 1e-03\)$", out, re.MULTILINE)
+    assert re.search(r"FAILED .* gradient_norm differs by \d\.\de-03 \(bound 1e-04\)$", out, re.MULTILINE)
     assert lines[-1] == f"2 passed, 1 FAILED, 2 left out; send back this table and {output}"
 
 
