@@ -1,15 +1,25 @@
 """Builds models by name for Python programs: with weights, without a head, as a backbone, for any task."""
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import mindspore as ms
 from mindspore import nn
 
-from focal_twins.config.load import CONFIG_ROOT, Config, find_config, load_config, parse_config
+from focal_twins.config.load import (
+    COMMAND_LINE,
+    CONFIG_ROOT,
+    Config,
+    ConfigError,
+    find_config,
+    load_config,
+    parse_config,
+)
 from focal_twins.config.task_sections import DEFAULT_TASK, TASK_SECTIONS
 from focal_twins.data.transforms import Preprocessing
+from focal_twins.errors import UserError
 from focal_twins.files.weights import CONFIG, load_weights, read_checkpoint, select_weights
 from focal_twins.models import registry
 from focal_twins.models.backbones.backbone import Backbone
@@ -81,8 +91,7 @@ def create_model(
 
     Raises:
         ArgumentError: an argument that cannot work; the message names it.
-        ConfigError: no such name; the message has the nearest one.
-        UserError: weights that cannot be read or do not fit.
+        UserError: no such name (the message has the nearest one), or weights that cannot be read or do not fit.
 
     Example:
         >>> import numpy as np, mindspore as ms, focal_twins
@@ -121,13 +130,19 @@ def _configuration(name: str) -> Config | None:
     """Return the configuration of that name; None for a family, which has none.
 
     Raises:
-        ConfigError: there is neither.
+        UserError: there is neither; the message has the nearest name.
     """
     try:
         find_model(name)
-    except ValueError:
-        return load_config(name)
-    return load_config(name) if name in registry.list_models() else None
+        return load_config(name) if name in registry.list_models() else None
+    except ValueError as error:
+        try:
+            path = find_config(name)
+        except ConfigError:
+            near = get_close_matches(name, list_models(), n=1)
+            hint = f"did you mean {near[0]}?" if near else "focal_twins.list_models() lists them"
+            raise UserError(f"unknown model {name!r}; {hint}") from error
+    return load_config(path)
 
 
 def _defaults(name: str) -> Config:
@@ -155,10 +170,17 @@ def _build(name: str, config: Config | None, given: dict, features_only: bool, o
 
 
 def _with_arguments(name: str, config: Config, given: dict) -> Config:
-    """Return the configuration of a dense model with other arguments, of its heads or else of its backbone."""
+    """Return the configuration of a dense model with other arguments, of its heads or else of its backbone.
+
+    Raises:
+        UserError: an argument that neither has, or a value that cannot be.
+    """
     own = find_model(config.model.name)[0].parameters()
     keys = {argument: f"{'model' if argument in own else 'backbone'}.{argument}" for argument in given}
-    return load_config(find_config(name), flags={keys[argument]: value for argument, value in given.items()})
+    try:
+        return load_config(find_config(name), flags={keys[argument]: value for argument, value in given.items()})
+    except ConfigError as error:  # of what is no command line here
+        raise UserError(f"{name}: {str(error).removeprefix(f'{COMMAND_LINE}: ')}") from error
 
 
 def _preprocessing(config: Config, model: Backbone) -> Preprocessing | None:

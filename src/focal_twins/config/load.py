@@ -8,7 +8,7 @@ comes last. Keys of the model section are the arguments of its constructor (mode
 import difflib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -333,7 +333,7 @@ def _refuse_top_level(key, value, source):
     raise ConfigError(f"{source}: {key}: unknown section{nearest(str(key), [*SECTION_NAMES, 'base', *TOP_LEVEL])}")
 
 
-def _known_keys(schemas: dict[str, type[BaseModel]], given: dict[str, dict]) -> dict[str, set[str]]:
+def _known_keys(schemas: Mapping[str, type[BaseModel]], given: dict[str, dict]) -> dict[str, set[str]]:
     """Return the keys of each section; those of networks by the names that are given for them."""
     known = {section: set(schema.model_fields) for section, schema in schemas.items()}
     for section in ("model", "backbone"):

@@ -30,7 +30,10 @@ def read_pixels(source: ImageSource, channels: int, reading: Reading) -> np.ndar
     if isinstance(source, np.ndarray):
         shape = source.shape
         if source.dtype != np.uint8 or not (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))):
-            raise TypeError(f"an image as an array is [H, W], [H, W, 1] or [H, W, 3] uint8, got {shape} {source.dtype}")
+            raise TypeError(
+                f"an image as an array is [H, W], [H, W, 1] or [H, W, 3] uint8, got {shape} {source.dtype}; "
+                "several images are a list"
+            )
         source = Image.fromarray(source[:, :, 0] if shape[2:] == (1,) else source)
     if isinstance(source, Image.Image):
         return from_pillow(source, channels, reading)

@@ -76,7 +76,7 @@ class Metrics:
         return self.confusion.sum(axis=1), self.confusion.diagonal()
 
     def __str__(self):
-        real = "" if self.real is None else f"  real {self.real:.2f}%  ({counted(self.real_count, 'image')})"
+        real = "" if self.real is None else f"  real {self.real:.2f}%  ({counted(self.real_count or 0, 'image')})"
         top5 = f"  top-5 {self.top5:.2f}%" if has_top5(len(self.confusion)) else ""
         return f"top-1 {self.top1:.2f}%{top5}  loss {self.loss:.4f}  ({counted(self.count, 'image')}){real}"
 
