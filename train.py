@@ -11,7 +11,7 @@ from focal_twins.distributed.launch import check_device_num
 
 def main(arguments: list[str]) -> int:
     options = parser("train.py", __doc__)
-    options.add_argument("--pretrained", metavar="FILE", help="weights to start from (train.pretrained)")
+    options.add_argument("--pretrained", metavar="FILE|NAME", help="weights to start from (train.pretrained)")
     options = parse(options, arguments)
 
     from focal_twins.data.staging import stage_out

@@ -92,7 +92,8 @@ class TrainConfig(Section):
     accumulation_steps: Positive = 1  # forward passes per update
     recompute: bool = False  # compute blocks again in the backward pass, for less memory; the original's use_checkpoint
     resume: bool | PathText = False  # false, auto (the run's newest checkpoint that can be read) or a path
-    pretrained: PathText | None = None  # weights to start from
+    pretrained: PathText | None = None  # weights to start from: a file, or the name of published ones (docs/weights.md)
+    download: bool = False  # download published weights that train.pretrained names and that are not here yet
     # Its head, which has a row for each class. auto: kept unless file and data name other classes, then new.
     pretrained_head: Literal["auto", "keep", "new", "by_name"] = "auto"
     frozen_stages: Annotated[int, Field(ge=0)] = 0  # the patch embedding and this many stages stay as they are; 0: none

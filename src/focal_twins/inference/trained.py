@@ -10,6 +10,7 @@ from mindspore import nn
 from focal_twins.config.load import Config, load_config, parse_config
 from focal_twins.distributed.ranks import start
 from focal_twins.errors import UserError
+from focal_twins.files.download import find_published, weights_file
 from focal_twins.files.weights import CONFIG, class_names, load_weights, read_checkpoint, select_weights
 from focal_twins.inference.exported import RUNNABLE, ExportedModel
 from focal_twins.tasks.find_task import create_task, task_of_run
@@ -39,10 +40,13 @@ class TrainedModel:
 def run_checkpoint(config: Config, checkpoint: str | None) -> Path:
     """Return the path of the checkpoint to use: the one given, or the best of the configuration's run.
 
+    Args:
+        checkpoint: a path, or the name of published weights.
+
     Raises:
         UserError: there is no such file.
     """
-    path = Path(checkpoint).expanduser() if checkpoint else config.output / "checkpoints" / "best.ckpt"
+    path = weights_file(checkpoint) if checkpoint else config.output / "checkpoints" / "best.ckpt"
     if not path.is_file():
         hint = "" if checkpoint else "; train first, or name one with --checkpoint"
         raise UserError(f"checkpoint {path}: no such file{hint}")
@@ -81,14 +85,19 @@ def open_checkpoint(
     """Open a checkpoint's model on this machine's device.
 
     Args:
-        config_name: name of the configuration; None for the one that training wrote into the checkpoint.
+        checkpoint: a path, or the name of published weights.
+        config_name: name of the configuration; None for the one that training wrote into the checkpoint, or that of the
+            published weights.
         overrides: "section.key=value".
 
     Raises:
         UserError: no such file, no configuration in it, or weights of another model.
     """
-    path = Path(checkpoint)
+    path = weights_file(checkpoint)
     content = read_checkpoint(path)
+    published = find_published(checkpoint)
+    if config_name is None and CONFIG not in content and published is not None:
+        config_name = published.config
     # The device of the training run does not matter here.
     flags = {"runtime.device_target": device_target or "auto", "runtime.device_id": None}
     if config_name is not None:

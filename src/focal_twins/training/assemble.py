@@ -1,6 +1,8 @@
 """Puts a training run together. It checks everything, and changes nothing on disk."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from focal_twins.data.pipeline import EvalBatches, TrainBatches, configure_readi
 from focal_twins.distributed.ranks import Dist
 from focal_twins.errors import UserError
 from focal_twins.files.class_rows import choose_rows
+from focal_twins.files.download import DownloadError, download, locate, weights_file
 from focal_twins.files.weights import class_names, load_weights, read_checkpoint, select_weights
 from focal_twins.models.batch_norm import synchronise_batch_norms
 from focal_twins.models.precision import apply_precision
@@ -77,7 +80,7 @@ def assemble(config: Config, dist: Dist) -> Assembly:
     model = config.build_model(dist.device_target)
     synchronise_batch_norms(model, dist.size)
     if config.train.pretrained and saved is None:
-        path = Path(config.train.pretrained)
+        path = initial_weights(config, dist, announce)
         if not path.exists():
             raise config.error(
                 "train.pretrained", f"{path}: no such file; name another, or null for random initial weights"
@@ -120,6 +123,24 @@ def assemble(config: Config, dist: Dist) -> Assembly:
         saved_config=saved_config,
         saved_progress=saved_progress,
     )
+
+
+def initial_weights(config: Config, dist: Dist, announce: Callable[[str], None]) -> Path:
+    """Return the file of train.pretrained; with train.download, one process downloads published weights first.
+
+    Raises:
+        ConfigError: published weights that are not here, or are damaged.
+        DownloadError: they cannot be downloaded.
+    """
+    name = config.train.pretrained
+    path, weights = locate(name)
+    if config.train.download and weights is not None and not path.is_file():
+        announce(f"downloading {weights.name} to {path}")
+        dist.on_main(partial(download, weights, path), f"{name}: cannot be downloaded; see the main process's line")
+    try:
+        return weights_file(name)
+    except DownloadError as error:
+        raise config.error("train.pretrained", str(error)) from error
 
 
 def new_state(config: Config, model: nn.Cell, classes: tuple[str, ...]) -> TrainState:
