@@ -1,7 +1,6 @@
 """Published weights by name: the table, how they are found here, and how they are downloaded, from a stand-in hub."""
 
 import hashlib
-import json
 import os
 import re
 import subprocess
@@ -23,19 +22,20 @@ from tests.conftest import ROOT
 
 NAME, UNCHECKED = "twins_svt_small.in1k", "twins_pcpvt_small.in1k"  # with a published checksum, and without
 CONTENT = save({"head.bias": np.arange(300_000, dtype=np.float32)})
+SIZE = len(CONTENT)
 
 
 class Hub(BaseHTTPRequestHandler):
     """Answers as the hub does for one file of a repository: its size, checksum and commit, then its bytes."""
 
     protocol_version = "HTTP/1.1"
-    sent = len(CONTENT)  # bytes before the connection breaks
+    sent = SIZE  # bytes before the connection breaks
     asked: list[str]
 
     @property
     def has_file(self) -> bool:
         """Of this file alone, and not once more after the connection broke."""
-        return "/resolve/" in self.path and not (self.asked and self.sent < len(CONTENT))
+        return "/resolve/" in self.path and not (self.asked and self.sent < SIZE)
 
     def do_HEAD(self):
         if not self.has_file:
@@ -59,7 +59,7 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def hub(sent=len(CONTENT)):
+def hub(sent=SIZE):
     """Serve on a free port; gives the address and the list of paths that were downloaded."""
     asked: list[str] = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("OneHub", (Hub,), {"asked": asked, "sent": sent}))
@@ -73,7 +73,7 @@ def hub(sent=len(CONTENT)):
 
 @pytest.fixture
 def fetch(tmp_path):
-    """fetch(address, "NAME", ...) runs scripts/download_weights.py against a hub; returns the process and the folder."""
+    """fetch(address, "NAME", ...) runs scripts/download_weights.py against a hub: the process and the folder."""
 
     def call(address, *names):
         environment = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "GLOG_v": "4"}
@@ -169,7 +169,7 @@ def test_a_download_in_part_has_no_name(fetch):
 
 def test_without_the_package_one_line_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(DownloadError, match="pip install huggingface_hub; or get model.safetensors in a browser"):
+    with pytest.raises(DownloadError, match=r"pip install huggingface_hub; or get model\.safetensors in a browser"):
         download(PUBLISHED_WEIGHTS[NAME], tmp_path / "x.safetensors")
 
 

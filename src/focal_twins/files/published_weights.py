@@ -1,6 +1,6 @@
 """Lists the weights that the authors of the models published: of which network they are, and where their files are.
 
-Only what the places themselves say is here; no file was downloaded to make this list. docs/weights.md names the sources.
+Only what the places themselves say is here; no file was downloaded for this list. docs/weights.md names the sources.
 """
 
 from dataclasses import dataclass

@@ -80,7 +80,7 @@ def assemble(config: Config, dist: Dist) -> Assembly:
     model = config.build_model(dist.device_target)
     synchronise_batch_norms(model, dist.size)
     if config.train.pretrained and saved is None:
-        path = initial_weights(config, dist, announce)
+        path = initial_weights(config, config.train.pretrained, dist, announce)
         if not path.exists():
             raise config.error(
                 "train.pretrained", f"{path}: no such file; name another, or null for random initial weights"
@@ -125,14 +125,13 @@ def assemble(config: Config, dist: Dist) -> Assembly:
     )
 
 
-def initial_weights(config: Config, dist: Dist, announce: Callable[[str], None]) -> Path:
-    """Return the file of train.pretrained; with train.download, one process downloads published weights first.
+def initial_weights(config: Config, name: str, dist: Dist, announce: Callable[[str], None]) -> Path:
+    """Return the file that train.pretrained names; with train.download, one process downloads published weights first.
 
     Raises:
         ConfigError: published weights that are not here, or are damaged.
         DownloadError: they cannot be downloaded.
     """
-    name = config.train.pretrained
     path, weights = locate(name)
     if config.train.download and weights is not None and not path.is_file():
         announce(f"downloading {weights.name} to {path}")
