@@ -189,11 +189,14 @@ def write_checkpoint(path: Path, tensors: dict[str, np.ndarray], texts: dict[str
         raise WeightsError(f"checkpoint {path}: cannot be written ({_reason(error)})") from error
 
 
-def save_weights(model: nn.Cell, path: str | Path) -> None:
+def save_weights(model: nn.Cell, path: str | Path, texts: dict[str, str] | None = None) -> None:
     """Write a model's weights, in the format of the file's suffix.
 
     .ckpt has MindSpore's parameter names, for `mindspore.load_checkpoint`. .safetensors and .pth have the originals',
     and the .pth file their index buffers too, so that the original code loads it strictly.
+
+    Args:
+        texts: parts of a training state, such as CONFIG, for a .ckpt file; the other formats have none.
 
     Raises:
         WeightsError, pth.PthError: an unknown suffix, no room, no permission.
@@ -201,7 +204,7 @@ def save_weights(model: nn.Cell, path: str | Path) -> None:
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix == ".ckpt":
-        write_checkpoint(path, {name: p.asnumpy() for name, p in model.parameters_and_names()})
+        write_checkpoint(path, {name: p.asnumpy() for name, p in model.parameters_and_names()}, texts)
         return
     arrays = {name: np.asarray(p.asnumpy(), order="C") for name, p in official_names(model).items()}
     if suffix == ".safetensors":
