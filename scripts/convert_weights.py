@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> None:
     ms.set_seed(options.seed)
     label = f"checkpoint {options.input}"
     content = read_checkpoint(options.input)
-    name, model, config = build(options, content.get(CONFIG))
+    name, model, config = build(options, str(content[CONFIG]) if CONFIG in content else None)
     weights, used = select_weights(content, options.weights, label)
     report = load_weights(model, weights, strict=not options.partial, announce=print, label=label)
     # What was trained here stays a checkpoint that names its configuration and, with all rows of its head, its classes.
@@ -87,7 +87,7 @@ def build(options, saved: str | None):
     if options.config is not None:
         config = load_config(options.config, overrides)
     elif saved is not None:
-        config = parse_config(str(saved), options.input, overrides)
+        config = parse_config(saved, options.input, overrides)
     else:
         raise UserError(
             f"checkpoint {options.input}: holds weights without their configuration; name the network with --model "

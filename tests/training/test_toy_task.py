@@ -10,6 +10,7 @@ import yaml
 from focal_twins.config.load import ConfigError, load_config
 from focal_twins.distributed.ranks import Dist, start
 from focal_twins.errors import UserError
+from focal_twins.files.weights import read_checkpoint, select_weights
 from focal_twins.inference.evaluate import evaluate_checkpoint
 from focal_twins.inference.export import export_checkpoint
 from focal_twins.inference.trained import open_model
@@ -107,6 +108,34 @@ def test_early_stopping_ends_a_run_that_improves_no_more(toy, capsys):
     assert (stopped.state.progress.best_epoch, stopped.state.progress.worse) == (best, 0)
 
     assert toy("straight", *unsteady, "train.resume=auto").run()["epochs"] == 9
+
+
+@pytest.mark.parametrize("best_by", ["raw", "ema", "either"])
+def test_the_best_epoch_is_best_by_the_weights_that_are_asked_for(toy, best_by, capsys):
+    """Steps too large for raw weights: now they are better than their average, now worse."""
+    options = ("train.epochs=5", "optimizer.base_lr=1.5", f"ema.best_by={best_by}")
+    run = toy("run", *options)
+    summary = run.run()
+    out = capsys.readouterr().out
+    lines = [line for line in metrics(run.config.output) if "weights" in line]
+    assert len({max(lines[i : i + 2], key=lambda line: line["fit"])["weights"] for i in range(0, 10, 2)}) == 2
+    counted = [line for line in lines if best_by in ("either", line["weights"])]
+    best = max(counted, key=lambda line: line["fit"])
+    assert (summary["best"], summary["best_epoch"]) == (best["fit"], best["epoch"])
+    assert summary["weights"].lower() == best["weights"]
+    evaluation = json.loads((run.config.output / "evaluation.json").read_text())
+    assert (evaluation["weights"], evaluation["fit"]) == (best["weights"], best["fit"])
+    assert read_run(run.config.output).best == best
+    # Who takes the checkpoint without saying which weights takes the better ones.
+    assert select_weights(read_checkpoint(run.checkpoints.best))[1] == best["weights"]
+    assert evaluate_checkpoint(run.config, Dist(), None).figures["fit"] == pytest.approx(best["fit"])
+    others = [line["fit"] for line in lines if line not in counted]
+    assert ("were better: fit" in out) == bool(others and max(others) > best["fit"])
+
+    toy("cut", *options, "train.stop_after_epoch=3").run()
+    resumed = toy("cut", *options, "train.resume=auto")
+    assert resumed.run()["best"] == summary["best"]
+    assert_same_state(run.checkpoints.last, resumed.checkpoints.last)
 
 
 def test_nothing_on_disk_changes_before_a_run_is_checked(toy, tmp_path):

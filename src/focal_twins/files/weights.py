@@ -33,6 +33,7 @@ STATE_PREFIX = "state."  # step counters, loss scale, best metric, configuration
 
 CLASSES = STATE_PREFIX + "classes"  # class names by index, as JSON
 CONFIG = STATE_PREFIX + "config"  # the resolved configuration, as YAML
+PREFERRED = STATE_PREFIX + "preferred"  # "raw" where averaged weights are there and the raw ones are better
 
 UNUSED = ".num_batches_tracked"  # a count that PyTorch's BatchNorm keeps, and uses only where it has no momentum
 
@@ -151,7 +152,7 @@ def select_weights(
 
     Args:
         weights: "raw", "ema" (averaged; key tables and the like have no average and stay), or "auto": averaged ones
-            where there are any.
+            where there are any, unless training found the raw ones better (ema.best_by).
 
     Raises:
         WeightsError: averaged weights that are not there.
@@ -161,7 +162,8 @@ def select_weights(
     prefixes = (EMA_PREFIX, OPTIMIZER_PREFIX, STATE_PREFIX)
     arrays = {name: value for name, value in content.items() if not isinstance(value, str)}
     selected = {name: value for name, value in arrays.items() if not name.startswith(prefixes)}
-    used = "ema" if weights != "raw" and has_average(content) else "raw"
+    prefers_raw = weights == "auto" and content.get(PREFERRED) == "raw"
+    used = "ema" if weights != "raw" and has_average(content) and not prefers_raw else "raw"
     if used == "ema":
         averages = {name[len(EMA_PREFIX) :]: value for name, value in arrays.items() if name.startswith(EMA_PREFIX)}
         selected |= averages

@@ -13,6 +13,7 @@ from focal_twins.files.atomic import write_bytes, write_text
 
 LISTED_ROWS = 100  # an array of more rows is a NumPy file beside the report: as JSON it would take megabytes
 WEIGHTS_NAMES = {"raw": "raw weights", "ema": "averaged weights (EMA)"}  # for people
+SHORT_NAMES = {"raw": "raw", "ema": "EMA"}  # the same in tables
 PICTURES = "pictures"  # key of the content that names the file of the pictures
 FILES = "files"  # key of the content that names further files
 

@@ -17,7 +17,7 @@ from focal_twins.files.class_rows import choose_rows
 from focal_twins.files.download import DownloadError, download, locate, weights_file
 from focal_twins.files.weights import class_names, load_weights, read_checkpoint, select_weights
 from focal_twins.models.batch_norm import synchronise_batch_norms
-from focal_twins.models.precision import apply_precision
+from focal_twins.models.precision import apply_precision, level_on
 from focal_twins.tasks.find_task import create_task
 from focal_twins.tasks.task import Evaluator, Task
 from focal_twins.training.checkpoint import Progress, TrainState
@@ -98,7 +98,7 @@ def assemble(config: Config, dist: Dist) -> Assembly:
     state.progress.samples, state.progress.listing = train_data.size, train_data.listing
     check_same_start(config, dist, state, (train_data, val_data))
 
-    network = apply_precision(model, config.amp.level)
+    network = apply_precision(model, level_on(dist.device_target, config.amp.level))
     global_batch = config.train.batch_size * config.train.accumulation_steps * dist.size
     updates_per_epoch = train_data.size // global_batch
     length = run_length(config, updates_per_epoch)
@@ -112,7 +112,7 @@ def assemble(config: Config, dist: Dist) -> Assembly:
         model=model,
         network=network,
         state=state,
-        step=build_step(config, dist, task, network, state),
+        step=build_step(config, dist, task, network, state, train_data),
         train_batches=train_batches,
         eval_batches=eval_batches,
         evaluator=task.evaluator(model, val_data, dist),
@@ -240,11 +240,13 @@ def open_batches(
     return train_batches, eval_batches
 
 
-def build_step(config: Config, dist: Dist, task: Task, network: nn.Cell, state: TrainState) -> TrainStep:
+def build_step(
+    config: Config, dist: Dist, task: Task, network: nn.Cell, state: TrainState, train_data: Dataset
+) -> TrainStep:
     """Build the cell that makes one update."""
     parameters = state.model.trainable_params()
     step = TrainStep(
-        task.losses(network, state.model),
+        task.losses(network, state.model, train_data, dist),
         parameters,
         state.optimizer,
         state.loss_scale,

@@ -37,7 +37,7 @@ class Classification(Task):
     def check_data(self, train, val):
         check_classes(train, val, self.config.model.resolved()["num_classes"])
 
-    def losses(self, network, model):
+    def losses(self, network, model, data, dist):
         return SoftTargetCrossEntropy(network)
 
     def noise(self, model, generator, batch):

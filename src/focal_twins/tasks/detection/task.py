@@ -7,6 +7,7 @@ from focal_twins.data.coco import CocoImages
 from focal_twins.data.dataset import DataError
 from focal_twins.errors import UserError
 from focal_twins.models.detectors.mask_head import MASK_SIDE
+from focal_twins.models.precision import level_on
 from focal_twins.tasks.detection import run_sections
 from focal_twins.tasks.detection.evaluator import DetectionEvaluator
 from focal_twins.tasks.detection.export_difference import difference_of_rows
@@ -39,9 +40,10 @@ class Detection(Task):
     def check_data(self, train, val):
         """Do nothing: both have the classes of the configuration or, where it names none, those of training."""
 
-    def losses(self, network, model):
+    def losses(self, network, model, data, dist):
         models = models_by_canvas(model, canvases_of(self.config))
-        return DetectionLosses(in_precision(models, model, network, self.config.amp.level), models)
+        level = level_on(dist.device_target, self.config.amp.level)
+        return DetectionLosses(in_precision(models, model, network, level), models)
 
     def noise(self, model, generator, batch):
         return (model.draw_drop_path(generator, len(batch[0])),)
@@ -78,7 +80,8 @@ class Detection(Task):
                 "choose by data.classes, in the model's order"
             )
         rule = selection_rule(self.config, model)
-        finder = CanvasDetector(model, canvases_of(self.config), self.config.amp.level, rule)
+        level = level_on(dist.device_target, self.config.amp.level)
+        finder = CanvasDetector(model, canvases_of(self.config), level, rule)
         return DetectionEvaluator(data, self.config, dist, finder.with_network, rule, model.has_masks)
 
     def exported(self, model, output):
