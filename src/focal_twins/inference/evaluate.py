@@ -97,7 +97,7 @@ def evaluate_checkpoint(
     content = {"checkpoint": str(path), "weights": subject.weights} | result.content()
     content |= {"unreadable_images": sorted(skipped)}
     try:
-        report = Path(json_path) if json_path else evaluation_path(path, subject.weights, data.path)
+        report = Path(json_path) if json_path else evaluation_path(path, subject.weights, data)
         write_evaluation(report, content, result.arrays(), result.pictures(), result.files())
     except UserError as error:
         if json_path:

@@ -86,6 +86,7 @@ class Trainer:
             return summary
         if self.dist.is_main:
             self.folder.write_config(config)
+            self.folder.write_validation(self.eval_batches.data)
             self.folder.note_session(session(self.dist, progress, self.updates_per_epoch))
         self.metrics.begin(progress.seconds)
         self.started = time.perf_counter() - progress.seconds
