@@ -112,9 +112,13 @@ def test_early_stopping_ends_a_run_that_improves_no_more(toy, capsys):
 
 @pytest.mark.parametrize(
     ("best_by", "epochs", "chosen", "remark"),
-    [("raw", 3, "raw", "the averaged weights (EMA) were better: fit"), ("ema", 2, "ema", "the raw weights were better: fit"),
-     ("either", 2, "raw", None), ("either", 3, "ema", None)],
-)  # fmt: skip
+    [
+        ("raw", 3, "raw", "the averaged weights (EMA) were better: fit"),
+        ("ema", 2, "ema", "the raw weights were better: fit"),
+        ("either", 2, "raw", None),
+        ("either", 3, "ema", None),
+    ],
+)
 def test_the_best_epoch_is_best_by_the_weights_that_are_asked_for(toy, best_by, epochs, chosen, remark, capsys):
     """The average lags behind the raw weights for two epochs, and is better from then on."""
     options = (f"train.epochs={epochs}", "optimizer.base_lr=0.3", "ema.decay=0.9", f"ema.best_by={best_by}")

@@ -38,7 +38,8 @@ def _held_back(images: ImageSet, fraction: float, seed: int) -> np.ndarray:
     Raises:
         DataError: a class has a single image.
     """
-    names, chosen = images.names, set()
+    names = images.names
+    chosen: set[str] = set()
     for label, name in enumerate(images.classes):
         first = {names[number]: number for number in np.flatnonzero(images.labels == label)[::-1].tolist()}
         if len(first) < 2:

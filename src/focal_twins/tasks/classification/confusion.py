@@ -98,7 +98,7 @@ def image_finder(
     Raises:
         UserError: `moved_to` does not hold the images.
     """
-    split = data.get("val") or data.get("train")  # with data.val_fraction, they are among the training images
+    split = data.get("val") or data.get("train", "train")  # with data.val_fraction, they are among the training images
     if moved_to is not None:
         return _content_finder(open_images(moved_to, split or "val", classes))
     for root in roots:
