@@ -133,7 +133,7 @@ def test_the_best_epoch_is_best_by_the_weights_that_are_asked_for(toy, best_by, 
     assert summary["weights"].lower() == chosen
     evaluation = json.loads((run.config.output / "evaluation.json").read_text())
     assert (evaluation["weights"], evaluation["fit"]) == (chosen, best["fit"])
-    assert read_run(run.config.output).best == best
+    assert (read_run(run.config.output).best or {}).items() >= best.items()
     # Who takes the checkpoint without saying which weights takes these, and has their figure.
     assert select_weights(read_checkpoint(run.checkpoints.best))[1] == chosen
     assert evaluate_checkpoint(run.config, Dist(), None).figures["fit"] == pytest.approx(best["fit"])

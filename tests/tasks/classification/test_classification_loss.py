@@ -17,7 +17,8 @@ class Linear(nn.Cell):
 
     def __init__(self):
         super().__init__()
-        self.dense = nn.Dense(4, 3, weight_init=Tensor(np.arange(12, dtype=np.float32).reshape(3, 4) / 10))
+        weight = Tensor(np.arange(12, dtype=np.float32).reshape(3, 4) / 10)
+        self.dense = nn.Dense(4, 3, weight_init=weight, bias_init="zeros")
 
     def construct(self, x, drop_path=None, dropout_seed=None):
         return self.dense(x)
