@@ -91,13 +91,15 @@ def check_classification(config) -> None:
     Raises:
         ConfigError: they do not; the message names the key.
     """
-    resolved = config.model.resolved()
-    check_channels(config, "model", resolved["in_chans"])
+    model = config.model.resolved()
+    check_channels(config, "model", model["in_chans"])
+    if not model["num_classes"]:
+        raise config.error("model.num_classes", "must be at least 1, got 0")
     weights = config.loss.class_weights
-    if isinstance(weights, list) and len(weights) != resolved["num_classes"]:
+    if isinstance(weights, list) and len(weights) != model["num_classes"]:
         raise config.error(
             "loss.class_weights",
-            f"has {len(weights)} weights, and the model {resolved['num_classes']} classes (model.num_classes)",
+            f"has {len(weights)} weights, and the model {model['num_classes']} classes (model.num_classes)",
         )
     if config.augment.cooldown != "all" and not config.schedule.cooldown_epochs:
         raise config.error("augment.cooldown", "has no effect without schedule.cooldown_epochs")

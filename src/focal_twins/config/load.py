@@ -33,6 +33,7 @@ from focal_twins.config.schema import (
 from focal_twins.config.task_sections import DEFAULT_TASK, TASK_SECTIONS
 from focal_twins.errors import UserError
 from focal_twins.models import ArgumentError, create_model, find_model, resolve_arguments
+from focal_twins.models.backbones.backbone import DROPOUT_RATES
 from focal_twins.models.device_options import DEVICE_DEFAULTS, DEVICE_OPTIONS, set_device_options
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -447,7 +448,7 @@ def _validate_model(section: str, given: dict, sources: dict, shown: str, stands
 def _check_no_dropout(backbone: ModelConfig, sources: dict, shown: str) -> None:
     """Check that a backbone drops no elements, because networks on one pass no seed for that."""
     for argument, value in backbone.resolved().items():
-        if argument in ("drop_rate", "attn_drop_rate", "pos_drop_rate", "proj_drop_rate") and value:
+        if argument in DROPOUT_RATES and value:
             key = f"backbone.{argument}"
             raise ConfigError(f"{sources.get(key, shown)}: {key}: a backbone has no dropout; must be 0, got {value}")
 

@@ -33,7 +33,7 @@ def locate(name: str, folder: Path = FOLDER) -> tuple[Path, PublishedWeights | N
     return (folder / weights.file if weights and path.name == weights.name else path), weights
 
 
-def find_published(name: str) -> PublishedWeights | None:
+def find_published(name: str | Path) -> PublishedWeights | None:
     """Return the published weights of a name, or of a path to their file; None where there are none."""
     last = Path(name).name
     return next((weights for weights in PUBLISHED_WEIGHTS.values() if last in (weights.name, weights.file)), None)

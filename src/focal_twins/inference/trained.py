@@ -95,19 +95,35 @@ def open_checkpoint(
     """
     path = weights_file(checkpoint)
     content = read_checkpoint(path)
-    published = find_published(checkpoint)
-    if config_name is None and CONFIG not in content and published is not None:
-        config_name = published.config
+    config = checkpoint_config(path, content, config_name, overrides, device_target)
+    dist = start(config)
+    return load_for_inference(config, path, weights, dist.device_target, content)
+
+
+def checkpoint_config(
+    path: Path,
+    content: dict,
+    config_name: str | None = None,
+    overrides: Sequence[str] = (),
+    device_target: str | None = None,
+) -> Config:
+    """Return the configuration of a checkpoint's model; see open_checkpoint.
+
+    Args:
+        content: the checkpoint's content.
+
+    Raises:
+        UserError: it has none, and none is named.
+    """
     # The device of the training run does not matter here.
     flags = {"runtime.device_target": device_target or "auto", "runtime.device_id": None}
     if config_name is not None:
-        config = load_config(config_name, overrides, flags)
-    elif CONFIG in content:
-        config = parse_config(str(content[CONFIG]), path, overrides, flags)
-    else:
-        raise UserError(f"checkpoint {path}: holds weights without their configuration; name it with --config NAME")
-    dist = start(config)
-    return load_for_inference(config, path, weights, dist.device_target, content)
+        return load_config(config_name, overrides, flags)
+    if CONFIG in content:
+        return parse_config(str(content[CONFIG]), path, overrides, flags)
+    if published := find_published(path):
+        return load_config(published.config, overrides, flags)
+    raise UserError(f"checkpoint {path}: holds weights without their configuration; name it with --config NAME")
 
 
 @dataclass(frozen=True)
@@ -120,6 +136,7 @@ class OpenedModel:
         preprocessing: describes how an image becomes an input, see Task.preprocessing.
         batch_size: number of inputs that `answer` takes, or None for any.
         classes: names of the classes by label, or None.
+        network: of a checkpoint, in evaluation mode; None for an exported file.
     """
 
     task: type[Task]
@@ -127,6 +144,25 @@ class OpenedModel:
     preprocessing: dict
     batch_size: int | None
     classes: tuple[str, ...] | None
+    network: nn.Cell | None = None
+
+    @classmethod
+    def of_checkpoint(cls, model: TrainedModel) -> "OpenedModel":
+        """Return a checkpoint's model, ready to run."""
+        task = create_task(model.config)
+        answer = task.answer(model.network)
+        return cls(type(task), answer, model.preprocessing, None, model.classes, model.network)
+
+    @classmethod
+    def of_exported(cls, path: Path) -> "OpenedModel":
+        """Open an exported file.
+
+        Raises:
+            UserError: see ExportedModel.
+        """
+        exported = ExportedModel(path)
+        task = task_of_run(exported.configuration)
+        return cls(task, exported.answer, exported.preprocessing, exported.batch_size, exported.classes)
 
 
 def open_model(path: str, **options) -> OpenedModel:
@@ -139,15 +175,5 @@ def open_model(path: str, **options) -> OpenedModel:
         UserError: see open_checkpoint and ExportedModel.
     """
     if Path(path).suffix.lower() in RUNNABLE:
-        exported = ExportedModel(Path(path))
-        task = task_of_run(exported.configuration)
-        return OpenedModel(task, exported.answer, exported.preprocessing, exported.batch_size, exported.classes)
-    model = open_checkpoint(path, **options)
-    task = create_task(model.config)
-    return OpenedModel(
-        type(task),
-        task.answer(model.network),
-        model.preprocessing,
-        None,
-        model.classes,
-    )
+        return OpenedModel.of_exported(Path(path))
+    return OpenedModel.of_checkpoint(open_checkpoint(path, **options))

@@ -144,10 +144,11 @@ class Predictor(ABC):
     images_per_call: ClassVar[int] = 1
 
     @abstractmethod
-    def predict(self, images: list[str], batch_size: int, workers: int) -> Iterator:
-        """Yield a prediction for each image file, in order: objects with `image`, and `problem` where it has one.
+    def predict(self, images: list, batch_size: int, workers: int) -> Iterator:
+        """Yield a prediction for each image, in order: objects with `image`, and `problem` where it has one.
 
         Args:
+            images: files, or what else data/image_source.py reads.
             batch_size: images per call of a model that takes any number.
             workers: number of threads that read and decode.
         """

@@ -9,7 +9,9 @@ import numpy as np
 import onnxruntime
 import pytest
 from mindspore import Tensor
+from PIL import Image
 
+import focal_twins
 from focal_twins.config.load import load_config
 from focal_twins.data.pipeline import EvalBatches, UnreadableImages
 from focal_twins.distributed.ranks import Dist
@@ -87,6 +89,9 @@ def test_checkpoint_and_file_predict_the_same(trained, onnx_file, run_script, tm
         found.append([row for row in rows if row["image"] == str(images / "image02.png")])
         assert len(list((tmp_path / model.name / "overlays").iterdir())) == 5
     assert found[0] and len(found[0]) == len(found[1])
+    by_python = focal_twins.load(path, threshold=0.3)(Image.open(images / "image02.png")).found
+    assert [float(row["score"]) for row in found[0]] == pytest.approx(by_python.scores.tolist(), abs=1e-5)
+    assert [row["class"] for row in found[0]] == [CLASSES[label] for label in by_python.labels]
     for row, other in zip(*found, strict=True):
         assert row["class"] == other["class"]
         assert float(row["score"]) == pytest.approx(float(other["score"]), abs=1e-3)

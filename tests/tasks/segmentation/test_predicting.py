@@ -14,7 +14,9 @@ import pytest
 from mindspore import Tensor
 from PIL import Image
 
+import focal_twins
 from focal_twins.cli import run
+from focal_twins.commands.predict import main
 from focal_twins.config.load import load_config
 from focal_twins.data.label_folders import LabelledFolders
 from focal_twins.distributed.ranks import Dist
@@ -33,7 +35,6 @@ from focal_twins.tasks.segmentation.inference_rule import joined_labels
 from focal_twins.tasks.segmentation.metrics import confusion_matrix
 from focal_twins.tasks.segmentation.predictor import SegmentPredictor
 from focal_twins.tasks.segmentation.preparation import ImagePreparation
-from scripts import predict as script
 from tests.reference import images
 from tests.tasks.segmentation.small_run import CLASSES, SIZES, make_data, write_config
 from tests.trained import with_formula_weights
@@ -74,7 +75,7 @@ def predicted(config, checkpoint, scenes, tmp_path_factory):
         patch.setattr(sys, "stdout", io.StringIO())
         patch.setattr(sys, "argv", ["predict.py", "--checkpoint", str(checkpoint), "--output", str(folder)])
         sys.argv += ["--format", "json", "--batch_size", "2", str(scenes.path)]
-        assert run(script.main, "predict.py") == 0
+        assert run(main, "predict.py") == 0
         return json.loads(sys.stdout.getvalue()), folder
 
 
@@ -93,6 +94,14 @@ def test_the_label_images_are_what_an_evaluation_counts(config, checkpoint, scen
         confusion += confusion_matrix(scenes.label(index), labels, 3, 255)
     np.testing.assert_array_equal(confusion, result.counts.confusion)
     assert (confusion.sum(axis=0)[:3] > 0).sum() > 1  # not one class everywhere
+
+
+def test_python_predicts_the_same_labels(checkpoint, scenes, predicted):
+    predictor = focal_twins.load(checkpoint)
+    names = scenes.names[:2]
+    for prediction, name in zip(predictor([Image.open(scenes.path / name) for name in names]), names, strict=True):
+        np.testing.assert_array_equal(prediction.labels, label_of(predicted[1], name)[1])
+    assert (predictor.task, predictor.classes) == ("segmentation", CLASSES)
 
 
 def test_shares_and_pictures(scenes, predicted):

@@ -24,6 +24,7 @@ from focal_twins.models.backbones.backbone import (
     Backbone,
     FeatureMap,
     check_common_arguments,
+    has_dropout,
     image_size,
     size_of_pretraining,
 )
@@ -643,6 +644,7 @@ class FocalTransformer(Backbone):
         """Create all layers from the constructor's arguments."""
         a = self.arguments = arguments
         self.num_classes = a["num_classes"] if a["out_indices"] is None else None
+        self.has_dropout = has_dropout(a)
         self.out_indices = None if a["out_indices"] is None else tuple(a["out_indices"])
         self.img_size = image_size(a["img_size"])
         self.pretrain_size = size_of_pretraining(a)
@@ -700,7 +702,7 @@ class FocalTransformer(Backbone):
         self.layers = nn.CellList(layers)
         if self.out_indices is None:
             self.norm = LayerNorm(dim)
-            self.head = Dense(dim, a["num_classes"])
+            self.head = Dense(dim, a["num_classes"]) if a["num_classes"] else None
         else:
             for stage in self.out_indices:
                 setattr(self, f"norm{stage}", LayerNorm(self.stage_maps[stage].channels))
@@ -777,9 +779,9 @@ class FocalTransformer(Backbone):
         return getattr(self, "norm" + str(stage))(tokens)
 
     def logits(self, images, drop_path=None, dropout_seed=None):
-        """Map images to logits [B, num_classes], from the mean of the last stage's normalised tokens."""
-        tokens = self.stage_outputs(images, drop_path, dropout_seed)[-1]
-        return self.head(self.norm(tokens).mean(1))
+        """Map images to logits [B, num_classes], from the mean of the last stage's tokens, or to that mean [B, C]."""
+        features = self.norm(self.stage_outputs(images, drop_path, dropout_seed)[-1]).mean(1)
+        return features if self.head is None else self.head(features)
 
     def block_index(self, name: str) -> int:
         """Return where a parameter or layer is, see Backbone; a downsampling belongs with the block before it."""

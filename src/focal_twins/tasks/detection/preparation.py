@@ -7,8 +7,9 @@ import numpy as np
 from focal_twins.config.detection import canvases_of
 from focal_twins.config.load import Config
 from focal_twins.data.box_transforms import placed
-from focal_twins.data.decoding import Reading, decode
+from focal_twins.data.decoding import Reading
 from focal_twins.data.dense_transforms import pad, resize_pixels
+from focal_twins.data.image_source import ImageSource, read_pixels
 from focal_twins.data.transforms import normalise_parts
 from focal_twins.models.detectors.detector import Detector
 from focal_twins.models.detectors.selection import SelectionRule
@@ -105,13 +106,9 @@ class ImagePreparation:
         own["canvases"] = tuple((height, width) for height, width in own["canvases"])
         return cls(**own, rule=SelectionRule(**rule))
 
-    def decode(self, content: np.ndarray) -> np.ndarray:
-        """Turn file content [n] uint8 into pixels [H, W, C] uint8.
-
-        Raises:
-            UnreadableImage: see data/decoding.py.
-        """
-        return decode(content, self.channels, self.reading)
+    def read(self, source: ImageSource) -> np.ndarray:
+        """Return the pixels [H, W, C] uint8 of an image; see image_source.read_pixels."""
+        return read_pixels(source, self.channels, self.reading)
 
     def resized(self, pixels: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
         """Return pixels [H, W, C] as they are on their canvas [*extent, C], and the canvas (height, width)."""

@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from focal_twins.config.load import Config
-from focal_twins.data.decoding import Reading, decode
+from focal_twins.data.decoding import Reading
 from focal_twins.data.dense_transforms import rescaled_size, resize_pixels, scaled_bounds
+from focal_twins.data.image_source import ImageSource, read_pixels
 from focal_twins.data.transforms import normalise
 from focal_twins.models.segmentors.segmentor import Segmentor
 from focal_twins.tasks.preprocessing_file import read_preprocessing
@@ -96,13 +97,9 @@ class ImagePreparation:
         rule = {key: tuple(value) if isinstance(value, list) else value for key, value in rule.items()}
         return cls(**own, rule=InferenceRule(**rule))
 
-    def decode(self, content: np.ndarray) -> np.ndarray:
-        """Turn file content [n] uint8 into pixels [H, W, C] uint8.
-
-        Raises:
-            UnreadableImage: see data/decoding.py.
-        """
-        return decode(content, self.channels, self.reading)
+    def read(self, source: ImageSource) -> np.ndarray:
+        """Return the pixels [H, W, C] uint8 of an image; see image_source.read_pixels."""
+        return read_pixels(source, self.channels, self.reading)
 
     def scaled(self, pixels: np.ndarray) -> list[np.ndarray]:
         """Return the pixels [H, W, C] uint8 resized to each scale."""
