@@ -43,7 +43,7 @@ BOUNDS = {
 def create_step(
     model: nn.Cell, losses: nn.Cell, device_target: str, scale: float = 1024.0, reducer=None, ranks: int = 1
 ) -> TrainStep:
-    """Create the cell that train.py runs, with AdamW, clipping, a dynamic loss scale and the device's overflow check."""
+    """Create train.py's cell with AdamW, clipping, a dynamic loss scale and the device's check of overflow."""
     return TrainStep(
         losses,
         model.trainable_params(),
