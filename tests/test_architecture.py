@@ -18,7 +18,7 @@ LAYERS = (
     ("distributed",),
     ("tasks",),
     ("training", "inference", "explaining", "measuring"),
-    ("reporting", "api"),
+    ("reporting", "api", "device_checks"),
     ("cli",),
     ("commands",),
     ("__main__",),
