@@ -22,9 +22,9 @@ from focal_twins.tasks.task import Result, evaluate
 from focal_twins.training.assemble import assemble
 from focal_twins.training.best_epoch import BestEpoch
 from focal_twins.training.interruption import Interruption, Stopped
+from focal_twins.training.opening_lines import opening_lines
 from focal_twins.training.outcomes import Diverged, Outcome, Outcomes
 from focal_twins.training.progress import ProgressLog, duration
-from focal_twins.training.resuming import changes
 from focal_twins.training.saving import Saver
 from focal_twins.training.schedule import learning_rate
 from focal_twins.training.session import session
@@ -343,30 +343,8 @@ class Trainer:
 
     def _announce(self) -> None:
         """Log the model, data and device of the run and, where a run resumes, the changes."""
-        config, progress, parts = self.config, self.state.progress, self.parts
-        parameters = sum(parameter.size for parameter in self.model.trainable_params())
-        self.log.line(
-            f"{config.model.name}: {parameters:,} parameters, {self.train_batches.data.description}, "
-            f"{self.dist.device_target} x {self.dist.size}, {counted(self.updates_per_epoch, 'update')} of "
-            f"{counted(self.global_batch, 'image')} an epoch, amp {self.precision}"
-        )
-        if frozen := config.train.frozen_stages:
-            stages = len(self.model.depths)
-            self.log.line(
-                f"frozen: the patch embedding and {frozen} of {counted(stages, 'stage')}, beside the parameters above"
-            )
-        for caveat in (self.step.accumulation_caveat(), self.task.batch_caveat(self.model, self.dist.size)):
-            if caveat:
-                self.log.line(caveat)
-        if parts.saved_config is not None:
-            within = progress.update - progress.epoch * self.updates_per_epoch
-            where = f"epoch {progress.epoch}" + (f" and {counted(within, 'update')} of the next" if within else "")
-            self.log.line(f"resuming {parts.resume_from} after {where}")
-            images = self.train_batches.data.size
-            for line in changes(
-                parts.saved_config, config, parts.saved_progress, progress, images, self.updates_per_epoch
-            ):
-                self.log.line(line)
+        for line in opening_lines(self.parts, self.config, self.dist):
+            self.log.line(line)
 
     @property
     def newest_or_best(self) -> Path:
