@@ -39,7 +39,7 @@ BACKBONES, SEGMENTORS = ("focal", "focalv2", "twins"), ("upernet", "semantic_fpn
 DETECTORS = ("retinanet", "atss", "mask_rcnn", "cascade_rcnn", "reppoints_v2", "sparse_rcnn")
 KEYS["backbone"] = {"name"}.union(*(find_model(family)[0].parameters() for family in BACKBONES))
 KEYS["model"] = KEYS["backbone"].union(*(find_model(family)[0].parameters() for family in SEGMENTORS + DETECTORS))
-FOLDERS = ("src", "scripts", "configs", "docs", "tests")
+FOLDERS = ("src", "scripts", "configs", "docs", "examples", "tests")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

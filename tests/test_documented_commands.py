@@ -35,6 +35,7 @@ from tests.processes import ALLOWED, BIN
 
 ELSEWHERE = {
     r"npu-smi|/usr/local/Ascend|set_device\('Ascend'\)": "the Ascend's driver, toolkit and devices",
+    r"scripts/check_ascend\.py": "all networks at two precisions; tests/device_checks runs some of them",
     r"scripts/download_weights\.py \w": "the network; tests/files/test_published_weights.py has a stand-in for the hub",
     r"^pip install (\"onnx|\.$)": "installs; the environment of the tests has the same, and test_package.py the wheel",
 }

@@ -14,6 +14,7 @@ COMMANDS = {  # name, which is the module's with hyphens, and purpose
     "eval": "evaluate a checkpoint or an exported file",
     "export": "export a checkpoint to MINDIR, ONNX or AIR",
     "predict": "predict for images",
+    "quantize": "convert an exported ONNX file to float16 or 8-bit integers",
     "report": "make the report of a run",
     "compare": "compare runs",
     "convert": "convert weights from one file format to another",

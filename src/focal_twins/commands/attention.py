@@ -9,6 +9,7 @@ from pathlib import Path
 
 from focal_twins.cli import WEIGHTS, Parser
 from focal_twins.errors import UserError
+from focal_twins.phrases import counted
 
 CAM_TOKENS = 6  # a map for Grad-CAM should have that many tokens on a side
 
@@ -119,7 +120,7 @@ def main(arguments: list[str]) -> None:
     classes = ", ".join(f"{name} {p:.1%}" for name, p in best[:3])
     print(f"{options.image}: {classes}", flush=True)
     for group in shown.groups:
-        print(f"layer {layer}, {group.name}: {len(group.covers)} keys, {group.share():.1%} of the attention")
+        print(f"layer {layer}, {group.name}: {counted(len(group.covers), 'key')}, {group.share():.1%} of the attention")
     print(f"{len(made)} pictures in {options.output}; open {options.output / 'index.html'}", flush=True)
 
 

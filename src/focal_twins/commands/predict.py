@@ -18,6 +18,7 @@ from pathlib import Path
 
 from focal_twins.cli import WEIGHTS, Parser
 from focal_twins.errors import UserError
+from focal_twins.phrases import counted
 
 FORMATS = ("text", "csv", "json")
 TASK_FLAGS = ("top", "threshold", "output", "overlay", "opacity")  # flags that only some tasks have
@@ -107,7 +108,7 @@ def predict(options, images: list[str]) -> None:
                     writer.write(prediction)
             progress.update()
     if unreadable:
-        print(f"{unreadable} of {len(images)} images could not be read", file=sys.stderr, flush=True)
+        print(f"{unreadable} of {counted(len(images), 'image')} could not be read", file=sys.stderr, flush=True)
     if unreadable == len(images):
         raise UserError("none of the images could be read")
 

@@ -7,10 +7,10 @@ import numpy as np
 
 from focal_twins.data.coco_file import CocoFile
 from focal_twins.data.dataset import DataError
-from focal_twins.data.image_files import EXAMPLES
 from focal_twins.data.text_files import read_lines
 from focal_twins.data.validation_split import share_of
-from focal_twins.files.names import escape_name
+from focal_twins.files.names import some_names
+from focal_twins.phrases import counted
 
 MIN_SIDE = 32  # pixels; the originals do not train on images with a shorter side
 
@@ -47,7 +47,7 @@ def choose_categories(file: CocoFile, classes: tuple[str, ...] | None) -> tuple[
     for name in classes:
         if name not in numbers:
             near = difflib.get_close_matches(name, numbers, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {some(file.category_names)}"
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {some_names(file.category_names)}"
             raise DataError(f"COCO JSON {file.path}: has no category {name!r}; {hint}")
     chosen = [numbers[name] for name in classes]
     others = ~np.isin(file.categories, chosen)
@@ -81,8 +81,8 @@ def choose_images(file: CocoFile, part: Part) -> tuple[list[int], list[str]]:
         numbers = {file.names[number]: number for number in images}
         if unknown := [name for name in names if name not in numbers]:
             raise DataError(
-                f"list of images {part.subset}: {len(unknown)} of its {len(names)} names ({some(unknown)}) are not "
-                f"among the images of {file.path}" + (" that it may choose from" if part.val_fraction else "")
+                f"list of images {part.subset}: {len(unknown)} of its {len(names)} names ({some_names(unknown)}) are "
+                f"not among the images of {file.path}" + (" that it may choose from" if part.val_fraction else "")
             )
         chosen = [numbers[name] for name in dict.fromkeys(names)]
         notices.append(f"{len(chosen)} of {counted(len(images), 'image')} chosen by {part.subset}")
@@ -102,14 +102,3 @@ def leave_out_of_training(file: CocoFile, images: list[int], categories: list[in
     if count := (annotated[numbers] & small[numbers]).sum():
         notices.append(f"left out {counted(count, 'image')} with a side of less than {MIN_SIDE} pixels")
     return numbers[annotated[numbers] & ~small[numbers]].tolist(), notices
-
-
-def some(names: list[str]) -> str:
-    """Return the first few names, for a message."""
-    return ", ".join([escape_name(name) for name in names[:EXAMPLES]] + ["..."] * (len(names) > EXAMPLES))
-
-
-def counted(number: int, noun: str) -> str:
-    """Return a number and a noun: 1 box, 2 boxes."""
-    plural = f"{noun}es" if noun.endswith("x") else f"{noun}s"
-    return f"{number} {noun if number == 1 else plural}"

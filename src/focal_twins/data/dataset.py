@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from focal_twins.errors import UserError
+from focal_twins.phrases import counted
 
 
 class DataError(UserError):
@@ -40,7 +41,7 @@ class Dataset(ABC):
     @property
     def description(self) -> str:
         """What a line about a run says of it."""
-        return f"{len(self.classes)} classes"
+        return counted(len(self.classes), "class")
 
     @cached_property
     def listing(self) -> str:

@@ -69,6 +69,8 @@ class Reading:
         return {
             **asdict(self),
             "alpha": self.alpha if self.alpha == "drop" else list(self.alpha),
+            "decoder": "libjpeg-turbo with the slow integer transform and smooth upsampling of colours, as in Pillow",
+            "grey": "of colours (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16, as Pillow's mode L",
             "depth": "of 16-bit values the upper 8 bits; 32-bit and floating-point images are refused",
             "frame": "the first of several",
             "color_profile": "ignored",

@@ -17,8 +17,22 @@ from focal_twins import random_streams
 from focal_twins.data.decoding import AS_STORED, Reading, as_image, decode, pixels
 from focal_twins.data.image_source import ImageSource, as_list, read_pixels
 from focal_twins.data.rand_augment import parse_policy
-from focal_twins.data.resizing import RESAMPLING, resize, resize_and_crop
+from focal_twins.data.resizing import FILTER_RULE, RESAMPLING, resize, resize_and_crop
 from focal_twins.random_streams import Stream
+
+# Said beside exported files, for programs that know nothing of this one.
+NORMALISING_RULE = (
+    "of each channel (pixel * scale - mean) / std in float32, pixel being 0 to 255, channels in the order of color; "
+    "the input is [batch, channels, height, width]"
+)
+COVERING_RULE = (
+    "factor = max(resize[0] / height, resize[1] / width); the new height and width are max(resize[i], floor(side * "
+    "factor + 1e-6))"
+)
+CROPPING_RULE = (
+    "size rows and columns from ((new height - size[0]) / 2, (new width - size[1]) / 2) on, each rounded, halves to "
+    "the even number"
+)
 
 
 def normalise(images: np.ndarray, mean: list[float], std: list[float]) -> np.ndarray:
@@ -270,13 +284,19 @@ class Preprocessing:
             "channels": self.channels,
             "reading": self.reading.to_dict(),
             "resize": list(transform.resize_size),
-            "resize_rule": "the smallest size of the image's aspect that covers this one; central crop to size",
             "size": list(transform.size),
             "crop_ratio": transform.crop_ratio,
             "interpolation": transform.resample.name.lower(),
+            "antialias": True,
             "scale": 1 / 255,
             "mean": list(self.mean),
             "std": list(self.std),
+            "rules": {
+                "resize": COVERING_RULE,
+                "interpolation": FILTER_RULE,
+                "crop": CROPPING_RULE,
+                "normalisation": NORMALISING_RULE,
+            },
         }
 
     @classmethod

@@ -26,6 +26,7 @@ from focal_twins.files.atomic import replacing
 from focal_twins.files.class_rows import ONE_ROW_EACH, ClassRows
 from focal_twins.models.backbones.backbone import Backbone
 from focal_twins.models.class_layout import ClassLayout
+from focal_twins.phrases import counted
 
 EMA_PREFIX = "ema."  # exponential moving average of the weights
 OPTIMIZER_PREFIX = "optimizer."  # moments
@@ -285,7 +286,9 @@ class LoadReport:
         lines = [f"{kind}: {names}" for kind, names in kinds.items() if names]
         if self.begun or self.not_here or self.moved:
             renamed = f", {self.moved[0]}NAME in the file as {self.moved[1]}NAME" if self.moved else ""
-            lines.insert(0, f"taken for the backbone: {self.loaded} of the model's {self.total} parameters{renamed}")
+            lines.insert(
+                0, f"taken for the backbone: {self.loaded} of the model's {counted(self.total, 'parameter')}{renamed}"
+            )
         if self.wrapper:
             lines.insert(0, f"read {self.wrapper}NAME as NAME")
         return lines

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from focal_twins.errors import UserError
+from focal_twins.phrases import counted
 from focal_twins.tasks.evaluation_file import SHORT_NAMES, check_keys
 from focal_twins.tasks.find_task import task_of_run
 from focal_twins.tasks.task import Figure, Task
@@ -97,7 +98,11 @@ class RunRecord:
         if newest is None:
             return "begun"
         epochs = self.config.get("train", {}).get("epochs")
-        done = f"{newest['epochs_done']:g} of {epochs} epochs" if epochs else f"{newest['epochs_done']:g} epochs"
+        done = (
+            f"{newest['epochs_done']:g} of {counted(epochs, 'epoch')}"
+            if epochs
+            else counted(newest["epochs_done"], "epoch", "g")
+        )
         finished = self.summary is not None and self.summary["updates"] == newest["update"]
         return f"{done} in {duration(newest['seconds'])}" + ("" if finished else ", not at its end")
 

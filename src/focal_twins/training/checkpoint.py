@@ -23,6 +23,7 @@ from focal_twins.config.load import Config
 from focal_twins.errors import UserError
 from focal_twins.files import ckpt
 from focal_twins.files.atomic import LINKING, replace_synced
+from focal_twins.files.names import only_in
 from focal_twins.files.weights import (
     CLASSES,
     CONFIG,
@@ -36,6 +37,7 @@ from focal_twins.files.weights import (
     select_weights,
     write_checkpoint,
 )
+from focal_twins.phrases import counted
 
 PROGRESS = STATE_PREFIX + "progress"
 EPOCH_FILE = re.compile(r"epoch_\d{4,}\.ckpt")
@@ -82,7 +84,10 @@ class Progress:
         """The progress in words."""
         if not self.images:
             return f"epoch {self.epoch}"
-        done = f"update {self.images // self.global_batch}" if self.global_batch else f"after {self.images} images"
+        if self.global_batch:
+            done = f"update {self.images // self.global_batch}"
+        else:
+            done = f"after {counted(self.images, 'image')}"
         return f"epoch {self.epoch + 1}, {done}"
 
 
@@ -146,10 +151,10 @@ class TrainState:
             )
         classes = class_names(content)
         if classes != self.classes:
-            raise CheckpointError(
-                f"checkpoint {path}: was trained on other classes "
-                + (f"({len(classes)}: {classes[0]}, ...)" if classes else "(it does not name them)")
+            others = (
+                only_in(self.classes, classes, "the data", "the checkpoint") if classes else "it does not name them"
             )
+            raise CheckpointError(f"checkpoint {path}: was trained on other classes ({others})")
         saved = yaml.safe_load(content[CONFIG])
         for section, key in (("optimizer", "name"), ("train", "frozen_stages")):
             then, now = saved[section].get(key), getattr(getattr(self.config, section), key)

@@ -16,6 +16,7 @@ from focal_twins.files.atomic import remove_unfinished, write_text
 from focal_twins.files.folder_lock import FolderLock
 from focal_twins.files.names import escape_name
 from focal_twins.files.weights import read_checkpoint
+from focal_twins.phrases import counted
 from focal_twins.tasks.evaluation_file import write_evaluation
 from focal_twins.training.checkpoint import CheckpointFolder, Progress
 from focal_twins.training.metrics_log import GrowingFile, MetricsLog
@@ -166,12 +167,12 @@ class RunFolder:
         new = [image for image in found if image not in self.announced]
         for image in new:
             announce(
-                f"unreadable image {escape_name(image)} ({found[image]}): another takes its place in training, "
-                "evaluation does not count it"
+                f"unreadable image {escape_name(image)} ({found[image]}): replaced by another in training, not counted "
+                "in evaluation"
             )
         self.announced.update(new)
         if new:
-            announce(f"{len(self.announced)} unreadable images so far")
+            announce(f"{counted(len(self.announced), 'unreadable image')} so far")
 
     def summary(self) -> dict | None:
         """Read the summary of a run that came to its end; None if there is none."""

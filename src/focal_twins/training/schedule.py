@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from focal_twins.config.load import Config
 from focal_twins.config.schema import warmup_key, without_ramps
+from focal_twins.phrases import counted
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def run_length(config: Config, updates_per_epoch: int) -> RunLength:
     if not in_epochs_alone and warmup + cooldown > updates:
         raise config.error(
             f"schedule.{warmup_key(schedule)}",
-            f"{warmup} updates of warm-up and {cooldown} of cool-down do not fit into the run's {updates}; "
+            f"{counted(warmup, 'update')} of warm-up and {cooldown} of cool-down do not fit into the run's {updates}; "
             + without_ramps(schedule),
         )
     return RunLength(updates, math.ceil(updates / max(updates_per_epoch, 1)))

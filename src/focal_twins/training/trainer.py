@@ -15,15 +15,16 @@ from focal_twins.distributed.compile_cache import CompileCache
 from focal_twins.distributed.ranks import Dist, collective_failures_named
 from focal_twins.errors import UserError
 from focal_twins.models.precision import level_on, missing_kernels_named
+from focal_twins.phrases import counted
 from focal_twins.random_streams import Stream, generator
 from focal_twins.tasks.evaluation_file import SHORT_NAMES
 from focal_twins.tasks.task import Result, evaluate
 from focal_twins.training.assemble import assemble
 from focal_twins.training.best_epoch import BestEpoch
 from focal_twins.training.interruption import Interruption, Stopped
+from focal_twins.training.opening_lines import opening_lines
 from focal_twins.training.outcomes import Diverged, Outcome, Outcomes
 from focal_twins.training.progress import ProgressLog, duration
-from focal_twins.training.resuming import changes
 from focal_twins.training.saving import Saver
 from focal_twins.training.schedule import learning_rate
 from focal_twins.training.session import session
@@ -60,7 +61,7 @@ class Trainer:
             )
         most, names = train.max_skipped_updates, self.step.loss_names
         self.outcomes = Outcomes(progress, self.log, self.metrics, self.updates_per_epoch, most, names)
-        self.interruption = Interruption()
+        self.interruption = Interruption(names_it=dist.is_main)
         self.watchdog = Watchdog(config.output / "stalled", dist, train.stall_seconds)
 
     # --- a run --------------------------------------------------------------------------------------------------------
@@ -78,7 +79,11 @@ class Trainer:
         self._announce()
         is_over = progress.epoch >= last_epoch or progress.update >= (config.train.stop_after_update or math.inf)
         if is_over or self._improves_no_more():
-            why = "" if is_over else f" ({progress.worse} evaluations brought no better figure: train.early_stopping)"
+            why = (
+                ""
+                if is_over
+                else f" ({counted(progress.worse, 'evaluation')} brought no better figure: train.early_stopping)"
+            )
             self.log.line(f"already trained to {progress.description}{why}: {self.newest_or_best}")
             summary = self.folder.summary()
             if summary is None or summary["updates"] != self.parts.saved_progress.update:  # none, or of an earlier end
@@ -102,7 +107,7 @@ class Trainer:
             self.dist.barrier()
             last_good = self.saver.last_good if self.saver is not None else None
             raise UserError(f"{error}; last good save: {last_good or 'none'}; {Diverged.REMEDY}") from error
-        trained = f"to {progress.description}" if progress.images else f"{progress.epoch} epochs"
+        trained = f"to {progress.description}" if progress.images else counted(progress.epoch, "epoch")
         self.log.line(f"trained {trained} in {duration(progress.seconds)}; {self.best}: {self.newest_or_best}")
         if remark := self.best.remark():
             self.log.line(remark)
@@ -139,9 +144,9 @@ class Trainer:
             if self._is_last_update():
                 break
             if self._improves_no_more() and progress.epoch < last_epoch:
-                evaluations = f"{progress.worse} evaluation{'s' if progress.worse > 1 else ''}"
                 self.log.line(
-                    f"no better {self.metric.title} in {evaluations}: training ends early (train.early_stopping)"
+                    f"no better {self.metric.title} in {counted(progress.worse, 'evaluation')}: training ends early "
+                    "(train.early_stopping)"
                 )
                 break
             if self._is_stop_agreed() and progress.epoch < last_epoch:
@@ -182,7 +187,7 @@ class Trainer:
         self.log.end_epoch()
         if self.outcomes.skipped:
             scale = float(self.state.loss_scale.value.asnumpy())
-            self.log.line(f"{self.outcomes.skipped} updates skipped for overflow, loss scale now {scale:g}")
+            self.log.line(f"{counted(self.outcomes.skipped, 'update')} skipped for overflow, loss scale now {scale:g}")
         return progress.images == whole
 
     def _updates(self) -> Iterator[Iterable[tuple[np.ndarray, ...]]]:
@@ -332,37 +337,14 @@ class Trainer:
         self._await_saves()
         if self.dist.is_main:
             self.folder.write_pending()
-        raise Stopped(
-            f"stopped by {self.interruption.name} after {where}; saved {self.checkpoints.last}; "
-            "go on with train.resume=auto"
-        )
+        raise Stopped(f"stopped by {self.interruption.name} after {where}; saved {self.checkpoints.last}")
 
     # --- messages and the summary -------------------------------------------------------------------------------------
 
     def _announce(self) -> None:
         """Log the model, data and device of the run and, where a run resumes, the changes."""
-        config, progress, parts = self.config, self.state.progress, self.parts
-        parameters = sum(parameter.size for parameter in self.model.trainable_params())
-        self.log.line(
-            f"{config.model.name}: {parameters:,} parameters, {self.train_batches.data.description}, "
-            f"{self.dist.device_target} x {self.dist.size}, {self.updates_per_epoch} updates of {self.global_batch} "
-            f"images an epoch, amp {self.precision}"
-        )
-        if frozen := config.train.frozen_stages:
-            stages = len(self.model.depths)
-            self.log.line(f"frozen: the patch embedding and {frozen} of {stages} stages, beside the parameters above")
-        for caveat in (self.step.accumulation_caveat(), self.task.batch_caveat(self.model, self.dist.size)):
-            if caveat:
-                self.log.line(caveat)
-        if parts.saved_config is not None:
-            within = progress.update - progress.epoch * self.updates_per_epoch
-            where = f"epoch {progress.epoch}" + (f" and {within} updates of the next" if within else "")
-            self.log.line(f"resuming {parts.resume_from} after {where}")
-            images = self.train_batches.data.size
-            for line in changes(
-                parts.saved_config, config, parts.saved_progress, progress, images, self.updates_per_epoch
-            ):
-                self.log.line(line)
+        for line in opening_lines(self.parts, self.config, self.dist):
+            self.log.line(line)
 
     @property
     def newest_or_best(self) -> Path:

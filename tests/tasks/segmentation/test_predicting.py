@@ -35,6 +35,7 @@ from focal_twins.tasks.segmentation.inference_rule import joined_labels
 from focal_twins.tasks.segmentation.metrics import confusion_matrix
 from focal_twins.tasks.segmentation.predictor import SegmentPredictor
 from focal_twins.tasks.segmentation.preparation import ImagePreparation
+from tests.examples import run_example
 from tests.reference import images
 from tests.tasks.segmentation.small_run import CLASSES, SIZES, make_data, write_config
 from tests.trained import with_formula_weights
@@ -256,6 +257,22 @@ def test_exported_files_are_evaluated_by_windows(config, checkpoint, files, tmp_
     assert got.counts.confusion.sum() == expected.counts.confusion.sum()
     with pytest.raises(UserError, match="gives labels; evaluation needs logits: export with --outputs logits"):
         evaluate_checkpoint(config, Dist(), str(files["labels"]))
+
+
+@pytest.mark.parametrize("output", ["logits", "full_size"])
+def test_the_example_without_this_project_gives_the_same_labels(call, files, scenes, tmp_path, output):
+    """examples/onnx_segment.py: of images larger than a window, which overlap, and than neither side."""
+    large = tmp_path / "large.png"
+    Image.open(scenes.path / scenes.names[0]).resize((77, 51)).save(large)
+    for image in (large, scenes.path / scenes.names[1]):
+        code, out, err = call("--model", files[output], "--output", tmp_path / "own", "--format", "json", image)
+        assert (code, err) == (0, "")
+        (line,) = run_example("onnx_segment.py", files[output], image, tmp_path / "labels.png")
+        told = dict(zip(line[::2], map(float, line[1::2]), strict=True))
+        (entry,) = json.loads(out)
+        assert told == pytest.approx({each["class"]: each["share"] for each in entry["classes"]}, abs=1e-4)
+        expected, got = (np.asarray(Image.open(path)) for path in (entry["labels"], tmp_path / "labels.png"))
+        assert (got == expected).mean() > 0.9999
 
 
 def test_windows_of_labels_share_their_overlap():

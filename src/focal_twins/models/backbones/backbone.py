@@ -16,6 +16,7 @@ from mindspore.nn.utils import no_init_parameters
 from focal_twins.models.device_options import device_options, set_device_options
 from focal_twins.models.layers import Dense, Dropout, DropPath, draw_drop_path, random_scales, random_seed
 from focal_twins.models.registry import ArgumentError
+from focal_twins.phrases import counted
 
 # Arguments of the families that are rates of dropout.
 DROPOUT_RATES = ("drop_rate", "attn_drop_rate", "pos_drop_rate", "proj_drop_rate")
@@ -344,7 +345,9 @@ def check_common_arguments(
     stages = len(a["depths"])
     for key in per_stage:
         if a[key] is not None and len(a[key]) != stages:
-            raise ArgumentError(key, f"has {len(a[key])} entries for the {stages} stages of depths {a['depths']}")
+            raise ArgumentError(
+                key, f"has {counted(len(a[key]), 'entry')} for the {counted(stages, 'stage')} of depths {a['depths']}"
+            )
     for key in rates:
         if not 0 <= a[key] < 1:
             raise ArgumentError(key, f"must be in [0, 1), got {a[key]}")

@@ -32,6 +32,7 @@ from focal_twins.models.convolutions import PatchEmbed, convolution_parameters
 from focal_twins.models.gathers import RowGather, with_padding_token
 from focal_twins.models.layers import WEIGHT_INIT, Dense, Dropout, DropPath, LayerNorm, Mlp
 from focal_twins.models.registry import ArgumentError, register_family, register_model
+from focal_twins.phrases import counted
 
 POOLS = ("none", "mean", "max", "fc", "conv")
 RING_TABLE = "relative_position_bias_table_to_neighbors"
@@ -416,7 +417,9 @@ def check_focal_transformer_v1(arguments: dict) -> None:
     stages = len(a["depths"])
     for key in ("focal_windows", "expand_sizes"):
         if len(a[key]) < stages:
-            raise ArgumentError(key, f"has {len(a[key])} entries for the {stages} stages of depths {a['depths']}")
+            raise ArgumentError(
+                key, f"has {counted(len(a[key]), 'entry')} for the {counted(stages, 'stage')} of depths {a['depths']}"
+            )
     maps = map_sizes(a)
     if maps is None:
         raise _img_size_error(a, "does not give the patch embeddings whole patches", lambda size: map_sizes(a, size))

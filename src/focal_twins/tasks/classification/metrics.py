@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from focal_twins.phrases import counted
 from focal_twins.tasks.classification.label_maps import LabelSpace
 
 
@@ -80,9 +81,9 @@ class Metrics:
         return class_scores(self.confusion[:, :-1], self.per_class[0])
 
     def __str__(self):
-        real = "" if self.real is None else f"  real {self.real:.2f}%  ({self.real_count} images)"
+        real = "" if self.real is None else f"  real {self.real:.2f}%  ({counted(self.real_count or 0, 'image')})"
         top5 = f"  top-5 {self.top5:.2f}%" if has_top5(len(self.confusion)) else ""
-        return f"top-1 {self.top1:.2f}%{top5}  loss {self.loss:.4f}  ({self.count} images){real}"
+        return f"top-1 {self.top1:.2f}%{top5}  loss {self.loss:.4f}  ({counted(self.count, 'image')}){real}"
 
 
 @dataclass(frozen=True, eq=False)

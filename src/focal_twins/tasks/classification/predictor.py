@@ -14,6 +14,7 @@ from focal_twins.data.text_files import read_lines
 from focal_twins.data.transforms import Preprocessing
 from focal_twins.errors import UserError
 from focal_twins.files.names import escape_name
+from focal_twins.phrases import counted
 from focal_twins.tasks.prediction_printers import CsvPrinter, JsonPrinter, Printer
 from focal_twins.tasks.task import Predictor
 
@@ -85,7 +86,8 @@ class ClassPredictor(Predictor):
         names, probabilities = self.classifier.classes, prediction.probabilities
         if names is not None and probabilities is not None and len(names) != len(probabilities):
             raise UserError(
-                f"--classes {self.names_file}: has {len(names)} names, the model {len(probabilities)} classes"
+                f"--classes {self.names_file}: has {counted(len(names), 'name')}, the model "
+                f"{counted(len(probabilities), 'class')}"
             )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from focal_twins.data.decoding import Reading
 from focal_twins.errors import UserError
 from focal_twins.pages.page import Column, Section, details, table
+from focal_twins.phrases import counted
 from focal_twins.tasks.classification.confusion import confused_pairs, confusion_table, image_finder
 from focal_twins.tasks.classification.metrics import class_scores
 from focal_twins.tasks.evaluation_file import check_keys, evaluated_weights, read_array
@@ -46,7 +47,7 @@ def mistakes(evaluation: dict | None, config: dict, data: Path | None, roots: li
     wrong = evaluation["count"] - evaluation["top1_correct"]
     summary = (
         f"{evaluated_weights(evaluation)}: {wrong:,} of "
-        f"{evaluation['count']:,} images wrong (top-1 {evaluation['top1']:.2f}%), from evaluation.json."
+        f"{counted(evaluation['count'], 'image', ',')} wrong (top-1 {evaluation['top1']:.2f}%), from evaluation.json."
     )
     classes = tuple(entry["name"] for entry in evaluation["classes"])
     given = config.get("data") or {}

@@ -6,6 +6,7 @@ from focal_twins.config.detection import canvases_of
 from focal_twins.data.coco import CocoImages
 from focal_twins.data.dataset import DataError
 from focal_twins.errors import UserError
+from focal_twins.files.names import only_in
 from focal_twins.models.detectors.mask_head import MASK_SIDE
 from focal_twins.models.precision import level_on
 from focal_twins.tasks.detection import run_sections
@@ -76,8 +77,8 @@ class Detection(Task):
     def evaluator(self, model, data, dist, classes=None, label="the model"):
         if classes is not None and classes != data.classes:
             raise DataError(
-                f"COCO JSON {data.file.path}: its classes are not those of {label} ({', '.join(classes[:3])}, ...); "
-                "choose by data.classes, in the model's order"
+                f"COCO JSON {data.file.path}: its classes are not those of {label}, "
+                f"{only_in(data.classes, classes, 'the data', 'the model')}; set data.classes to the model's, in order"
             )
         rule = selection_rule(self.config, model)
         level = level_on(dist.device_target, self.config.amp.level)

@@ -11,6 +11,7 @@ from focal_twins.distributed.ranks import Dist
 from focal_twins.models.precision import level_on
 from focal_twins.models.registry import ArgumentError
 from focal_twins.models.segmentors.segmentor import Segmentor
+from focal_twins.phrases import counted
 from focal_twins.tasks.segmentation.evaluation_report import report, worst_classes
 from focal_twins.tasks.segmentation.full_size import full_size_labels
 from focal_twins.tasks.segmentation.inference_rule import InferenceRule, unfit_size
@@ -47,7 +48,7 @@ class SegmentationResult(Result):
 
     def __str__(self):
         figures = "  ".join(f"{name} {self.figures[name.lower()]:.2f}%" for name in ("mIoU", "mAcc", "aAcc"))
-        return f"{figures}  ({int((self.image_counts[:, 0] > 0).sum())} images)"
+        return f"{figures}  ({counted(int((self.image_counts[:, 0] > 0).sum()), 'image')})"
 
     def content(self):
         return report(self.counts, self.image_counts, self.image_iou, self.config, self.mode, self.data)
