@@ -21,7 +21,7 @@ def detections(session, how, image):
     extent = [width, height] * 2
     boxes = np.clip(rows[:, :4], 0, extent) if how["clips_boxes"] else rows[:, :4]
     kept = (rows[:, 4] > 0) & (boxes[:, 2:] > boxes[:, :2]).all(1)
-    return np.hstack([boxes * [*image.size] * 2 / extent, rows[:, 4:]])[kept]
+    return np.hstack([boxes * np.divide([*image.size] * 2, extent), rows[:, 4:]])[kept]
 
 
 if __name__ == "__main__":

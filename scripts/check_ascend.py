@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     options.add_argument("--seconds", type=float, default=900, help="that a check may take")
     options.add_argument("--output", type=Path, default=Path("check_ascend.json"), metavar="FILE")
     options.add_argument("--figures", type=Path, metavar="FILE", help="of a CPU; default: those of the package")
-    options.add_argument("--write-figures", action="store_true", help="compute the figures of a CPU (of the chosen steps), and end")
+    options.add_argument("--write-figures", action="store_true", help="compute a CPU's figures of these steps, and end")
     options.add_argument("--in-process", action="store_true", help="run all checks in this process")
     options.add_argument("--debug", action="store_true", help="show tracebacks and MindSpore's own messages")
     options = parse(options, arguments)

@@ -30,7 +30,7 @@ from tests.reference import figures
 
 PAIRS = sorted(TRANSLATIONS.items())
 LANGUAGES = ("bash", "python", "text", "bibtex", "mermaid")
-SUFFIXES = ("py", "json", "zip", "yaml", "onnx", "mindir")
+SUFFIXES = ("py", "json", "zip", "yaml", "onnx", "mindir", "safetensors")
 KEYS: dict[str, set[str]] = {}
 for sections in TASK_SECTIONS.values():
     for section, schema in sections.schemas().items():

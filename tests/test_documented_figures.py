@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.documents import text_of
+from tests.documents import cells_of, text_of
 
 PLACES = {  # each figure with the documents that state it, and with how they do; translations: test_documentation.py
     "quickstart: seconds of training": [
@@ -87,3 +87,13 @@ def test_ranges_of_speed_and_memory_are_those_of_the_table(document):
         ratios = [float(row[column]) for row in rows if row[0].startswith(family) and row[1].endswith(step)]
         least, most = re.search(said + r" ([\d.]+) to ([\d.]+) times", " ".join(text_of(document).split())).groups()
         assert (float(least), float(most)) == (min(ratios), max(ratios)), f"{document}: {said}"
+
+
+def test_quickstarts_of_detection_have_the_figures_of_their_configurations():
+    rows = [row for row in cells_of("docs/detection.md") if row[0].endswith("_digits`")]
+    assert len(rows) >= 4
+    for name, _, box_ap, box_ap50, *_ in rows:
+        header = text_of(f"configs/quickstart/{name.strip('`')}.yaml")
+        stated = re.search(r"epochs: ([\d.]+%) box AP, ([\d.]+%) (?:box )?AP50", header)
+        assert stated is not None, f"the header of {name} does not state its figures"
+        assert stated.groups() == (box_ap, box_ap50), name

@@ -18,6 +18,7 @@ COMMANDS = {  # name, which is the module's with hyphens, and purpose
     "report": "make the report of a run",
     "compare": "compare runs",
     "convert": "convert weights from one file format to another",
+    "download": "download published weights by name",
     "attention": "draw what a layer attends to in an image",
     "pack": "pack images into MindRecord files",
     "prepare-digits": "write handwritten digits as an image folder",

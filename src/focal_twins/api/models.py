@@ -20,6 +20,7 @@ from focal_twins.config.load import (
 from focal_twins.config.task_sections import DEFAULT_TASK, TASK_SECTIONS
 from focal_twins.data.transforms import Preprocessing
 from focal_twins.errors import UserError
+from focal_twins.files.download import weights_file
 from focal_twins.files.weights import CONFIG, load_weights, read_checkpoint, select_weights
 from focal_twins.models import registry
 from focal_twins.models.backbones.backbone import Backbone
@@ -83,8 +84,9 @@ def create_model(
         features_only: build a backbone, which gives a tuple of maps [B, channels, height, width], the finest first;
             `model.channels` and `model.strides` describe them.
         out_indices: the stages, from 0, whose maps a backbone gives; None: all.
-        pretrained: a file of weights (.pth, .safetensors, .ckpt) of this project, the original code or timm. Another
-            image size, another number of classes or channels are adapted to; what was adapted is logged.
+        pretrained: a file of weights (.pth, .safetensors, .ckpt) of this project, the original code or timm, or the
+            name of published weights that are here already (docs/weights.md); nothing is downloaded. Another image
+            size, another number of classes or channels are adapted to; what was adapted is logged.
         weights: "raw", "ema", or "auto": averaged weights where the file has them.
         arguments: of the model's constructor, such as img_size=384, in_chans=1 or drop_path_rate=0.1. Of a dense
             model, those of its heads and of its backbone.
@@ -104,7 +106,7 @@ def create_model(
     if isinstance(pretrained, bool):
         raise ArgumentError("pretrained", "must be a file of weights; this package brings none (docs/models.md)")
     given = arguments if num_classes is None else arguments | {"num_classes": num_classes}
-    content = {} if pretrained is None else read_checkpoint(pretrained)
+    content = {} if pretrained is None else read_checkpoint(weights_file(str(pretrained)))
     config = _configuration(name)
     if config is not None and config.task != DEFAULT_TASK:
         for argument, value in (("features_only", features_only), ("out_indices", out_indices)):

@@ -28,7 +28,11 @@ def main(arguments: list[str]) -> None:
     parser = Parser(description=__doc__, allow_abbrev=False)
     parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER|-")
     parser.add_argument(
-        "--checkpoint", "--model", required=True, metavar="FILE", help=".ckpt, .pth, .safetensors, .mindir or .onnx"
+        "--checkpoint",
+        "--model",
+        required=True,
+        metavar="FILE|NAME",
+        help=".ckpt, .pth, .safetensors, .mindir or .onnx, or the name of published weights",
     )
     parser.add_argument("--config", metavar="NAME", help="of weights that come without a configuration")
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="configuration values")

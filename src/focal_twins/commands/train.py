@@ -8,7 +8,7 @@ from focal_twins.distributed.launch import check_device_num, command_again
 
 def main(arguments: list[str]) -> int:
     parser = make_parser(__doc__)
-    parser.add_argument("--pretrained", metavar="FILE", help="weights to start from (train.pretrained)")
+    parser.add_argument("--pretrained", metavar="FILE|NAME", help="weights to start from (train.pretrained)")
     options = parse(parser, arguments)
 
     from focal_twins.data.staging import stage_out

@@ -28,6 +28,7 @@ from focal_twins.config.schema import (
     ScheduleConfig,
     Section,
     TrainConfig,
+    warmup_key,
     without_ramps,
 )
 from focal_twins.config.suggestions import meant_key, meant_section, nearest
@@ -476,32 +477,37 @@ def _check_across_sections(config: Config) -> None:
             "train.frozen_stages",
             f"{config.train.frozen_stages} is more than the {stages} stages of {config.model.name}",
         )
+    if not config.ema.enabled and config.ema.best_by != "ema":
+        raise config.error("ema.best_by", f"{config.ema.best_by} has no effect without ema.enabled")
     _check_alternatives(config)
     _check_schedule(config)
 
 
 def _check_alternatives(config: Config) -> None:
-    """Check that of two keys for one setting exactly one is null."""
+    """Check that of several keys for one setting exactly one is not null."""
     for section in TASK_SECTIONS[config.task].schemas():
         values = getattr(config, section)
-        for key, other in values.ALTERNATIVES.items():
-            value, instead = getattr(values, key), getattr(values, other)
-            if value is not None and instead is not None:
+        for replaced in dict.fromkeys(values.ALTERNATIVES.values()):
+            keys = [replaced, *(key for key, other in values.ALTERNATIVES.items() if other == replaced)]
+            given = [key for key in keys if getattr(values, key) is not None]
+            if len(given) > 1:
+                other, key = given[:2]
                 raise config.error(
                     f"{section}.{key}",
-                    f"takes the place of {section}.{other}, which is {instead}; set one of them to null",
+                    f"takes the place of {section}.{other}, which is {getattr(values, other)}; set one of them to null",
                 )
-            if value is None and instead is None:
-                raise config.error(f"{section}.{other}", f"is null, and so is {section}.{key}; one of them is needed")
+            if not given:
+                others = " and ".join(f"{section}.{key}" for key in keys[1:])
+                raise config.error(f"{section}.{replaced}", f"is null, and so is {others}; one of them is needed")
 
 
 def _check_schedule(config: Config) -> None:
     schedule, epochs, updates = config.schedule, config.train.epochs, config.train.updates
-    warmup = schedule.warmup_epochs or 0.0
+    warmup = (schedule.warmup_epochs or 0.0) + (schedule.warmup_fraction or 0.0) * (epochs or 0)
     # Lengths in different units are compared when it is known how many updates an epoch has (run_length).
     if epochs is not None and warmup + schedule.cooldown_epochs > epochs:
         raise config.error(
-            "schedule.warmup_epochs",
+            f"schedule.{warmup_key(schedule)}",
             f"{warmup:g} warm-up and {schedule.cooldown_epochs:g} cool-down epochs do not fit into "
             f"train.epochs {epochs}; {without_ramps(schedule)}",
         )

@@ -78,6 +78,7 @@ class CocoImages(NumberedImages):
             with_masks=with_masks,
             reading=Reading.from_dict(data.model_dump()),
         )
+        found.is_held_back = data.val_fraction is not None and not is_train
         if len(found.classes) != num_classes:
             raise DataError(
                 f"COCO JSON {found.file.path}: has {counted(len(found.classes), 'category')}, the model "

@@ -1,7 +1,6 @@
 """Chooses the images and categories of a COCO JSON that make up a data set."""
 
 import difflib
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy as np
 from focal_twins.data.coco_file import CocoFile
 from focal_twins.data.dataset import DataError
 from focal_twins.data.text_files import read_lines
+from focal_twins.data.validation_split import share_of
 from focal_twins.files.names import some_names
 from focal_twins.phrases import counted
 
@@ -66,14 +66,14 @@ def choose_images(file: CocoFile, part: Part) -> tuple[list[int], list[str]]:
     """
     images, notices = list(range(len(file.names))), []
     if part.val_fraction is not None:
-        held_back = set(_share(file, images, part.val_fraction, f"validation {part.seed}"))
+        held_back = set(share_of(images, file.names, part.val_fraction, f"validation {part.seed}"))
         if len(held_back) == len(images):
             raise DataError(f"COCO JSON {file.path}: data.val_fraction leaves none of {len(images)} images to train on")
         purpose = "are the validation" if part.held_back else "are held back for validation"
         notices.append(f"{len(held_back)} of {counted(len(images), 'image')} {purpose} (data.val_fraction)")
         images = [number for number in images if (number in held_back) == part.held_back]
     if isinstance(part.subset, float):
-        chosen = _share(file, images, part.subset, f"subset {part.seed}")
+        chosen = share_of(images, file.names, part.subset, f"subset {part.seed}")
         notices.append(f"{len(chosen)} of {counted(len(images), 'image')} chosen as a subset")
         return chosen, notices
     if part.subset is not None:
@@ -88,15 +88,6 @@ def choose_images(file: CocoFile, part: Part) -> tuple[list[int], list[str]]:
         notices.append(f"{len(chosen)} of {counted(len(images), 'image')} chosen by {part.subset}")
         return chosen, notices
     return images, notices
-
-
-def _share(file: CocoFile, images: list[int], share: float, purpose: str) -> list[int]:
-    """Choose a share of images, one at least, by checksums of their names; a larger share holds a smaller one."""
-
-    def rank(number: int) -> bytes:
-        return hashlib.sha256(f"{purpose}\0{file.names[number]}".encode("utf-8", "surrogateescape")).digest()
-
-    return sorted(images, key=rank)[: max(1, round(share * len(images)))]
 
 
 def leave_out_of_training(file: CocoFile, images: list[int], categories: list[int]) -> tuple[list[int], list[str]]:

@@ -21,7 +21,6 @@ from focal_twins.device_checks.networks import (
 from focal_twins.errors import UserError
 from focal_twins.files.atomic import write_text
 from focal_twins.models.precision import apply_precision
-from focal_twins.tasks.task import as_tuple
 from focal_twins.training.optimizer import create_optimizer
 from focal_twins.training.train_step import LossScale, TrainStep
 
@@ -42,7 +41,7 @@ BOUNDS = {
 def create_step(
     model: nn.Cell, losses: nn.Cell, device_target: str, scale: float = 1024.0, reducer=None, ranks: int = 1
 ) -> TrainStep:
-    """Create the cell that train.py runs, with AdamW, clipping, a dynamic loss scale and the device's overflow check."""
+    """Create the cell that train.py runs, with AdamW, clipping, a dynamic loss scale and an overflow check."""
     return TrainStep(
         losses,
         model.trainable_params(),
@@ -73,8 +72,9 @@ def step_figures(name: str, level: str, device_target: str) -> Figures:
     """
     model = fill(create_network(name, device_target))
     network = apply_precision(model, level)
-    given = as_tuple(network.set_train(False)(*evaluation_inputs(name)))
-    outputs = np.concatenate([output.asnumpy().astype(np.float64).reshape(-1) for output in given])
+    given = network.set_train(False)(*evaluation_inputs(name))
+    tensors = given if isinstance(given, tuple) else (given,)
+    outputs = np.concatenate([tensor.asnumpy().astype(np.float64).reshape(-1) for tensor in tensors])
     if name in DETECTORS:
         outputs = np.sort(outputs)
     losses, inputs = training_loss(name, model, network)

@@ -10,6 +10,7 @@ from mindspore import nn
 from focal_twins.config.load import Config, load_config, parse_config
 from focal_twins.distributed.ranks import start
 from focal_twins.errors import UserError
+from focal_twins.files.download import find_published, weights_file
 from focal_twins.files.weights import CONFIG, class_names, load_weights, read_checkpoint, select_weights
 from focal_twins.inference.exported import RUNNABLE, ExportedModel
 from focal_twins.tasks.find_task import create_task, task_of_run
@@ -39,10 +40,13 @@ class TrainedModel:
 def run_checkpoint(config: Config, checkpoint: str | None) -> Path:
     """Return the path of the checkpoint to use: the one given, or the best of the configuration's run.
 
+    Args:
+        checkpoint: a path, or the name of published weights.
+
     Raises:
         UserError: there is no such file.
     """
-    path = Path(checkpoint).expanduser() if checkpoint else config.output / "checkpoints" / "best.ckpt"
+    path = weights_file(checkpoint) if checkpoint else config.output / "checkpoints" / "best.ckpt"
     if not path.is_file():
         hint = "" if checkpoint else "; train first, or name one with --checkpoint"
         raise UserError(f"checkpoint {path}: no such file{hint}")
@@ -81,13 +85,15 @@ def open_checkpoint(
     """Open a checkpoint's model on this machine's device.
 
     Args:
-        config_name: name of the configuration; None for the one that training wrote into the checkpoint.
+        checkpoint: a path, or the name of published weights.
+        config_name: name of the configuration; None for the one that training wrote into the checkpoint, or that of the
+            published weights.
         overrides: "section.key=value".
 
     Raises:
         UserError: no such file, no configuration in it, or weights of another model.
     """
-    path = Path(checkpoint)
+    path = weights_file(checkpoint)
     content = read_checkpoint(path)
     config = checkpoint_config(path, content, config_name, overrides, device_target)
     dist = start(config)
@@ -115,6 +121,8 @@ def checkpoint_config(
         return load_config(config_name, overrides, flags)
     if CONFIG in content:
         return parse_config(str(content[CONFIG]), path, overrides, flags)
+    if published := find_published(path):
+        return load_config(published.config, overrides, flags)
     raise UserError(f"checkpoint {path}: holds weights without their configuration; name it with --config NAME")
 
 

@@ -11,8 +11,8 @@ from focal_twins.pages.charts import Series, render
 from focal_twins.pages.page import Column, Section, details, page, table, tiles
 from focal_twins.phrases import counted
 from focal_twins.reporting.curves import LOSS, LOSS_PARTS, UPDATE_CHARTS, metric_chart, with_unit
-from focal_twins.reporting.run_files import SHORT_NAMES, RunRecord, read_run
-from focal_twins.tasks.evaluation_file import WEIGHTS_NAMES
+from focal_twins.reporting.run_files import RunRecord, read_run
+from focal_twins.tasks.evaluation_file import SHORT_NAMES, WEIGHTS_NAMES
 from focal_twins.training.progress import duration
 from focal_twins.training.saving import warn
 

@@ -206,12 +206,13 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def losses(self, network: nn.Cell, model: nn.Cell) -> Losses:
+    def losses(self, network: nn.Cell, model: nn.Cell, data: Dataset, dist: Dist) -> Losses:
         """Return the cell that computes the parts of the loss from a training batch and the step's noise.
 
         Args:
             network: the model in the run's precision, which may hide its attributes; the loss calls it.
             model: describes itself.
+            data: the training data set.
         """
 
     def batch_caveat(self, model: nn.Cell, ranks: int) -> str | None:

@@ -28,6 +28,7 @@ from focal_twins.files.weights import (
     CLASSES,
     CONFIG,
     EMA_PREFIX,
+    PREFERRED,
     STATE_PREFIX,
     WeightsError,
     class_names,
@@ -58,7 +59,11 @@ class Progress:
     seconds: float = 0.0  # time spent so far, evaluation and compilation included
     best: float = -1.0  # best value, after whole epochs, of the figure that the task chooses by
     best_epoch: int = 0
+    best_weights: str = ""  # the weights that had it: raw or ema; nothing in files of earlier versions
     worse: int = 0  # evaluations after whole epochs since then, none of which was better
+    other_best: float = -1.0  # best value of the weights that the best epoch is not chosen by, raw or averaged
+    other_best_epoch: int = 0
+    judged_by: str = ""  # the weights that counted in the newest evaluation: raw or ema
     devices: int = 0  # number of devices that trained together; 0 in files of earlier versions, which did not keep it
     global_batch: int = 0  # images of one update on all devices; 0 in such files
     samples: int = 0  # number of training samples, which their order depends on; 0 in such files
@@ -126,6 +131,8 @@ class TrainState:
             CONFIG: self.config.to_yaml(),
             CLASSES: json.dumps(self.classes),
         }
+        if self.ema is not None and self.progress.judged_by == "raw":
+            texts[PREFERRED] = "raw"
         return Snapshot({p.name: np.array(p.asnumpy()) for p in self.parameters()}, texts, replace(self.progress))
 
     def restore(self, content: dict, path: Path) -> dict:

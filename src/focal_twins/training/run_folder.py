@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from focal_twins.config.load import Config
+from focal_twins.data.dataset import Dataset
 from focal_twins.data.pipeline import UnreadableImages
 from focal_twins.distributed.ranks import Dist
 from focal_twins.errors import UserError
@@ -106,6 +107,15 @@ class RunFolder:
         self.metrics.keep_until(progress.epoch, progress.update)
         if resume_from is not None and resume_from.parent == self.checkpoints.path:
             self.checkpoints.adopt(resume_from, progress)
+
+    def write_validation(self, data: Dataset) -> None:
+        """Write the names of the validation images where they are a share of the training set's, one a line.
+
+        Raises:
+            UserError: no room or no permission.
+        """
+        if data.is_held_back:
+            write_text(self.path / "validation_images.txt", "".join(f"{escape_name(name)}\n" for name in data.names))
 
     def write_config(self, config: Config) -> None:
         """Write config.yaml, every key with its value.

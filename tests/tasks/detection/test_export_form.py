@@ -104,9 +104,11 @@ def test_rows_are_equal_in_any_order_within_tolerances():
     same = difference_of_rows([((other,), (rows,))], CANDIDATES, rule)
     assert same.is_small and str(same) == "100.00% of 40 candidates are equal"
     other = rows.copy()
-    other[0, 3, 0] += 0.6
-    moved = difference_of_rows([((other,), (rows,))], CANDIDATES, rule)
-    assert not moved.is_small and moved.value == pytest.approx(39 / 40)
+    for place, passes in ((3, True), (7, False)):  # one of forty may be another, two may not
+        other[0, place, 0] += 0.6
+        moved = difference_of_rows([((other,), (rows,))], CANDIDATES, rule)
+        assert moved.is_small is passes
+    assert moved.value == pytest.approx(38 / 40)
 
 
 def test_detections_have_labels_and_masks_to_compare():

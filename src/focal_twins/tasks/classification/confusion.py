@@ -99,11 +99,12 @@ def image_finder(
     Raises:
         UserError: `moved_to` does not hold the images.
     """
+    split = data.get("val") or data.get("train", "train")  # with data.val_fraction, they are among the training images
     if moved_to is not None:
-        return _content_finder(open_images(moved_to, data.get("val", "val"), classes))
+        return _content_finder(open_images(moved_to, split or "val", classes))
     for root in roots:
         try:
-            return _content_finder(open_images(root / data["path"], data["val"], classes))
+            return _content_finder(open_images(root / data["path"], split, classes))
         except (UserError, OSError, KeyError, TypeError):
             continue
     return lambda name: None

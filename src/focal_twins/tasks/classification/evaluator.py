@@ -12,7 +12,7 @@ from focal_twins.data.image_set import ImageSet, check_num_classes
 from focal_twins.distributed.ranks import Dist
 from focal_twins.files.names import only_in
 from focal_twins.phrases import counted
-from focal_twins.tasks.classification.evaluation_report import report, worst_classes
+from focal_twins.tasks.classification.evaluation_report import macro_averages, report, worst_classes
 from focal_twins.tasks.classification.label_maps import LabelSpace, read_class_map
 from focal_twins.tasks.classification.metrics import Metrics, Scoring, batch_counts, predictions
 from focal_twins.tasks.task import Evaluator, Result, on_arrays, outputs_in_batches
@@ -40,8 +40,8 @@ class ClassificationResult(Result):
         return {"confusion": self.metrics.confusion[:, :-1]}
 
     def remarks(self):
-        worst = worst_classes(self.metrics, self.scoring.space.names)
-        return [worst] if worst else []
+        lines = macro_averages(self.metrics), worst_classes(self.metrics, self.scoring.space.names)
+        return [line for line in lines if line]
 
 
 class ClassificationEvaluator(Evaluator):

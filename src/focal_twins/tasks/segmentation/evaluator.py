@@ -8,6 +8,7 @@ from mindspore import Tensor
 from focal_twins.config.load import Config
 from focal_twins.data.dataset import Dataset
 from focal_twins.distributed.ranks import Dist
+from focal_twins.models.precision import level_on
 from focal_twins.models.registry import ArgumentError
 from focal_twins.models.segmentors.segmentor import Segmentor
 from focal_twins.phrases import counted
@@ -101,8 +102,8 @@ class SegmentationEvaluator(Evaluator):
         ):  # ranks have images of different sizes: no call is common to all
             call = call_cell
         if self.networks is None or self.networks.network is not network:
-            precision, kept = self.config.amp.level, kept_sizes(self.config.eval)
-            self.networks = NetworksBySize(self.model, network, precision, kept)
+            precision = level_on(self.dist.device_target, self.config.amp.level)
+            self.networks = NetworksBySize(self.model, network, precision, kept_sizes(self.config.eval))
         self.networks.call = call
         return self.networks
 

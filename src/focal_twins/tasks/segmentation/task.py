@@ -45,7 +45,7 @@ class Segmentation(Task):
     def check_data(self, train, val):
         """Do nothing: both have the classes of the configuration, and label images are checked as they are read."""
 
-    def losses(self, network, model):
+    def losses(self, network, model, data, dist):
         return PixelLosses(network, model, self.config.data.ignore_index, self.config.loss.mean)
 
     def batch_caveat(self, model, ranks):
