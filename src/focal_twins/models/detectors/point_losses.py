@@ -111,8 +111,9 @@ class GaussianFocalLoss(nn.Cell):
         probability, tiny = ops.sigmoid(logits), 1e-12
         hot = (heat >= 1).astype(ms.float32)
         cold = ops.square(ops.square(1 - heat)) * (heat >= 0).astype(ms.float32)
-        hits = -ops.log(probability + tiny) * ops.square(1 - probability) * hot
-        misses = -ops.log(1 - probability + tiny) * ops.square(probability) * cold
+        rest = 1 - probability  # squares are products: the gradient of ops.square is a power, which Ascend lacks
+        hits = -ops.log(probability + tiny) * (rest * rest) * hot
+        misses = -ops.log(rest + tiny) * (probability * probability) * cold
         return (hits + misses).sum((0, 1))
 
 
@@ -136,8 +137,9 @@ class SemanticFocalLoss(nn.Cell):
         """
         probability = ops.sigmoid(logits)
         softplus = ops.relu(logits) + ops.log1p(ops.exp(-ops.abs(logits)))  # -log(1 - probability)
-        objects = (softplus - logits) * ops.square(1 - probability) * weights * self.alpha
-        background = softplus * ops.square(probability) * (weights <= 0).astype(ms.float32) * (1 - self.alpha)
+        rest = 1 - probability
+        objects = (softplus - logits) * (rest * rest) * weights * self.alpha
+        background = softplus * (probability * probability) * (weights <= 0).astype(ms.float32) * (1 - self.alpha)
         return objects.sum(), (background.sum(2) * is_valid).sum()
 
 
