@@ -30,8 +30,8 @@ CPU_FIGURES = Path(__file__).with_name("cpu_figures.json")
 LEVELS = ("O0", "O1")
 OUTPUTS = 16  # values kept of a network's outputs
 RATE, CLIP_NORM = 1e-4, 5.0
-# Largest differences that pass, relative to the largest figure of a kind. In float32 they leave room for sums in another
-# order, and none for products in float16. On a CPU figures of O1 differ from those of O0 by half of its bounds at most.
+# Largest differences that pass, relative to the largest figure of a kind. Those of O0 leave room for sums in another
+# order and none for products in float16. On a CPU, figures of O1 differ from those of O0 by half of its bounds at most.
 BOUNDS = {
     "O0": {"outputs": 1e-4, "loss": 1e-5, "gradient_norm": 1e-4},
     "O1": {"outputs": 1e-2, "loss": 1e-3, "gradient_norm": 2e-2},
