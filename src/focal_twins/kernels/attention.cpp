@@ -48,9 +48,7 @@ void gather(const Windows& w, const float* rows, const int32_t* index, int64_t c
       continue;
     }
     const float* from = rows + index[i] * w.channels;
-    int64_t j = 0;
-    for (; j + kWidth <= w.dim; j += kWidth) store(out + j, load(from + j) * factor);
-    if (j < w.dim) store(out + j, load_part(from + j, w.dim - j) * factor);
+    each_vector(w.dim, [=](int64_t j, auto n) { store(out + j, load(from + j, n) * factor); });
   }
 }
 
@@ -63,7 +61,7 @@ void gather_columns(const Windows& w, const float* rows, const int32_t* index, f
       Vec square[kWidth];
       for (int n = 0; n < kWidth; ++n) {
         const float* from = rows + index[i + std::min<int64_t>(n, present - 1)] * w.channels + j;
-        square[n] = n >= present ? Vec{} : part == kWidth ? load(from) : load_part(from, part);
+        square[n] = n >= present ? Vec{} : part == kWidth ? load(from) : load(from, part);
       }
       transpose(square);
       for (int n = 0; n < part; ++n) store(out + (j + n) * w.padded_keys + i, square[n]);
@@ -73,23 +71,16 @@ void gather_columns(const Windows& w, const float* rows, const int32_t* index, f
 
 // Turns a row of scores [padded_keys] into weights that sum to the result, after adding the bias [key_count] if any.
 float softmax(const Windows& w, float* scores, const float* bias) {
-  const float none = -std::numeric_limits<float>::infinity();
-  Vec highest = Vec{} + none;
-  int64_t i = 0;
-  for (; i + kWidth <= w.key_count; i += kWidth) {
-    const Vec value = bias ? load(scores + i) + load(bias + i) : load(scores + i);
+  const float none = -std::numeric_limits<float>::infinity();  // of keys that only fill the last vector
+  Vec highest = Vec{} + none, total{};
+  each_vector(w.key_count, [&](int64_t i, auto n) {
+    Vec value = load(scores + i, n, none);
+    if (bias) value += load(bias + i, n);
     store(scores + i, value);
-    highest = larger(value, highest);
-  }
-  if (const int64_t rest = w.key_count - i) {
-    Vec value = load_part(scores + i, rest, none);
-    if (bias) value += load_part(bias + i, rest);
-    store(scores + i, value);
-    highest = larger(value, highest);
-  }
+    highest = value > highest ? value : highest;
+  });
   const float top = largest(highest);
-  Vec total{};
-  for (i = 0; i < w.padded_keys; i += kWidth) {
+  for (int64_t i = 0; i < w.padded_keys; i += kWidth) {
     const Vec value = exponential(load(scores + i) - top);
     store(scores + i, value);
     total += value;
@@ -135,9 +126,7 @@ void scatter_add(const Windows& w, const float* parts, const int32_t* index, flo
   for (int64_t i = 0; i < w.key_count; ++i) {
     float* to = rows + index[i] * w.channels;
     const float* from = parts + i * w.padded_dim;
-    int64_t j = 0;
-    for (; j + kWidth <= w.dim; j += kWidth) store(to + j, load(to + j) + load(from + j));
-    if (j < w.dim) store_part(to + j, load_part(to + j, w.dim - j) + load(from + j), w.dim - j);
+    each_vector(w.dim, [=](int64_t j, auto n) { store(to + j, load(to + j, n) + load(from + j), n); });
   }
 }
 
@@ -179,9 +168,7 @@ void backward_of_head(const Windows& w, const float* gradient, int64_t image, in
       for (int64_t j = 0; j < w.padded_keys; j += kWidth) store(d + j, load(p + j) * (load(d + j) - mean));
       if (to_bias == nullptr || queries[i] >= w.length) continue;
       float* to = to_bias + at_bias + i * w.key_count;
-      int64_t j = 0;
-      for (; j + kWidth <= w.key_count; j += kWidth) store(to + j, load(to + j) + load(d + j));
-      for (; j < w.key_count; ++j) to[j] += d[j];
+      each_vector(w.key_count, [=](int64_t j, auto n) { store(to + j, load(to + j, n) + load(d + j), n); });
     }
     multiply({weights, 1, w.padded_keys}, g, part, w.key_count, w.count, w.padded_dim);
     scatter_add(w, part, keys, to_v + of_keys);

@@ -45,7 +45,7 @@ def _library() -> Path | None:
     try:
         path = build(cache_folder())
         ctypes.CDLL(str(path))  # stays loaded: MindSpore closes what it opened when a graph is freed
-    except (BuildError, OSError) as error:
+    except (BuildError, OSError, RuntimeError) as error:  # the last where the user has no home
         reason = str(error).splitlines()[0]
         print(f"kernels: {reason}; MindSpore's own operators are used (runtime.kernels)", file=sys.stderr, flush=True)
         return None

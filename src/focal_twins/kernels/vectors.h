@@ -3,6 +3,9 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+
+#define FOCAL_TWINS_INLINE inline __attribute__((always_inline))
 
 namespace focal_twins {
 
@@ -17,22 +20,23 @@ constexpr int kWidth = 4;
 typedef float Vec __attribute__((vector_size(kWidth * 4)));
 typedef int32_t IntVec __attribute__((vector_size(kWidth * 4)));
 
-inline Vec load(const float* from) {
-  Vec x;
-  std::memcpy(&x, from, sizeof x);
-  return x;
-}
-
-inline void store(float* to, Vec x) { std::memcpy(to, &x, sizeof x); }
-
-// The first `count` numbers, and `rest` in the other places.
-inline Vec load_part(const float* from, int64_t count, float rest = 0.0f) {
+// The first `count` numbers of a row, at most kWidth, and `rest` in the places of the others.
+FOCAL_TWINS_INLINE Vec load(const float* from, int64_t count = kWidth, float rest = 0.0f) {
   Vec x = Vec{} + rest;
   std::memcpy(&x, from, count * sizeof(float));
   return x;
 }
 
-inline void store_part(float* to, Vec x, int64_t count) { std::memcpy(to, &x, count * sizeof(float)); }
+FOCAL_TWINS_INLINE void store(float* to, Vec x, int64_t count = kWidth) { std::memcpy(to, &x, count * sizeof(float)); }
+
+// Calls function(place, count) for every vector of a row; the last one may have fewer than kWidth numbers. The function
+// is compiled twice, the first time for a count that is known.
+template <typename Function>
+FOCAL_TWINS_INLINE void each_vector(int64_t width, Function function) {
+  int64_t i = 0;
+  for (; i + kWidth <= width; i += kWidth) function(i, std::integral_constant<int64_t, kWidth>());
+  if (i < width) function(i, width - i);
+}
 
 inline float sum(Vec x) {
   float values[kWidth];
@@ -47,8 +51,6 @@ inline float largest(Vec x) {
   for (int i = 1; i < kWidth; ++i) found = x[i] > found ? x[i] : found;
   return found;
 }
-
-inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 
 // e^x within 2e-7 of its size: 2^k e^r with |r| <= ln(2) / 2, where Taylor's polynomial of degree 7 is off by 5e-9.
 // Results below the smallest normal number are 0; NaN stays NaN.

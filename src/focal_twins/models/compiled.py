@@ -33,7 +33,7 @@ def custom(library: str, function: str, shapes, types) -> ops.Custom:
 
 
 class CompiledBiasGelu(nn.Cell):
-    """Adds a bias [C] to rows [R, C] and applies exact GELU (kernels/gelu.cpp)."""
+    """Adds a bias [C] to rows [R, C] and applies exact GELU (kernels/bias.cpp)."""
 
     def __init__(self, library):
         super().__init__()
@@ -48,6 +48,17 @@ class CompiledBiasGelu(nn.Cell):
 
     def bprop(self, rows, bias, out, gradient):
         return self.backward(rows, bias, gradient)
+
+
+class CompiledColumnSums(nn.Cell):
+    """Sums the columns of rows [R, C], the gradient of a bias: [C] (kernels/bias.cpp). It has no gradient itself."""
+
+    def __init__(self, library):
+        super().__init__()
+        self.sums = custom(library, "column_sums", lambda rows: rows[1:], lambda rows: rows)
+
+    def construct(self, rows):
+        return self.sums(rows)
 
 
 class CompiledLayerNorm(nn.Cell):
@@ -117,3 +128,28 @@ class CompiledAttention(nn.Cell):
         return to_q, to_k, to_v, to_bias if self.learns_bias else ops.zeros_like(bias)
 
 
+class CompiledDepthwise(nn.Cell):
+    """Convolves every channel of the tokens [B, H * W, C] of a map by itself (kernels/depthwise.cpp).
+
+    Stride is 1, and zero padding keeps the size.
+    """
+
+    def __init__(self, library, map_size):
+        super().__init__()
+        self.size = Tensor(np.array(map_size, np.int32))
+        self.forward = custom(
+            library, "depthwise_convolution", lambda tokens, weight, bias, size: tokens,
+            lambda tokens, weight, bias, size: tokens,
+        )  # fmt: skip
+        self.backward = custom(
+            library, "depthwise_convolution_gradient",
+            lambda tokens, weight, size, gradient: (tokens, weight, weight[:1]),
+            lambda tokens, weight, size, gradient: (tokens, weight, weight),
+        )  # fmt: skip
+
+    def construct(self, tokens, weight, bias):
+        """Convolve by a weight [C, 1, k, k], k odd, and add a bias [C]."""
+        return self.forward(tokens, weight, bias, self.size)
+
+    def bprop(self, tokens, weight, bias, out, gradient):
+        return self.backward(tokens, weight, self.size, gradient)
