@@ -3,16 +3,13 @@
 // By operators each window's queries, keys and values are copied into place, and its scores are written and read five
 // times: product, bias, sum, softmax, product. Here a window of one head at a time is taken from the matrices and
 // computed in the second cache; only the result is written. The gradient computes the weights again from q and k.
-#include <algorithm>
 #include <limits>
-#include <vector>
 
 #include "small_products.h"
 #include "threads.h"
-#include "vectors.h"
 
-namespace focal_twins {
 namespace {
+using namespace focal_twins;
 
 constexpr int64_t kBiasGradientFloats = 1 << 23;  // 32 MB for the parts of the bias' gradient, at most, or one part
 
@@ -118,10 +115,6 @@ void forward(const Arguments& a) {
   });
 }
 
-void clear(const Windows& w, float* rows, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) std::fill_n(rows + i * w.channels, w.dim, 0.0f);
-}
-
 void scatter_add(const Windows& w, const float* parts, const int32_t* index, float* rows) {
   for (int64_t i = 0; i < w.key_count; ++i) {
     float* to = rows + index[i] * w.channels;
@@ -142,9 +135,9 @@ void backward_of_head(const Windows& w, const float* gradient, int64_t image, in
   const int64_t of_queries = image * w.query_rows * w.channels + head * w.dim;
   const int64_t of_keys = image * w.key_rows * w.channels + head * w.dim;
   const int64_t of_results = image * w.length * w.channels + head * w.dim;
-  clear(w, to_q + of_queries, w.query_rows);
-  clear(w, to_k + of_keys, w.key_rows);
-  clear(w, to_v + of_keys, w.key_rows);
+  for (int64_t i = 0; i < w.query_rows; ++i) std::fill_n(to_q + of_queries + i * w.channels, w.dim, 0.0f);
+  for (int64_t i = 0; i < w.key_rows; ++i)
+    for (float* to : {to_k, to_v}) std::fill_n(to + of_keys + i * w.channels, w.dim, 0.0f);
   for (int64_t window = 0; window < w.windows; ++window) {
     const int32_t *queries = w.queries + window * w.count, *keys = w.keys + window * w.key_count;
     const int64_t at_bias = w.bias ? w.bias_at(window, head) : 0;
@@ -204,16 +197,13 @@ void backward(const Arguments& a) {
       backward_of_head(w, gradient, image, head, to_q, to_k, to_v, part);
   });
   if (!of_bias) return;
-  const int64_t block = 1 << 14;
-  parallel((size + block - 1) / block, [=](int64_t task) {
+  Blocks(size, 1).each([=](int64_t first, int64_t end, int64_t) {
     for (int64_t group = 1; group < groups; ++group)
-      for (int64_t i = task * block, end = std::min(size, i + block); i < end; ++i)
-        to_bias[i] += others[(group - 1) * size + i];
+      for (int64_t i = first; i < end; ++i) to_bias[i] += others[(group - 1) * size + i];
   });
 }
 
 }  // namespace
-}  // namespace focal_twins
 
-FOCAL_TWINS_KERNEL(window_attention, "ffffiiiff", focal_twins::forward)
-FOCAL_TWINS_KERNEL(window_attention_gradient, "ffffiiiffffff", focal_twins::backward)
+FOCAL_TWINS_KERNEL(window_attention, "ffffiiiff", forward)
+FOCAL_TWINS_KERNEL(window_attention_gradient, "ffffiiiffffff", backward)

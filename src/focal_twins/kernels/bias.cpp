@@ -3,11 +3,11 @@
 // By operators these are a sum, nine products and sums and a sigmoid, and as many again backwards, each of which reads
 // and writes the largest activations of a network. Phi, the normal distribution function, is sigmoid(z P(z^2)) as in
 // layers.Gelu: within 1e-7 after the multiplication by z. The gradient keeps x alone and computes Phi again.
-#include "rows.h"
+#include "threads.h"
 #include "vectors.h"
 
-namespace focal_twins {
 namespace {
+using namespace focal_twins;
 
 FOCAL_TWINS_INLINE Vec distribution(Vec z) {
   const Vec square = z * z;
@@ -53,7 +53,7 @@ void backward(const Arguments& a) {
 }
 
 // rows [R, C] -> sums of the columns [C]: the gradient of a bias that is added to rows
-void column_sums(const Arguments& a) {
+void sum_columns(const Arguments& a) {
   const float* rows = a.floats(0);
   const int64_t width = a.size(0, 1);
   const auto totals = Blocks(a.size(0, 0), width).sum(width, [=](int64_t first, int64_t end, float* sums) {
@@ -64,8 +64,7 @@ void column_sums(const Arguments& a) {
 }
 
 }  // namespace
-}  // namespace focal_twins
 
-FOCAL_TWINS_KERNEL(bias_gelu, "fff", focal_twins::forward)
-FOCAL_TWINS_KERNEL(bias_gelu_gradient, "fffff", focal_twins::backward)
-FOCAL_TWINS_KERNEL(column_sums, "ff", focal_twins::column_sums)
+FOCAL_TWINS_KERNEL(bias_gelu, "fff", forward)
+FOCAL_TWINS_KERNEL(bias_gelu_gradient, "fffff", backward)
+FOCAL_TWINS_KERNEL(column_sums, "ff", sum_columns)

@@ -2,11 +2,11 @@
 //
 // By operators the map is transposed to channels first, multiplied by band matrices, and transposed back. Channels last
 // are vectors: each output is a sum of neighbours times weights. Beyond the edge of the map there are zeros.
-#include "rows.h"
+#include "threads.h"
 #include "vectors.h"
 
-namespace focal_twins {
 namespace {
+using namespace focal_twins;
 
 struct Map {
   int64_t height, width, channels, side;  // of the map; `side` is the kernel's
@@ -92,7 +92,6 @@ void backward(const Arguments& a) {
 }
 
 }  // namespace
-}  // namespace focal_twins
 
-FOCAL_TWINS_KERNEL(depthwise_convolution, "fffif", focal_twins::forward)
-FOCAL_TWINS_KERNEL(depthwise_convolution_gradient, "ffiffff", focal_twins::backward)
+FOCAL_TWINS_KERNEL(depthwise_convolution, "fffif", forward)
+FOCAL_TWINS_KERNEL(depthwise_convolution_gradient, "ffiffff", backward)

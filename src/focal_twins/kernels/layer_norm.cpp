@@ -4,11 +4,11 @@
 // a difference of large sums would lose digits.
 #include <cmath>
 
-#include "rows.h"
+#include "threads.h"
 #include "vectors.h"
 
-namespace focal_twins {
 namespace {
+using namespace focal_twins;
 
 // rows [R, C], gamma [C], beta [C], epsilon [1] -> normalised rows [R, C], means [R], 1 / deviations [R]
 void forward(const Arguments& a) {
@@ -72,7 +72,6 @@ void backward(const Arguments& a) {
 }
 
 }  // namespace
-}  // namespace focal_twins
 
-FOCAL_TWINS_KERNEL(layer_norm, "fffffff", focal_twins::forward)
-FOCAL_TWINS_KERNEL(layer_norm_gradient, "ffffffff", focal_twins::backward)
+FOCAL_TWINS_KERNEL(layer_norm, "fffffff", forward)
+FOCAL_TWINS_KERNEL(layer_norm_gradient, "ffffffff", backward)

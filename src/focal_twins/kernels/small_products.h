@@ -1,17 +1,13 @@
 // Products of small matrices that stay in the cache, the innermost part of attention.
 #pragma once
-
 #include <cstdint>
 
 #include "vectors.h"
 
 namespace focal_twins {
 
-#if defined(__AVX512F__)
-constexpr int kTileRows = 7, kTileVectors = 3;  // 21 of 32 registers hold sums
-#else
-constexpr int kTileRows = 4, kTileVectors = 2;  // 8 of 16
-#endif
+// Of a tile of sums: 21 of 32 registers hold them, or 8 of 16.
+constexpr int kTileRows = kWidth == 16 ? 7 : 4, kTileVectors = kWidth == 16 ? 3 : 2;
 
 // Element (i, k) of a matrix is at data[i * row + k * column]: a matrix or its transpose, whichever way it is stored.
 struct View {
@@ -34,34 +30,20 @@ inline void tile(View a, const float* b, int64_t b_row, int64_t depth, float* ou
     for (int j = 0; j < kVectors; ++j) store(out + i * out_row + j * kWidth, sums[i][j]);
 }
 
-template <int kRows>
+// As many tiles as there are, then ever smaller ones for what is left.
+template <int kRows, int kVectors>
 inline void strip(View a, const float* b, int64_t b_row, int64_t depth, float* out, int64_t out_row, int64_t vectors) {
-  int64_t j = 0;
-  for (; j + kTileVectors <= vectors; j += kTileVectors)
-    tile<kRows, kTileVectors>(a, b + j * kWidth, b_row, depth, out + j * kWidth, out_row);
-  for (; j + 2 <= vectors; j += 2) tile<kRows, 2>(a, b + j * kWidth, b_row, depth, out + j * kWidth, out_row);
-  for (; j < vectors; ++j) tile<kRows, 1>(a, b + j * kWidth, b_row, depth, out + j * kWidth, out_row);
+  for (; vectors >= kVectors; vectors -= kVectors, b += kVectors * kWidth, out += kVectors * kWidth)
+    tile<kRows, kVectors>(a, b, b_row, depth, out, out_row);
+  if constexpr (kVectors > 1) strip<kRows, kVectors - 1>(a, b, b_row, depth, out, out_row, vectors);
 }
 
 // out = a b: a [rows, depth], b [depth, columns] and out [rows, columns], where `columns` are whole vectors.
+template <int kRows = kTileRows>
 inline void multiply(View a, const float* b, float* out, int64_t rows, int64_t depth, int64_t columns) {
-  const int64_t vectors = columns / kWidth;
-  int64_t i = 0;
-  auto next = [&](int count) {
-    a.data += count * a.row;
-    out += count * columns;
-    i += count;
-  };
-  for (; i + kTileRows <= rows; next(kTileRows)) strip<kTileRows>(a, b, columns, depth, out, columns, vectors);
-  if (i + 4 <= rows) {
-    strip<4>(a, b, columns, depth, out, columns, vectors);
-    next(4);
-  }
-  if (i + 2 <= rows) {
-    strip<2>(a, b, columns, depth, out, columns, vectors);
-    next(2);
-  }
-  if (i < rows) strip<1>(a, b, columns, depth, out, columns, vectors);
+  for (; rows >= kRows; rows -= kRows, a.data += kRows * a.row, out += kRows * columns)
+    strip<kRows, kTileVectors>(a, b, columns, depth, out, columns, columns / kWidth);
+  if constexpr (kRows > 1) multiply<kRows / 2>(a, b, out, rows, depth, columns);
 }
 
 }  // namespace focal_twins

@@ -2,14 +2,11 @@
 
 #include <unistd.h>
 
-#include <algorithm>
 #include <atomic>
 #include <condition_variable>
-#include <cstdlib>
 #include <mutex>
 #include <new>
 #include <thread>
-#include <vector>
 
 namespace focal_twins {
 namespace {
@@ -44,10 +41,7 @@ class Pool {
       current = &job;
       ++number;
     }
-    if (job.count > 2)
-      wake.notify_all();
-    else
-      wake.notify_one();
+    wake.notify_all();
     job.work();
     std::unique_lock<std::mutex> lock(mutex);
     current = nullptr;  // whoever wakes up from here on finds nothing to do
@@ -102,21 +96,11 @@ void run_on_threads(int64_t count, void (*body)(void*, int64_t), void* context) 
 }
 
 float* scratch(int64_t count) {
-  struct Block {
-    float* data = nullptr;
-    int64_t size = 0;
-    ~Block() { std::free(data); }
-  };
-  static thread_local Block block;
-  if (block.size < count) {
-    std::free(block.data);
-    block = Block();
-    void* data = std::aligned_alloc(64, (count * sizeof(float) + 63) / 64 * 64);
-    if (data == nullptr) throw std::bad_alloc();
-    block.data = static_cast<float*>(data);
-    block.size = count;
-  }
-  return block.data;
+  static thread_local std::vector<float> memory;
+  const int64_t line = 16;  // floats
+  if (static_cast<int64_t>(memory.size()) < count + line) memory.assign(count + line, 0.0f);
+  const auto misplaced = reinterpret_cast<std::uintptr_t>(memory.data()) / sizeof(float) % line;
+  return memory.data() + (line - misplaced) % line;
 }
 
 }  // namespace focal_twins

@@ -1,9 +1,10 @@
 // Threads that live as long as the process, and the form of a kernel that MindSpore calls.
 #pragma once
-
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <vector>
 
 namespace focal_twins {
 
@@ -17,6 +18,32 @@ void parallel(int64_t count, Function&& function) {
   using Body = typename std::remove_reference<Function>::type;
   run_on_threads(count, [](void* context, int64_t i) { (*static_cast<Body*>(context))(i); }, &function);
 }
+
+// A matrix in blocks of rows that depend on its shape alone: so do results, whatever the threads.
+struct Blocks {
+  int64_t height, rows, count;  // of the matrix, of a block; number of blocks
+
+  Blocks(int64_t height, int64_t width)  // 64 KB a block: two or three of these fit the second cache
+      : height(height), rows(std::max<int64_t>(16384 / std::max<int64_t>(width, 1), 1)),
+        count((height + rows - 1) / rows) {}
+
+  // Calls function(first row, end row, block).
+  template <typename Function>
+  void each(Function function) const {
+    parallel(count, [=](int64_t i) { function(i * rows, std::min(height, (i + 1) * rows), i); });
+  }
+
+  // Calls function(first row, end row, sums), which adds to `size` sums of its block that start at zero. Returns the
+  // totals, block by block in order.
+  template <typename Function>
+  std::vector<float> sum(int64_t size, Function function) const {
+    std::vector<float> sums(count * size, 0.0f), totals(size, 0.0f);
+    float* all = sums.data();
+    each([=](int64_t first, int64_t end, int64_t block) { function(first, end, all + block * size); });
+    for (int64_t i = 0; i < count * size; ++i) totals[i % size] += sums[i];
+    return totals;
+  }
+};
 
 // At least `count` floats of scratch memory of this thread, aligned to a cache line, until its next call.
 float* scratch(int64_t count);
@@ -40,19 +67,15 @@ struct Arguments {
   }
 };
 
-enum Status { kDone = 0, kWrongTypes = 1, kNoMemory = 2 };
-
-// Runs a kernel on the arguments that MindSpore gives, if they are of the types that it takes.
-template <typename Kernel>
-int run_kernel(const char* types, int count, void** data, int* ranks, int64_t** shapes, const char** given, Kernel run) {
-  const Arguments arguments{count, data, ranks, shapes, given};
-  if (!arguments.are(types)) return kWrongTypes;
+// Runs a kernel on the arguments that MindSpore gives; 1 if they are of other types than it takes, 2 without memory.
+inline int run_kernel(void (*run)(const Arguments&), const char* types, const Arguments& arguments) {
+  if (!arguments.are(types)) return 1;
   try {
     run(arguments);
   } catch (...) {  // of all that kernels call only allocations throw
-    return kNoMemory;
+    return 2;
   }
-  return kDone;
+  return 0;
 }
 
 }  // namespace focal_twins
@@ -60,5 +83,5 @@ int run_kernel(const char* types, int count, void** data, int* ranks, int64_t** 
 // Defines the function that MindSpore looks up: NAME runs `kernel` on arguments of these types.
 #define FOCAL_TWINS_KERNEL(NAME, TYPES, kernel)                                                                        \
   extern "C" int NAME(int count, void** data, int* ranks, int64_t** shapes, const char** types, void*, void*) {        \
-    return focal_twins::run_kernel(TYPES, count, data, ranks, shapes, types, kernel);                                  \
+    return focal_twins::run_kernel(kernel, TYPES, {count, data, ranks, shapes, types});                                \
   }
