@@ -1,32 +1,12 @@
-"""Compare runs: python scripts/compare_runs.py runs/A runs/B ... [--output compare.html]
-
-It prints the results of each run and the configuration's keys in which they differ, and writes a page that lays their
-curves over each other. Runs that still train, or were interrupted, are compared as far as they are.
-"""
+"""Compare runs: python scripts/compare_runs.py runs/A runs/B ... [--output compare.html]"""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from focal_twins.cli import Parser, run
-
-
-def main(arguments: list[str]) -> None:
-    parser = Parser(prog="compare_runs.py", description=__doc__, allow_abbrev=False)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs")
-    parser.add_argument("--output", type=Path, default=Path("compare.html"), metavar="FILE", help="(compare.html)")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    options = parser.parse_intermixed_args(arguments)
-
-    from focal_twins.files.atomic import write_text
-    from focal_twins.reporting.comparison import Comparison
-
-    comparison = Comparison.of(options.runs)
-    print(comparison.text())
-    write_text(options.output, comparison.page())
-    print(f"\ncurves: {options.output}", flush=True)
-
+from focal_twins.cli import run
+from focal_twins.commands.compare import main
 
 if __name__ == "__main__":
     sys.exit(run(main, "compare_runs.py"))

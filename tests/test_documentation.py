@@ -97,6 +97,16 @@ def test_files_and_keys_in_the_text_exist(document):
                 assert key in KEYS[section], f"{document}: no key {section}.{key}"
 
 
+def sources_of(script: str) -> str:
+    """A script with what gives it its flags: its module in the package, and the command line that they share."""
+    source = (ROOT / script).read_text(encoding="utf-8")
+    if script.endswith(".sh"):
+        return source
+    modules = re.findall(r"^from focal_twins\.(commands\.\w+|cli) import", source, re.MULTILINE)
+    paths = [PACKAGE / f"{module.replace('.', '/')}.py" for module in modules]
+    return "\n".join([source, *(path.read_text(encoding="utf-8") for path in paths)])
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_commands_in_the_text_name_scripts_and_flags_that_exist(document):
     """Inline commands; those in blocks are run."""
@@ -104,10 +114,8 @@ def test_commands_in_the_text_name_scripts_and_flags_that_exist(document):
         command = re.match(r"(?:python |bash |mpirun .*python )?((?:scripts/)?\w+\.(?:py|sh))((?: .*)?)$", code)
         if command is None or not command[1].startswith(("scripts/", "train.py", "eval.py", "export.py")):
             continue
-        source = (ROOT / command[1]).read_text(encoding="utf-8")
-        shared = [] if command[1].endswith(".sh") else [(PACKAGE / "cli.py").read_text(encoding="utf-8")]
         for flag in re.findall(r"(?<= )--[\w-]+", command[2]):
-            assert any(f'"{flag}"' in text for text in [source, *shared]), f"{document}: {command[1]} has no {flag}"
+            assert f'"{flag}"' in sources_of(command[1]), f"{document}: {command[1]} has no {flag}"
 
 
 @pytest.mark.parametrize("readme", READMES)

@@ -178,7 +178,7 @@ def shrink_dense(quickstart: Path) -> None:
         quickstart / "upernet_digits.yaml", **recipe, model={"channels": 8, "pool_scales": [1], "auxiliary_weight": 0.0}
     )
     scenes = {"workers": 1, "train_subset": 0.1, "val_subset": 0.1}
-    change(quickstart.parent / "base/digit_scenes.yaml", **recipe, data=scenes, eval={"interval": 1})
+    change(quickstart.parent / "base/digit_scenes_detection.yaml", **recipe, data=scenes, eval={"interval": 1})
     change(quickstart / "retinanet_digits.yaml", model={"neck_channels": 8, "channels": 8, "stacked_convs": 1})
 
 

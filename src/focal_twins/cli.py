@@ -1,4 +1,4 @@
-"""Parses the command line that train.py, eval.py and export.py share, and runs their main functions.
+"""Parses the command line that training, evaluation and export share, and runs the main functions of commands.
 
 Besides `--config` and `section.key=value`, the flags of the 2022 reports keep working: --arch, --pretrained,
 --device_target, --device_id, --device_num, --data_url, --train_url, --run_openi. They are other spellings of
@@ -25,7 +25,10 @@ BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "n
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports bad flags in one line, like other bad input."""
+    """Reports bad flags in one line, like other bad input.
+
+    Without `prog`, it has the name by which the program was called: train.py, or focal-twins train.
+    """
 
     def error(self, message):
         raise UserError(f"{message}; see {self.prog} --help")
@@ -38,9 +41,9 @@ def boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
 
 
-def parser(script: str, description: str) -> argparse.ArgumentParser:
-    """Make a parser of the flags that all entry points have."""
-    result = Parser(prog=script, description=description, allow_abbrev=False)
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """Make a parser of the flags that training, evaluation and export have."""
+    result = Parser(description=description, allow_abbrev=False)
     result.add_argument("overrides", nargs="*", metavar="section.key=value", help="configuration values to replace")
     result.add_argument("--config", help="YAML file, or the name of one under configs/")
     result.add_argument("--arch", metavar="NAME", help="the same, by name")
@@ -51,7 +54,7 @@ def parser(script: str, description: str) -> argparse.ArgumentParser:
         type=boolean,
         default=False,
         metavar="true|false",
-        help="copy the data from --data_url to local disk first, and (train.py) the run to --train_url afterwards",
+        help="copy the data from --data_url to local disk first and, in training, the run to --train_url afterwards",
     )
     result.add_argument("--device_target", help="auto, CPU or Ascend (runtime.device_target)")
     result.add_argument("--device_id", type=int, help="device of this process (runtime.device_id)")
@@ -60,9 +63,9 @@ def parser(script: str, description: str) -> argparse.ArgumentParser:
     return result
 
 
-def inference_parser(script: str, description: str) -> argparse.ArgumentParser:
-    """Make a parser of the flags of all entry points, and of the choice of a checkpoint and its weights."""
-    result = parser(script, description)
+def make_inference_parser(description: str | None) -> argparse.ArgumentParser:
+    """Make a parser of the flags of `make_parser`, and of the choice of a checkpoint and its weights."""
+    result = make_parser(description)
     result.add_argument(
         "--checkpoint", "--pretrained", metavar="FILE", help="default: the best of the configuration's run"
     )
@@ -70,14 +73,14 @@ def inference_parser(script: str, description: str) -> argparse.ArgumentParser:
     return result
 
 
-def parse(options_parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
     """Parse arguments. Values to replace may stand between flags, and --run_openi may stand alone for true."""
     following = [*arguments[1:], ""]
     arguments = [
         "--run_openi=true" if flag == "--run_openi" and value.lower() not in BOOLEANS else flag
         for flag, value in zip(arguments, following, strict=False)
     ]
-    return options_parser.parse_intermixed_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 def configuration(options, **extra: object):

@@ -13,7 +13,7 @@ from focal_twins.data.coco import CocoImages, Part
 from focal_twins.data.coco_file import unpack_run_lengths
 from focal_twins.data.dataset import DataError
 from focal_twins.data.decoding import Reading, UnreadableImage
-from scripts.prepare_digit_scenes import packed_lengths, run_lengths
+from focal_twins.data.mask_outlines import packed_lengths, run_lengths
 from tests.coco_files import SIZES, make_coco
 
 NAMES = [f"scene{number:02d}.png" for number in range(4)]

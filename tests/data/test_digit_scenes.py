@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from scripts.prepare_digit_scenes import CLASSES, SPLITS, outlines, packed_lengths, run_lengths
-from scripts.prepare_digits import split_scans
+from focal_twins.data.digit_scene_files import CLASSES
+from focal_twins.data.digit_scenes import SPLITS
+from focal_twins.data.digits import split_scans
+from focal_twins.data.mask_outlines import outlines, packed_lengths, run_lengths
 
 
 @pytest.fixture

@@ -74,6 +74,8 @@ def test_the_command_that_is_missing_is_printed_with_the_variables_that_are(envi
         "PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe "
         "mpirun -n 8 python train.py --config X 'model.depths=[1, 1]'"
     )
+    with pytest.raises(UserError, match=r"mpirun -n 2 focal-twins train --config X$"):
+        check_device_num(2, "focal-twins train", ["--config", "X"])
 
 
 def test_a_user_with_enough_cores_needs_no_variables(environment, monkeypatch):

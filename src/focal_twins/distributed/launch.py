@@ -107,8 +107,11 @@ def output_is_forwarded() -> bool:
     return "OMPI_COMM_WORLD_RANK" in os.environ
 
 
-def check_device_num(device_num: int | None, script: str, arguments: list[str]) -> None:
+def check_device_num(device_num: int | None, program: str, arguments: list[str]) -> None:
     """Check that `--device_num` is the number of launched processes.
+
+    Args:
+        program: as it is called, without arguments: a script, or focal-twins and a command.
 
     Raises:
         UserError: the numbers differ; if there is one process only, the message is the command to start as many.
@@ -117,14 +120,21 @@ def check_device_num(device_num: int | None, script: str, arguments: list[str]) 
     if device_num is None or device_num == size:
         return
     if size == 1:
-        command = " ".join([*mpirun_variables(device_num), shlex.join(mpirun(device_num, script, arguments))])
+        command = " ".join([*mpirun_variables(device_num), shlex.join(mpirun(device_num, program, arguments))])
         raise UserError(f"--device_num {device_num} needs {device_num} processes; start them with: {command}")
     raise UserError(f"--device_num {device_num} differs from the {size} processes that were launched")
 
 
-def mpirun(ranks: int, script: str, arguments: list[str]) -> list[str]:
-    """Return the command that runs a script in several processes."""
-    return ["mpirun", "-n", str(ranks), "python", script, *arguments]
+def mpirun(ranks: int, program: str, arguments: list[str]) -> list[str]:
+    """Return the command that runs a program in several processes; see check_device_num."""
+    return ["mpirun", "-n", str(ranks), *called(program), *arguments]
+
+
+def called(program: str) -> list[str]:
+    """Return the words by which a program is called: python train.py, or focal-twins train."""
+    if program.endswith(".py"):
+        return ["python", program]
+    return [program] if os.sep in program else program.split()
 
 
 def mpirun_variables(ranks: int) -> list[str]:

@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from focal_twins.distributed.launch import called
 from focal_twins.distributed.ranks import Dist
 from focal_twins.training.checkpoint import Progress
 
@@ -24,7 +25,7 @@ def session(dist: Dist, progress: Progress, updates_per_epoch: int) -> dict:
         "after_update": progress.update,
         "updates_per_epoch": updates_per_epoch,
         "global_batch": progress.global_batch,
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join([*called(sys.argv[0]), *sys.argv[1:]]),
         "device": dist.device_target,
         "devices": dist.size,
         "processor": _processor(),
