@@ -272,7 +272,10 @@ def main(arguments: list[str]) -> None:
     options.add_argument("--depths", type=int, nargs="+", metavar="N", help="several depths of the third stage in turn")
     options.add_argument("--amp", choices=("O0", "O1", "O2", "O3"), default="O0")
     options.add_argument(
-        "--kernels", choices=("auto", "none"), default="auto", help="as runtime.kernels: compiled ones, or operators alone"
+        "--kernels",
+        choices=("auto", "none"),
+        default="auto",
+        help="as runtime.kernels: compiled ones, or operators alone",
     )
     options.add_argument("--warmup", type=int, default=2, help="calls before the measured ones, beside the first")
     options.add_argument("--repeats", type=int, default=7)

@@ -1,4 +1,4 @@
-"""The compiled kernels: what they compute against float64, what they do with infinity and NaN, and how they are built."""
+"""The compiled kernels: what they compute against float64, infinity and NaN, and how they are built."""
 
 import ctypes
 import shutil
@@ -122,7 +122,11 @@ def attention_case(batch, heads, dim, rows, length, key_rows, windows, queries, 
     generator = np.random.default_rng(seed)
     channels = heads * dim
     q, k, v, gradient = drawn(
-        seed, (batch, rows, channels), (batch, key_rows, channels), (batch, key_rows, channels), (batch, length, channels)
+        seed,
+        (batch, rows, channels),
+        (batch, key_rows, channels),
+        (batch, key_rows, channels),
+        (batch, length, channels),
     )
     bias = np.zeros(1, np.float32)
     if kinds:
@@ -168,20 +172,21 @@ def exact_attention(inputs, gradient):
     return out, (to_q, to_k, to_v, to_bias)
 
 
+# Images, heads, their dimension; rows of queries, of the result, of keys; windows, their queries and keys; kinds of
+# bias, and its heads where they are not all.
 ATTENTION_CASES = {
-    "focal": dict(batch=2, heads=3, dim=32, rows=98, length=98, key_rows=120, windows=2, queries=49, keys=230, kinds=2),
-    "padding": dict(batch=3, heads=2, dim=16, rows=26, length=25, key_rows=26, windows=3, queries=9, keys=9, kinds=0),
-    "odd": dict(batch=1, heads=1, dim=5, rows=11, length=11, key_rows=7, windows=1, queries=11, keys=3, kinds=1),
-    "wide": dict(batch=1, heads=2, dim=36, rows=4, length=4, key_rows=9, windows=4, queries=1, keys=17, kinds=3),
-    "mask": dict(batch=2, heads=2, dim=8, rows=8, length=8, key_rows=8, windows=2, queries=4, keys=4, kinds=2,
-                 bias_heads=1),
-}  # fmt: skip
+    "focal": (2, 3, 32, 98, 98, 120, 2, 49, 230, 2),
+    "padding": (3, 2, 16, 26, 25, 26, 3, 9, 9, 0),
+    "odd": (1, 1, 5, 11, 11, 7, 1, 11, 3, 1),
+    "wide": (1, 2, 36, 4, 4, 9, 4, 1, 17, 3),
+    "mask": (2, 2, 8, 8, 8, 8, 2, 4, 4, 2, 1),
+}
 
 
 @needs_compiler
 @pytest.mark.parametrize("case", ATTENTION_CASES)
 def test_attention_is_exact(case, library, threads):
-    inputs, gradient = attention_case(**ATTENTION_CASES[case])
+    inputs, gradient = attention_case(*ATTENTION_CASES[case])
     expected, gradients = exact_attention(inputs, gradient)
     (found,) = call(library, "window_attention", inputs, gradient.shape)
     assert_within(found, expected, 2e-6)
@@ -194,7 +199,7 @@ def test_attention_is_exact(case, library, threads):
 
 @needs_compiler
 def test_attention_of_special_values(library):
-    inputs, gradient = attention_case(**ATTENTION_CASES["focal"])
+    inputs, gradient = attention_case(*ATTENTION_CASES["focal"])
     (plain,) = call(library, "window_attention", inputs, gradient.shape)
     query = inputs[5][0, 0]
     inputs[0][0, query] = np.nan
@@ -210,13 +215,17 @@ def test_attention_of_special_values(library):
 
 
 @needs_compiler
-@pytest.mark.parametrize(("batch", "height", "width", "channels", "side"), [(2, 5, 7, 19, 3), (1, 1, 1, 4, 5), (3, 9, 2, 64, 3)])
+@pytest.mark.parametrize(
+    ("batch", "height", "width", "channels", "side"), [(2, 5, 7, 19, 3), (1, 1, 1, 4, 5), (3, 9, 2, 64, 3)]
+)
 def test_depthwise_convolution_is_exact(batch, height, width, channels, side, library, threads):
     shape, of_weights = (batch, height * width, channels), (channels, 1, side, side)
     tokens, weights, bias, gradient = drawn(6, shape, of_weights, (channels,), shape)
     size = np.array([height, width], np.int32)
     reach = side // 2
-    padded = np.pad(tokens.astype(np.float64).reshape(batch, height, width, channels), ((0, 0), *2 * [(reach, reach)], (0, 0)))
+    padded = np.pad(
+        tokens.astype(np.float64).reshape(batch, height, width, channels), ((0, 0), *2 * [(reach, reach)], (0, 0))
+    )
     given = gradient.astype(np.float64).reshape(batch, height, width, channels)
     out, to_padded, to_weights = np.zeros(given.shape), np.zeros(padded.shape), np.zeros(of_weights)
     for i in range(side):
@@ -237,7 +246,7 @@ def test_depthwise_convolution_is_exact(batch, height, width, channels, side, li
 
 @needs_compiler
 def test_threads_change_no_bit(library):
-    inputs, gradient = attention_case(**ATTENTION_CASES["focal"])
+    inputs, gradient = attention_case(*ATTENTION_CASES["focal"])
     rows, bias, of_rows = drawn(4, (700, 96), (96,), (700, 96))
     found = []
     for count in (1, 2, 3):
@@ -338,8 +347,8 @@ def test_of_several_processes_one_compiles(tmp_path):
     )
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", code, str(program)], cwd=tmp_path, env={"PYTHONPATH": SOURCES, "PATH": "/usr/bin:/bin"},
-            stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-c", code, str(program)], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+            env={"PYTHONPATH": SOURCES, "PATH": "/usr/bin:/bin"},
         )
         for _ in range(3)
     ]  # fmt: skip

@@ -20,13 +20,16 @@ inline void tile(View a, const float* b, int64_t b_row, int64_t depth, float* ou
   Vec sums[kRows][kVectors] = {};
   for (int64_t k = 0; k < depth; ++k) {
     Vec right[kVectors];
+#pragma GCC unroll 8
     for (int j = 0; j < kVectors; ++j) right[j] = load(b + k * b_row + j * kWidth);
-    for (int i = 0; i < kRows; ++i) {
-      const Vec left = Vec{} + a.data[i * a.row + k * a.column];
-      for (int j = 0; j < kVectors; ++j) sums[i][j] += left * right[j];
-    }
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 8
+      for (int j = 0; j < kVectors; ++j) sums[i][j] += a.data[i * a.row + k * a.column] * right[j];
   }
+#pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 8
     for (int j = 0; j < kVectors; ++j) store(out + i * out_row + j * kWidth, sums[i][j]);
 }
 

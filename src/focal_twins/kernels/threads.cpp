@@ -12,8 +12,8 @@ namespace focal_twins {
 namespace {
 
 struct Job {
-  void (*body)(void*, int64_t);
-  void* context;
+  void (*body)(const void*, int64_t);
+  const void* context;
   int64_t count;
   std::atomic<int64_t> next{0};
   std::atomic<bool> failed{false};
@@ -81,7 +81,7 @@ Pool* pool = nullptr;
 
 }  // namespace
 
-void run_on_threads(int64_t count, void (*body)(void*, int64_t), void* context) {
+void run_on_threads(int64_t count, void (*body)(const void*, int64_t), const void* context) {
   Job job{body, context, count};
   std::unique_lock<std::mutex> lock(in_use, std::try_to_lock);
   const int helpers = wanted_threads - 1;

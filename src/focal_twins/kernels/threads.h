@@ -3,20 +3,19 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 #include <vector>
 
 namespace focal_twins {
 
-// Calls body(context, i) for each i below `count`, on as many threads as set_threads said; returns when all are done.
-// Where another kernel runs at this moment, the calling thread does everything itself.
-void run_on_threads(int64_t count, void (*body)(void*, int64_t), void* context);
+// Calls body(context, i) for each i below `count`, on as many threads as set_threads said, or on the calling one alone
+// where another kernel runs at this moment; returns when all are done.
+void run_on_threads(int64_t count, void (*body)(const void*, int64_t), const void* context);
 
 // The same for a function object. The order and the thread of a call must not change its result.
 template <typename Function>
-void parallel(int64_t count, Function&& function) {
-  using Body = typename std::remove_reference<Function>::type;
-  run_on_threads(count, [](void* context, int64_t i) { (*static_cast<Body*>(context))(i); }, &function);
+void parallel(int64_t count, const Function& function) {
+  const auto body = [](const void* context, int64_t i) { (*static_cast<const Function*>(context))(i); };
+  run_on_threads(count, body, &function);
 }
 
 // A matrix in blocks of rows that depend on its shape alone: so do results, whatever the threads.
@@ -40,7 +39,8 @@ struct Blocks {
     std::vector<float> sums(count * size, 0.0f), totals(size, 0.0f);
     float* all = sums.data();
     each([=](int64_t first, int64_t end, int64_t block) { function(first, end, all + block * size); });
-    for (int64_t i = 0; i < count * size; ++i) totals[i % size] += sums[i];
+    for (int64_t block = 0; block < count; ++block)
+      for (int64_t i = 0; i < size; ++i) totals[i] += sums[block * size + i];
     return totals;
   }
 };

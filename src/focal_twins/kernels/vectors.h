@@ -10,10 +10,8 @@ namespace focal_twins {
 
 #if defined(__AVX512F__)
 constexpr int kWidth = 16;
-#elif defined(__AVX__)
-constexpr int kWidth = 8;
 #else
-constexpr int kWidth = 4;
+constexpr int kWidth = __BIGGEST_ALIGNMENT__ >= 32 ? 8 : 4;  // AVX or not
 #endif
 
 typedef float Vec __attribute__((vector_size(kWidth * 4)));
