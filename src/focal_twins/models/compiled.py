@@ -3,6 +3,8 @@
 They compute in float32 on CPU, and what they compute is what the operators do, but for rounding.
 """
 
+from typing import Any
+
 import numpy as np
 from mindspore import Tensor, nn, ops
 
@@ -16,6 +18,7 @@ class KernelLayer:
     """
 
     library: str | None = None
+    kernel: Any  # the cell that runs the kernel, or None
 
     def use_kernels(self, library: str | None) -> None:
         """Run by the kernels of a library from here on, or None: by MindSpore's operators."""
