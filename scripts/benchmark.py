@@ -5,6 +5,8 @@ backward, clipping, AdamW, stochastic depth at the model's own rate. Every measu
 its peak memory is its own. With --reference the original code takes turns with it, step by step, with as many threads
 on the same processors, and only where nothing else takes more than a few percent of them. After every step two large
 matrices are multiplied: the share of that rate which the model reaches does not depend on how fast the machine is.
+
+With --exported FILE.onnx FILE.mindir ... exported files take turns in place of a model.
 """
 
 import json
@@ -19,12 +21,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from focal_twins.cli import Parser, run
 from focal_twins.errors import UserError
+from focal_twins.measuring.exported_files import table, time_exported
 from focal_twins.measuring.machine import QUIET, OthersLoad, idle_load
-from focal_twins.measuring.turns import PROCESSORS, WAIT_POLICIES, Worker, check_same_threads
+from focal_twins.measuring.turns import PROCESSORS, WAIT_POLICIES, Worker, check_same_threads, step_figures
+from focal_twins.phrases import counted
 
 SCRIPTS = Path(__file__).resolve().parent
 TRAINING_PRODUCTS = 3  # for every product of the forward pass, two of the backward pass
 SHOWN_TENSORS = 12
+FLAGS_OF_FILES = ("exported", "batch_size", "warmup", "repeats", "threads", "pause", "wait_policy", "json", "debug")
 
 
 def multiply_accumulates(name: str, arguments: dict) -> int:
@@ -75,20 +80,6 @@ def alive_at_peak(name: str, arguments: dict, batch_size: int, mode: str, amp: s
         for (operator, shape), sizes in alive.items()
     ]
     return sorted(tensors, key=lambda tensor: -tensor["bytes"])
-
-
-def figures(steps: list[dict], batch_size: int) -> dict:
-    """Compute the figures of a process's measured steps."""
-    seconds = [step["seconds"] for step in steps]
-    median = statistics.median(seconds)
-    return {
-        "images_per_second": batch_size / median,
-        "median_seconds": median,
-        "fastest_seconds": min(seconds),
-        "slowest_seconds": max(seconds),
-        "median_cpu_seconds": statistics.median(step["cpu_seconds"] for step in steps),
-        "peak_memory_bytes": steps[-1]["peak"],
-    }
 
 
 def commands(name: str, arguments: dict, shape: list[int], options) -> dict[str, list]:
@@ -149,7 +140,7 @@ def measure(name: str, arguments: dict, batch_size: int, options) -> dict:
         "pause_seconds": options.pause,
         "load_of_others": others,
         "first_call_seconds": first["own"],
-        **figures(steps["own"], batch_size),
+        **step_figures(steps["own"], batch_size),
         "ceiling_multiply_accumulates_per_second": statistics.median(rates),
         "operators": profile,
     }
@@ -167,7 +158,7 @@ def measure(name: str, arguments: dict, batch_size: int, options) -> dict:
 
 def compare_steps(own: list[dict], others: list[dict], batch_size: int) -> dict:
     """Return the figures of an original's steps, and their ratios to ours: medians over the pairs of steps."""
-    result = figures(others, batch_size)
+    result = step_figures(others, batch_size)
     pairs = list(zip(own, others, strict=True))
     return result | {
         "speed_ratio": statistics.median(other["seconds"] / step["seconds"] for step, other in pairs),
@@ -206,7 +197,7 @@ def describe(result: dict) -> str:
 
 def describe_threads(used: dict) -> str:
     """Describe the number of threads that a process really has, and the processors they run on."""
-    return f"{used['threads']} threads on processors {', '.join(map(str, used['processors']))}"
+    return f"{counted(used['threads'], 'thread')} on processors {', '.join(map(str, used['processors']))}"
 
 
 def describe_speed(result: dict) -> str:
@@ -261,58 +252,61 @@ def series(options) -> list[tuple[list[str], int]]:
 
 
 def main(arguments: list[str]) -> None:
-    options = Parser(prog="benchmark.py", description=__doc__.splitlines()[0], allow_abbrev=False)
-    options.add_argument("overrides", nargs="*", metavar="key=value", help="arguments of the model")
-    options.add_argument("--model", required=True, metavar="NAME", help="a published model or a family")
-    options.add_argument("--mode", choices=("infer", "train"), default="infer")
-    options.add_argument("--batch-size", type=int, default=8)
-    options.add_argument("--img-size", type=int, help="default: the model's own")
-    options.add_argument("--sizes", type=int, nargs="+", metavar="SIDE", help="several image sizes in turn")
-    options.add_argument("--batch-sizes", type=int, nargs="+", metavar="B", help="several batch sizes in turn")
-    options.add_argument("--depths", type=int, nargs="+", metavar="N", help="several depths of the third stage in turn")
-    options.add_argument("--amp", choices=("O0", "O1", "O2", "O3"), default="O0")
-    options.add_argument(
+    parser = Parser(prog="benchmark.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="arguments of the model")
+    parser.add_argument("--model", metavar="NAME", help="a published model or a family")
+    parser.add_argument("--exported", type=Path, nargs="+", metavar="FILE", help="exported files, in place of a model")
+    parser.add_argument("--mode", choices=("infer", "train"), default="infer")
+    parser.add_argument("--batch-size", type=int, help="8; of exported files their own, or 1")
+    parser.add_argument("--img-size", type=int, help="default: the model's own")
+    parser.add_argument("--sizes", type=int, nargs="+", metavar="SIDE", help="several image sizes in turn")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", metavar="B", help="several batch sizes in turn")
+    parser.add_argument("--depths", type=int, nargs="+", metavar="N", help="several depths of the third stage in turn")
+    parser.add_argument("--amp", choices=("O0", "O1", "O2", "O3"), default="O0")
+    parser.add_argument(
         "--kernels",
         choices=("auto", "none"),
-        default="auto",
-        help="as runtime.kernels: compiled ones, or operators alone",
+        default="none",
+        help="as runtime.kernels: auto for compiled kernels; default: none, MindSpore's operators alone",
     )
-    options.add_argument("--warmup", type=int, default=2, help="calls before the measured ones, beside the first")
-    options.add_argument("--repeats", type=int, default=7)
-    options.add_argument(
+    parser.add_argument("--warmup", type=int, default=2, help="calls before the measured ones, beside the first")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument(
         "--reference",
         metavar="PATH",
         help="also measure the original: a copy of the official Focal-Transformer repository; for Twins: timm",
     )
-    options.add_argument("--reference-python", metavar="PYTHON", help="an interpreter that has PyTorch and timm")
-    options.add_argument(
+    parser.add_argument("--reference-python", metavar="PYTHON", help="an interpreter that has PyTorch and timm")
+    parser.add_argument(
         "--reference-compile", action="store_true", help="also measure the original as torch.compile makes it"
     )
-    options.add_argument(
+    parser.add_argument(
         "--threads", type=int, default=len(PROCESSORS), metavar="N", help="of each process; default: all processors"
     )
-    options.add_argument("--pause", type=float, default=0.0, metavar="SECONDS", help="before every step (0)")
-    options.add_argument(
+    parser.add_argument("--pause", type=float, default=0.0, metavar="SECONDS", help="before every step (0)")
+    parser.add_argument(
         "--wait-policy", choices=WAIT_POLICIES, help="OMP_WAIT_POLICY of all processes; default: not set"
     )
-    options.add_argument(
+    parser.add_argument(
         "--allow-load", action="store_true", help="compare even where others use the processors; the result says so"
     )
-    options.add_argument("--profile", action="store_true", help="also print a step's operators by their time")
-    options.add_argument("--count", action="store_true", help="also count multiply-accumulates, and tell their rate")
-    options.add_argument(
+    parser.add_argument("--profile", action="store_true", help="also print a step's operators by their time")
+    parser.add_argument("--count", action="store_true", help="also count multiply-accumulates, and tell their rate")
+    parser.add_argument(
         "--memory", action="store_true", help="also list the tensors that a step's graph holds at its peak"
     )
-    options.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there, a list")
-    options.add_argument("--debug", action="store_true", help="show tracebacks and MindSpore's own messages")
-    options = options.parse_intermixed_args(arguments)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there, a list")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks and MindSpore's own messages")
+    options = parser.parse_intermixed_args(arguments)
 
     from focal_twins.config.load import load_model_config
     from focal_twins.files.atomic import write_text
     from focal_twins.models import resolve_arguments
 
+    if (options.model is None) == (options.exported is None):
+        raise UserError("give one of --model NAME and --exported FILE ...")
     for batch_size in [options.batch_size, *(options.batch_sizes or [])]:
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise UserError(f"--batch-size: must be at least 1, got {batch_size}")
     if options.repeats < 1:
         raise UserError(f"--repeats: must be at least 1, got {options.repeats}")
@@ -326,6 +320,25 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--threads: must be 1 to {len(PROCESSORS)}, the processors here, got {options.threads}")
     if options.pause < 0:
         raise UserError(f"--pause: must be at least 0, got {options.pause:g}")
+    if options.exported:
+        for flag, value in vars(options).items():
+            if flag not in FLAGS_OF_FILES and value and value != parser.get_default(flag):
+                raise UserError(f"--exported: files are measured as they are; leave out --{flag.replace('_', '-')}")
+        results = time_exported(
+            options.exported,
+            SCRIPTS / "benchmark_exported.py",
+            options.batch_size,
+            options.repeats,
+            options.warmup,
+            options.pause,
+            options.threads,
+            options.wait_policy,
+        )
+        print(table(results), flush=True)
+        if options.json:
+            write_text(options.json, json.dumps(results, indent=2))
+        return
+    options.batch_size = options.batch_size or 8
     if options.reference and options.amp != "O0":
         raise UserError("--reference: the original is measured in float32 only; leave out --amp")
     cases = [

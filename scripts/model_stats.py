@@ -95,7 +95,7 @@ def measure(name: str, build, size: tuple[int, int]) -> dict:
 
 HEADINGS = (
     f"{'model':42} {'image':>9} | {'parameters':>11} {'MACs':>8} {'activations':>11} {'peak':>8}"
-    f" | {'parameters':>10} {'MACs':>9} {'result':>6}"  # top-1 of classifiers, mIoU of segmentors
+    f" | {'parameters':>10} {'MACs':>9} {'result':>6}"  # top-1, mIoU or box AP, by task
 )
 
 
@@ -112,7 +112,7 @@ def row(result: dict) -> str:
     else:
         figures = (
             f"{published['parameters']:8.1f} M {published['multiply_accumulates']:7.1f} G"
-            f" {published.get('top1', published.get('miou')):5.1f}%"
+            f" {next(published[key] for key in ('top1', 'miou', 'box_ap') if key in published):5.1f}%"
         )
     return f"{result['model']:42} {size:>9} | {counted} | {figures}"
 
@@ -130,7 +130,7 @@ def main(arguments: list[str]) -> None:
     import mindspore as ms
 
     from focal_twins.files.atomic import write_text
-    from focal_twins.measuring.published import IMAGE_SIZE, PUBLISHED, PUBLISHED_SEGMENTORS
+    from focal_twins.measuring.published import IMAGE_SIZE, PUBLISHED, PUBLISHED_DETECTORS, PUBLISHED_SEGMENTORS
     from focal_twins.models import list_models
 
     ms.set_device("CPU")  # the graph is the same, and counting needs no accelerator
@@ -145,7 +145,7 @@ def main(arguments: list[str]) -> None:
         except UserError as error:  # some models cannot have every size
             print(f"{name:42} {'x'.join(map(str, given_size)):>9} | {error.args[0].partition(': ')[2]}", flush=True)
             continue
-        published = PUBLISHED.get(name) if size == IMAGE_SIZE else None
+        published = PUBLISHED.get(name) if size == IMAGE_SIZE else PUBLISHED_DETECTORS.get(name)
         segmentor = PUBLISHED_SEGMENTORS.get(name)
         if segmentor is not None and size == segmentor.image_size:
             published = segmentor
@@ -154,7 +154,7 @@ def main(arguments: list[str]) -> None:
     if options.json:
         units = {
             "counted": "for one image, float32; definitions in src/focal_twins/measuring/graph.py",
-            "published": "parameters in millions, multiply-accumulates in 10^9 (there: FLOPs), top-1 and mIoU in %",
+            "published": "parameters in millions, multiply-accumulates in 10^9 (there: FLOPs), results in %",
         }
         write_text(options.json, json.dumps({"units": units, "mindspore": ms.__version__, "models": results}, indent=2))
 

@@ -1,16 +1,11 @@
 """Estimate what bounds a model's speed on an Ascend 910: python scripts/roofline.py [NAME]
 
-The estimate uses the compiled graph of inference, with real convolutions and mixed precision: nothing here has run on
-an Ascend. Every operator takes as long as its arithmetic at the device's peak rate or its bytes at the memory's,
-whichever is longer. There are two sums: in one every operator stands alone, in the other elementwise work costs nothing
-beside the products it could be fused to.
+The estimate uses the compiled graph of inference, with real convolutions and mixed precision
+(src/focal_twins/measuring/roofline.py says how): nothing here has run on an Ascend.
 """
 
 import json
-import re
 import sys
-from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
@@ -19,63 +14,17 @@ from focal_twins.cli import Parser, run
 from focal_twins.errors import UserError
 from focal_twins.measuring.turns import Worker
 
-FUSED = re.compile(r"Mul|Add|Sub|Div|Erf|Exp|Sigmoid|Cast|Sqrt|Relu|ReLU|Square|Softmax|LayerNorm")
 
-
-@dataclass
-class Cost:
-    """Sums up the costs of operators; `alone` and `fused` are seconds at the peak rates."""
-
-    operators: int = 0
-    multiply_accumulates: int = 0
-    moved_bytes: int = 0
-    alone: float = 0.0
-    fused: float = 0.0
-
-    def add(self, operator, products: int, moved: int, flops: float, bandwidth: float) -> None:
-        seconds = max(2 * products / flops, moved / bandwidth)
-        self.operators += moved > 0
-        self.multiply_accumulates += products
-        self.moved_bytes += moved
-        self.alone += seconds
-        self.fused += 0.0 if FUSED.search(operator.name) and not products else seconds
-
-
-def operator_blocks(operators: list) -> list[str]:
-    """Return the block of each operator, as "block STAGE.BLOCK" or "outside".
-
-    Graphs that several blocks call have the names of the first block: operators that follow those of a later block
-    belong to the later one.
-    """
-    result, current = [], (-1, -1)
-    for operator in operators:
-        match = re.search(r"layers-CellList/(\d+)-\w+/blocks-CellList/(\d+)-", operator.scope)
-        match = match or re.search(r"/blocks-CellList/(\d+)-CellList/(\d+)-", operator.scope)
-        if match:
-            current = max(current, (int(match[1]), int(match[2])))
-        result.append(f"block {current[0]}.{current[1]}" if match else "outside")
-    return result
-
-
-def costs(name: str, batch_size: int, amp: str, flops: float, bandwidth: float) -> dict[str, Cost]:
-    """Return the costs of a batch's forward pass by block, and in total."""
-    import mindspore as ms
-    import numpy as np
-
-    from focal_twins.measuring.graph import compiled_operators, moved_bytes, multiply_accumulates
+def costs(name: str, batch_size: int, amp: str, flops: float, bandwidth: float) -> dict:
+    """Return the costs of a batch's forward pass by block, and in total (see focal_twins.measuring.roofline)."""
+    from focal_twins.measuring.roofline import inference_costs
     from focal_twins.models import create_model
     from focal_twins.models.device_options import DEVICE_DEFAULTS, set_device_options
     from focal_twins.models.precision import apply_precision
 
-    model = set_device_options(create_model(name), **DEVICE_DEFAULTS["Ascend"]).set_train(False)
-    images = ms.Tensor(np.zeros((batch_size, model.in_chans, *model.img_size), np.float32))
-    result: dict[str, Cost] = defaultdict(Cost)
-    operators = compiled_operators(apply_precision(model, amp).set_train(False), images)
-    for block, operator in zip(operator_blocks(operators), operators, strict=True):
-        products = multiply_accumulates([operator]) if operator.name not in ("SumExt", "ReduceSum") else 0
-        for key in (block, "total"):
-            result[key].add(operator, products, moved_bytes(operator), flops, bandwidth)
-    return result
+    model = set_device_options(create_model(name), **DEVICE_DEFAULTS["Ascend"])
+    shape = (batch_size, model.in_chans, *model.img_size)
+    return inference_costs(apply_precision(model, amp), shape, flops, bandwidth)
 
 
 def measure_original(name: str, arguments: dict, options) -> dict:
@@ -95,8 +44,8 @@ def main(arguments: list[str]) -> None:
     options.add_argument("name", nargs="?", default="focalv2_tiny_useconv_patch4_window7_224", metavar="NAME")
     options.add_argument("--batch-size", type=int, default=64)
     options.add_argument("--amp", choices=("O0", "O1"), default="O1")
-    options.add_argument("--tflops", type=float, default=256, help="peak of the device in float16")
-    options.add_argument("--bandwidth", type=float, default=1.2, help="of its memory, in TB/s")
+    options.add_argument("--tflops", type=float, help="peak of the device in float16; default: the 910's, 256")
+    options.add_argument("--bandwidth", type=float, help="of its memory, in TB/s; default: 1.2")
     options.add_argument(
         "--reference", metavar="PATH", help="also count what the original moves, as in benchmark.py (then in float32)"
     )
@@ -104,8 +53,11 @@ def main(arguments: list[str]) -> None:
     options.add_argument("--debug", action="store_true", help="show tracebacks and MindSpore's own messages")
     options = options.parse_args(arguments)
 
+    from focal_twins.measuring.roofline import ASCEND_BANDWIDTH, ASCEND_TFLOPS
     from focal_twins.models import resolve_arguments
 
+    options.tflops = ASCEND_TFLOPS if options.tflops is None else options.tflops
+    options.bandwidth = ASCEND_BANDWIDTH if options.bandwidth is None else options.bandwidth
     try:
         model_arguments = resolve_arguments(options.name, {})[1]
     except ValueError as error:

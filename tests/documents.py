@@ -13,6 +13,7 @@ DOCUMENTS = sorted(
     str(path.relative_to(ROOT))
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "tests/reference/README.md"]
 )
+TRANSLATIONS = {name.replace("_zh.md", ".md"): name for name in DOCUMENTS if name.endswith("_zh.md")}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^#{1,6} +(.+?) *$", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -95,12 +96,32 @@ def links_of(document: str) -> list[tuple[Path, str]]:
     return found
 
 
+def in_english(path: str) -> str:
+    """The English document of a translation, and any other path as it is."""
+    return path.replace("_zh.md", ".md")
+
+
+def levels_of(document: str) -> list[int]:
+    """The levels of the headings, in order."""
+    return [len(marks) for marks in re.findall(r"^(#{1,6}) ", prose_of(document), re.MULTILINE)]
+
+
 def sections_of(document: str) -> list[str]:
     """A document's prose in parts, each from a heading of the second level on; the first is what is before them."""
     return re.split(r"^## .*$", prose_of(document), flags=re.MULTILINE)
 
 
+def cells_of(document: str) -> list[list[str]]:
+    """The tables of a document, row by row."""
+    rows = re.findall(r"^\|(.+)\|$", prose_of(document), re.MULTILINE)
+    return [[cell.strip() for cell in row.split(" | ")] for row in rows]
+
+
+def bare(text: str) -> str:
+    """Prose without inline code and without the addresses of links."""
+    return re.sub(r"https?://[^\s)]+|\]\([^)]*\)", " ", INLINE_CODE.sub(" ", text))
+
+
 def figures_of(text: str) -> Counter:
     """Numbers in prose, outside of inline code and addresses; 300 and 300% are different ones."""
-    bare = re.sub(r"https?://[^\s)]+|\]\([^)]*\)", " ", INLINE_CODE.sub(" ", text))
-    return Counter(FIGURE.findall(bare))
+    return Counter(FIGURE.findall(bare(text)))

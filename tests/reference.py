@@ -1,11 +1,11 @@
 """The originals' figures, and the weights and inputs that they were measured with."""
 
 import json
-import zlib
 from pathlib import Path
 
 import numpy as np
 
+from focal_twins.device_checks.networks import formula_value
 from focal_twins.models import create_model
 
 FOLDER = Path(__file__).parent / "reference"
@@ -14,20 +14,6 @@ FOLDER = Path(__file__).parent / "reference"
 def figures(name: str) -> dict:
     """One of the JSON files."""
     return json.loads((FOLDER / f"{name}.json").read_text())
-
-
-def formula_value(name: str, shape: tuple[int, ...], scale: float = 0.5) -> np.ndarray:
-    """The value of a parameter by its official name; `scale` is that of weights that are no tables."""
-    values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
-    if len(shape) >= 2:
-        table = "relative_position" in name or "pos_embed" in name
-        return (values * (0.5 if table else scale / np.sqrt(np.prod(shape[1:])))).astype(np.float32)
-    if name.endswith("running_var"):
-        return (1 + 0.5 * np.abs(values)).astype(np.float32)
-    value = (values * 0.1).astype(np.float32)
-    is_norm = any(part in name for part in ("norm", ".bn.", ".gn."))
-    gain = (is_norm and name.endswith(".weight")) or name.endswith(("gamma_1", "gamma_2"))
-    return value + np.float32(1) if gain else value
 
 
 def formula_weights(model, key_tables: str | None = None) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from tests.conftest import PACKAGE
 # From the ground up. A package imports from the rows below its own, and within itself; packages of one row do not
 # know each other.
 LAYERS = (
-    ("errors", "random_streams", "pages", "kernels"),
+    ("errors", "phrases", "random_streams", "pages", "kernels"),
     ("models",),
     ("files",),
     ("data",),
@@ -18,7 +18,7 @@ LAYERS = (
     ("distributed",),
     ("tasks",),
     ("training", "inference", "explaining", "measuring"),
-    ("reporting",),
+    ("reporting", "api", "device_checks"),
     ("cli",),
     ("commands",),
     ("__main__",),

@@ -11,10 +11,15 @@ from focal_twins.models import find_model, list_models
 from tests.conftest import PACKAGE, ROOT
 from tests.documents import (
     DOCUMENTS,
+    TRANSLATIONS,
     anchors_of,
+    bare,
     blocks_of,
+    cells_of,
     figures_of,
+    in_english,
     inline_code_of,
+    levels_of,
     links_of,
     prose_of,
     sections_of,
@@ -23,9 +28,9 @@ from tests.documents import (
 )
 from tests.reference import figures
 
-READMES = ("README.md", "README_zh.md")
+PAIRS = sorted(TRANSLATIONS.items())
 LANGUAGES = ("bash", "python", "text", "bibtex", "mermaid")
-SUFFIXES = ("py", "json", "zip", "yaml", "onnx", "mindir")
+SUFFIXES = ("py", "json", "zip", "yaml", "onnx", "mindir", "safetensors")
 KEYS: dict[str, set[str]] = {}
 for sections in TASK_SECTIONS.values():
     for section, schema in sections.schemas().items():
@@ -34,7 +39,7 @@ BACKBONES, SEGMENTORS = ("focal", "focalv2", "twins"), ("upernet", "semantic_fpn
 DETECTORS = ("retinanet", "atss", "mask_rcnn", "cascade_rcnn", "reppoints_v2", "sparse_rcnn")
 KEYS["backbone"] = {"name"}.union(*(find_model(family)[0].parameters() for family in BACKBONES))
 KEYS["model"] = KEYS["backbone"].union(*(find_model(family)[0].parameters() for family in SEGMENTORS + DETECTORS))
-FOLDERS = ("src", "scripts", "configs", "docs", "tests")
+FOLDERS = ("src", "scripts", "configs", "docs", "examples", "tests")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -45,44 +50,67 @@ def test_links_lead_somewhere(document):
         if anchor:
             name = str(path.resolve().relative_to(ROOT))
             assert anchor in anchors_of(name), f"{document}: {name} has no heading #{anchor}"
-    linked = {path.resolve() for path, _ in links}
-    if document in READMES:
-        assert linked >= {ROOT / other for other in [*READMES, *DOCUMENTS] if other.count("/") < 2} - {ROOT / document}
 
 
-def test_readmes_have_the_same_code():
+@pytest.mark.parametrize("readme", ["README.md", "README_zh.md"])
+def test_readme_leads_to_every_page(readme):
+    """The English one to English pages, the Chinese one to Chinese pages where there are any."""
+    linked = {str(path.resolve().relative_to(ROOT)) for path, _ in links_of(readme)}
+    chinese = readme != "README.md"
+    for document in DOCUMENTS:
+        if document.count("/") < 2 and document not in ("README.md", *TRANSLATIONS.values()):
+            assert (TRANSLATIONS.get(document, document) if chinese else document) in linked, f"no link to {document}"
+
+
+@pytest.mark.parametrize(("english", "chinese"), PAIRS)
+def test_translations_are_linked_with_each_other(english, chinese):
+    for document, other in ((english, chinese), (chinese, english)):
+        assert ROOT / other in {path.resolve() for path, _ in links_of(document)}, document
+    for path, _ in links_of(chinese):
+        name = str(path.resolve().relative_to(ROOT))
+        assert name == english or name not in TRANSLATIONS, (
+            f"{chinese} leads to {name}, of which there is a translation"
+        )
+
+
+@pytest.mark.parametrize(("english", "chinese"), PAIRS)
+def test_translations_have_the_same_code(english, chinese):
     """What is typed, shown and cited is the same; comments are in the reader's language."""
-    english, chinese = ([(b.language, uncommented(b.text)) for b in blocks_of(name)] for name in READMES)
-    assert english == chinese
+    first, second = ([(b.language, uncommented(b.text)) for b in blocks_of(name)] for name in (english, chinese))
+    assert first == second
 
 
-def test_readmes_have_the_same_figures_links_and_names():
+@pytest.mark.parametrize(("english", "chinese"), PAIRS)
+def test_translations_have_the_same_headings_figures_links_and_names(english, chinese):
     """Section by section, so that a figure changed in one of them alone is noticed."""
-    english, chinese = map(sections_of, READMES)
-    assert len(english) == len(chinese)
-    for section, other in zip(english, chinese, strict=True):
+    assert levels_of(english) == levels_of(chinese)
+    for section, other in zip(sections_of(english), sections_of(chinese), strict=True):
         assert figures_of(section) == figures_of(other), section[:60]
-    for kind in (inline_code_of, lambda name: [path.name for path, _ in links_of(name)]):
-        first, second = (set(kind(name)) - set(READMES) for name in READMES)
+    assert [len(row) for row in cells_of(english)] == [len(row) for row in cells_of(chinese)]
+    for kind in (inline_code_of, lambda name: [in_english(path.name) for path, _ in links_of(name)]):
+        first, second = (set(kind(name)) for name in (english, chinese))
         assert first == second
+
+
+@pytest.mark.parametrize("chinese", sorted(TRANSLATIONS.values()))
+def test_translations_are_complete(chinese):
+    """No sentence, and no cell of a table, is left in English: three words in a row, of which none is a name."""
+    for line in bare(prose_of(chinese)).splitlines():
+        found = re.search(r"\b[A-Za-z]?[a-z]+(?: [a-z]{2,}){2,}\b", line)
+        assert found is None, f"{chinese}: {found[0]}"
 
 
 def test_map_names_every_module():
     """Every file of the package and every folder in it; nothing that is not there."""
-    for readme in READMES:
-        (listing,) = (block.text for block in blocks_of(readme) if block.text.startswith("train.py"))
-        paths = set(re.findall(r"(?<![\w/])[\w/]+(?:\.py|/)(?=[\s,;)]|$)", listing))
-        there = {path.name for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
-        there |= {f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")}
-        there |= {f"{name}/" for name in FOLDERS if name != "src"} | {
-            "src/focal_twins/",
-            "train.py",
-            "eval.py",
-            "export.py",
-        }
-        assert there <= paths, f"{readme} does not mention {sorted(there - paths)}"
-        for path in paths - there:
-            assert any((parent / path).exists() for parent in (ROOT, PACKAGE, *map(ROOT.joinpath, FOLDERS))), path
+    (listing,) = (block.text for block in blocks_of("docs/architecture.md") if block.text.startswith("train.py"))
+    paths = set(re.findall(r"(?<![\w/])[\w/]+(?:\.py|/)(?=[\s,;)]|$)", listing))
+    there = {path.name for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+    there |= {f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")}
+    there |= {f"{name}/" for name in FOLDERS if name != "src"}
+    there |= {"src/focal_twins/", "train.py", "eval.py", "export.py"}
+    assert there <= paths, f"the map does not mention {sorted(there - paths)}"
+    for path in paths - there:
+        assert any((parent / path).exists() for parent in (ROOT, PACKAGE, *map(ROOT.joinpath, FOLDERS))), path
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -118,17 +146,19 @@ def test_commands_in_the_text_name_scripts_and_flags_that_exist(document):
             assert f'"{flag}"' in sources_of(command[1]), f"{document}: {command[1]} has no {flag}"
 
 
-@pytest.mark.parametrize("readme", READMES)
-def test_model_table(readme):
+def test_model_table():
     """All models, with the authors' figures and the originals' numbers of parameters."""
-    rows = re.findall(r"^\| \[(\w+)\]\((.+?)\) \| ([\d,]+) \| ([\d.]+) G \| (.+?) \| (.+?) \|$", prose_of(readme), re.M)
+    rows = re.findall(
+        r"^\| \[(\w+)\]\((.+?)\) \| ([\d,]+) \| ([\d.]+) G \| (.+?) \| (.+?) \|$", prose_of("docs/models.md"), re.M
+    )
     assert sorted(row[0] for row in rows) == list_models()
     originals = figures("logits")
     for name, config, parameters, _, multiply_accumulates, top1 in rows:
-        assert yaml.safe_load((ROOT / config).read_text())["model"]["name"] == name
+        assert yaml.safe_load((ROOT / "docs" / config).read_text())["model"]["name"] == name
         if name in originals:
             assert int(parameters.replace(",", "")) == originals[name]["params"]
             published = PUBLISHED[name]
+            assert abs(int(parameters.replace(",", "")) / 1e6 - published.parameters) < 0.1
             assert (multiply_accumulates, top1) == (f"{published.multiply_accumulates} G", f"{published.top1}%")
         else:
             assert name not in PUBLISHED
@@ -151,12 +181,3 @@ def test_citation_names_the_papers_that_the_readme_cites():
         names = " and ".join(f"{author['family-names']}, {author['given-names']}" for author in paper["authors"])
         assert f"{{{names}}}" in bibtex
         assert paper["journal"] in bibtex
-
-
-def test_figures_of_the_data_pipeline_are_the_same_everywhere():
-    """The README repeats two of docs/data.md."""
-    rate, ratio = re.search(
-        r"two cores prepare ([\d,]+) images a second, ([\d.]+) times", text_of("README.md")
-    ).groups()
-    assert f"**{rate} img/s**" in text_of("docs/data.md")
-    assert f"| ratio | {ratio} " in text_of("docs/data.md")

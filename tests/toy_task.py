@@ -187,7 +187,7 @@ class Toy(Task):
     def check_data(self, train, val):
         assert train.columns == val.columns
 
-    def losses(self, network, model):
+    def losses(self, network, model, data, dist):
         return ToyLosses(network)
 
     def noise(self, model, generator, batch):

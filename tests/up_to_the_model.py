@@ -18,11 +18,14 @@ def build_only() -> None:
     import focal_twins.distributed.ranks
 
     def start(config):
+        from focal_twins.files.download import locate
         from focal_twins.files.weights import load_weights
 
         model = config.build_model("CPU")
         if config.train.pretrained and sys.argv[0] == "train.py":
-            load_weights(model, config.train.pretrained)
+            path, published = locate(config.train.pretrained)
+            if published is None:  # a file; published weights would have to be downloaded
+                load_weights(model, path)
         with open(os.environ["BUILT"], "a", encoding="utf-8") as built:
             built.write(f"{config.model.name}\n")
         sys.exit(0)

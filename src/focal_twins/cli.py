@@ -67,7 +67,10 @@ def make_inference_parser(description: str | None) -> argparse.ArgumentParser:
     """Make a parser of the flags of `make_parser`, and of the choice of a checkpoint and its weights."""
     result = make_parser(description)
     result.add_argument(
-        "--checkpoint", "--pretrained", metavar="FILE", help="default: the best of the configuration's run"
+        "--checkpoint",
+        "--pretrained",
+        metavar="FILE|NAME",
+        help="a file or the name of published weights; default: the best of the configuration's run",
     )
     result.add_argument("--weights", choices=WEIGHTS, default="auto", help="auto: EMA weights if the file has them")
     return result

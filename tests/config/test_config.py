@@ -143,6 +143,16 @@ def test_errors_name_the_file_that_set_the_key(write):
     [
         ("model.embed_dm=3", "command line: model.embed_dm: unknown key; did you mean embed_dim?"),
         ("train.epoch=3", "command line: train.epoch: unknown key; did you mean epochs?"),
+        ("optimizer.lr=0.1", "command line: optimizer.lr: unknown key; did you mean optimizer.base_lr?"),
+        ("train.lr=0.1", "train.lr: unknown key; did you mean optimizer.base_lr?"),
+        ("lr=0.1", "command line: lr: unknown section; did you mean optimizer.base_lr?"),
+        ("optim.learning_rate=0.1", "unknown section; did you mean optimizer.base_lr?"),
+        ("optimizer.batch_size=8", "unknown key; did you mean train.batch_size?"),
+        ("data.epochs=8", "unknown key; did you mean train.epochs?"),
+        ("train.workers=2", "unknown key; did you mean data.workers?"),
+        ("workers=2", "workers: unknown section; did you mean data.workers?"),
+        ("train.img_size=64", "unknown key; did you mean model.img_size?"),
+        ("solver.base_lr=1", "unknown section; did you mean optimizer.base_lr?"),
         ("trian.epochs=3", "command line: trian.epochs: unknown section; did you mean train?"),
         ("train.epochs=3.5", "train.epochs: Input should be a valid integer, got 3.5"),
         ("train.epochs=true", "train.epochs: Input should be a valid integer, got True"),
@@ -262,14 +272,15 @@ def test_images_are_grey_or_rgb():
 @pytest.mark.parametrize(
     ("device", "overrides", "expected"),
     [
-        ("CPU", [], ("unfold", "products", "polynomial", "compiled", False)),
+        ("CPU", [], ("unfold", "products", "polynomial", "none", False)),
         ("Ascend", [], ("conv2d", "operator", "erf", "none", False)),
-        ("CPU", ["runtime.conv_implementation=conv2d"], ("conv2d", "products", "polynomial", "compiled", False)),
-        ("CPU", ["runtime.kernels=none"], ("unfold", "products", "polynomial", "none", False)),
+        ("CPU", ["runtime.conv_implementation=conv2d"], ("conv2d", "products", "polynomial", "none", False)),
+        ("CPU", ["runtime.kernels=auto"], ("unfold", "products", "polynomial", "compiled", False)),
+        ("Ascend", ["runtime.kernels=auto"], ("conv2d", "operator", "erf", "none", False)),
         ("Ascend", ["runtime.norm_gradient=products"], ("conv2d", "products", "erf", "none", False)),
         ("Ascend", ["runtime.gelu=polynomial"], ("conv2d", "operator", "polynomial", "none", False)),
-        ("CPU", ["train.recompute=true"], ("unfold", "products", "polynomial", "compiled", True)),
-        ("CPU", ["model.use_checkpoint=true"], ("unfold", "products", "polynomial", "compiled", True)),
+        ("CPU", ["train.recompute=true"], ("unfold", "products", "polynomial", "none", True)),
+        ("CPU", ["model.use_checkpoint=true"], ("unfold", "products", "polynomial", "none", True)),
     ],
 )
 def test_what_devices_and_options_make_of_the_model(device, overrides, expected, monkeypatch):

@@ -81,6 +81,8 @@ def test_values_out_of_range_are_refused(schema, given):
         schema(**given)
 
 
-def test_classification_has_no_section_loss():
-    with pytest.raises(ConfigError, match="command line: loss: has no meaning in the task classification"):
+def test_sections_of_losses_are_the_tasks_own():
+    with pytest.raises(ConfigError, match="command line: loss: has no meaning in the task detection"):
+        load_config("retinanet_digits", ["loss.mean=all"])
+    with pytest.raises(ConfigError, match=r"command line: loss\.mean: unknown key; known: class_weights"):
         load_config("focalv2_digits", ["loss.mean=all"])

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
 
 from focal_twins.config.classification import ClassificationData
-from focal_twins.data.decoding import Reading, UnreadableImage, decode, pixels, turned
+from focal_twins.data.decoding import Reading, UnreadableImage, decode, from_pillow, pixels, turned
 
 GREEN = (0, 200, 0)
 
@@ -292,3 +292,25 @@ def test_the_choices_of_a_configuration_are_those_of_a_description():
     for wrong in ({"exif": "turn"}, {"alpha": "white"}, {"alpha": [1, 2]}):
         with pytest.raises(ValueError, match=r"exif|invalid literal|not enough values"):
             Reading.from_dict(wrong)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("reading", [Reading(), Reading("apply", GREEN)])
+def test_an_opened_image_has_the_pixels_of_its_file(photograph, channels, reading):
+    """And is not changed: those who opened it have it still."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    small = Image.fromarray(photograph)
+    palette = small.quantize(16)
+    contents = [
+        *(encoded(small.convert(mode), "JPEG", exif=exif) for mode in ("RGB", "L", "CMYK")),
+        encoded(palette, "PNG", transparency=3),
+        encoded(small.convert("L"), "PNG", transparency=77, exif=exif),
+        encoded(Image.fromarray(np.dstack([photograph, photograph[..., 0]])), "PNG"),
+        encoded(Image.fromarray(DEEP), "PNG"),
+    ]
+    for content in contents:
+        opened = Image.open(io.BytesIO(content.tobytes()))
+        before = dict(opened.info)
+        np.testing.assert_array_equal(from_pillow(opened, channels, reading), decode(content, channels, reading))
+        assert opened.info.keys() >= before.keys()

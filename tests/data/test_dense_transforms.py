@@ -1,5 +1,6 @@
 """What resizes, crops and distorts images with their labels: equal to the originals' code, and what is drawn."""
 
+import importlib
 import json
 
 import numpy as np
@@ -153,3 +154,16 @@ def test_mirroring_is_from_left_to_right(shape):
 def test_padding_is_right_and_below():
     padded = dense.pad(np.ones((2, 3), np.uint8), (4, 4), 255)
     assert padded.tolist() == [[1, 1, 1, 255], [1, 1, 1, 255], [255] * 4, [255] * 4]
+
+
+def test_the_rule_beside_exported_files_gives_the_same_pixels(monkeypatch):
+    """examples/bilinear.py follows BILINEAR_RULE without OpenCV: bit for bit, larger and smaller, at odd sizes."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    resized_pixels = importlib.import_module("bilinear").resized_pixels
+    generator = np.random.default_rng(0)
+    for case in range(100):
+        old = tuple(int(side) for side in np.exp(generator.uniform(0, np.log(200), 2)))
+        new = tuple(int(side) for side in np.exp(generator.uniform(0, np.log(200), 2)))
+        new = tuple(max(side // 2, 1) for side in old) if case % 10 == 0 else new
+        pixels = generator.integers(0, 256, (*old, 1 + 2 * (case % 2)), dtype=np.uint8)
+        np.testing.assert_array_equal(resized_pixels(pixels, new), dense.resize_pixels(pixels, new))

@@ -6,6 +6,7 @@ tests/distributed/test_ranks.py starts it. Each check that holds is a line; the 
 import sys
 import tempfile
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for tests.X
@@ -15,6 +16,7 @@ import mindspore as ms
 import numpy as np
 
 from focal_twins.config.load import load_config
+from focal_twins.device_checks.checks import Device, check_collectives
 from focal_twins.distributed import ranks
 from focal_twins.distributed.launch import leave
 from focal_twins.errors import UserError
@@ -132,7 +134,15 @@ def detection_is_that_of_one_process(dist):
         is_that_of_one_process(dist, small_detection.outcome_of_run, section=section)
 
 
+def collectives_pass_the_check_of_devices(dist):
+    outcome = check_collectives(Device(dist, {}))
+    assert outcome.result == "passed", outcome.found
+    alike = replace(dist, rank=0)  # so that no rank adds what another does not
+    assert "a sum of 1 values is wrong" in check_collectives(Device(alike, {})).found
+
+
 CHECKS = (
+    collectives_pass_the_check_of_devices,
     a_folder_that_the_main_rank_cannot_have_ends_all,
     gather_brings_every_bit_in_the_order_of_ranks,
     counted_losses_are_those_of_one_process,

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from focal_twins.distributed import launch
-from focal_twins.distributed.launch import Launch, check_device_num, launched, mpirun_variables
+from focal_twins.distributed.launch import Launch, check_device_num, command_again, launched, mpirun_variables
 from focal_twins.errors import UserError
 
 MPIRUN = {"OMPI_COMM_WORLD_SIZE": "16", "OMPI_COMM_WORLD_RANK": "9", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
@@ -74,7 +74,7 @@ def test_the_command_that_is_missing_is_printed_with_the_variables_that_are(envi
         "PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe "
         "mpirun -n 8 python train.py --config X 'model.depths=[1, 1]'"
     )
-    with pytest.raises(UserError, match=r"mpirun -n 2 focal-twins train --config X$"):
+    with pytest.raises(UserError, match="mpirun -n 2 focal-twins train --config X"):
         check_device_num(2, "focal-twins train", ["--config", "X"])
 
 
@@ -84,6 +84,23 @@ def test_a_user_with_enough_cores_needs_no_variables(environment, monkeypatch):
     monkeypatch.setattr(launch, "cores", lambda: 8)
     assert mpirun_variables(8) == []
     assert len(mpirun_variables(9)) == 2
+
+
+def test_the_command_that_goes_on_is_the_one_that_was_typed(environment, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py", "--config", "a b.yaml", "train.resume=false", "train.epochs=3"])
+    again = "train.py --config 'a b.yaml' train.epochs=3 train.resume=auto"
+    environment({})
+    assert command_again("train.resume=auto") == f"python {again}"
+    environment(MPIRUN)
+    assert command_again("train.resume=auto") == f"mpirun -n 16 python {again}"
+
+    class Parent:
+        def cmdline(self):
+            return ["/bin/python", "/bin/msrun", "--worker_num=4", "--join=True", *launch.sys.argv]
+
+    monkeypatch.setattr("psutil.Process", lambda _: Parent())
+    environment(MSRUN)
+    assert command_again("train.resume=auto") == f"msrun --worker_num=4 --join=True {again}"
 
 
 def test_another_number_of_devices_than_launched_is_refused(environment):

@@ -80,6 +80,7 @@ def test_pictures_and_page(call, checkpoint, digit, tmp_path):
     assert " ".join(predicted) in DIGIT_NAMES
     assert f"Grad-CAM: what speaks for {' '.join(predicted)}" in page.text
     assert "8 x 8 tokens of 4 x 4 pixels" in page.text
+    assert text.count("<em>Look ") == text.count("<figure>") >= 5  # every picture says what to look at
 
 
 def test_point_head_layer_and_class(call, checkpoint, digit, tmp_path):

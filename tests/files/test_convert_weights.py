@@ -1,16 +1,19 @@
 """scripts/convert_weights.py, as its users call it."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 from mindspore import Tensor
 
+from focal_twins.config.load import load_config
 from focal_twins.files import pth
-from focal_twins.files.weights import load_weights, official_names
+from focal_twins.files.weights import CLASSES, CONFIG, load_weights, official_names, read_checkpoint, save_weights
 from focal_twins.models import create_model
-from tests.conftest import ROOT
+from tests.conftest import DIGITS_CONFIG, ROOT, TOY_MODEL
 from tests.reference import FOLDER, figures, images
+from tests.trained import DIGIT_NAMES, with_formula_weights, write_digits_checkpoint
 
 PTH = FOLDER / "pth"
 NANO = ["img_size=112", "num_classes=10", "embed_dim=32", "depths=[1,1,2]", "num_heads=[1,2,4]", "focal_stages=[0,1,2]",
@@ -23,7 +26,8 @@ ARGUMENTS = {"img_size": 112, "num_classes": 10, "embed_dim": 32, "depths": [1, 
 @pytest.fixture
 def convert(run_script, tmp_path):
     def call(source, output, *arguments, model="focal"):
-        flags = ["--input", PTH / source, "--model", model, "--output", tmp_path / output]
+        named = ["--model", model] if model else []
+        flags = ["--input", PTH / source, *named, "--output", tmp_path / output]
         return run_script("scripts.convert_weights", *flags, *arguments)
 
     return call
@@ -81,6 +85,41 @@ def test_a_checkpoint_of_a_few_tensors_needs_partial(convert, tmp_path):
     missing = {name for name, p in official_names(model).items() if p.requires_grad} - given.keys()
     listed = next(line for line in out.splitlines() if "missing in the file" in line)
     assert set(listed.split("): ")[1].split(", ")) == missing
+
+
+def test_a_checkpoint_trained_here_knows_its_model(convert, tmp_path):
+    """It stays one that needs no configuration; with other classes it loses its own."""
+    config = load_config(DIGITS_CONFIG, TOY_MODEL)
+    write_digits_checkpoint(config, tmp_path / "own.ckpt")
+    code, out, err = convert(tmp_path / "own.ckpt", "raw.ckpt", "--weights", "raw", model=None)
+    assert (code, err) == (0, "")
+    assert "(raw weights)" in out
+    before, after = read_checkpoint(tmp_path / "own.ckpt"), read_checkpoint(tmp_path / "raw.ckpt")
+    assert json.loads(after[CLASSES]) == list(DIGIT_NAMES)
+    assert after.keys() == {name for name in before if not name.startswith("ema.")}
+    for name in after.keys() - {CONFIG, CLASSES}:
+        np.testing.assert_array_equal(after[name], before[name])
+
+    assert convert(tmp_path / "raw.ckpt", "few.ckpt", "num_classes=3", "model.img_size=32", model=None)[0] == 0
+    content = read_checkpoint(tmp_path / "few.ckpt")
+    assert CLASSES not in content
+    assert "num_classes: 3" in content[CONFIG]
+    assert content["head.weight"].shape[0] == 3
+
+
+def test_networks_on_a_backbone_come_by_their_configuration(convert, tmp_path):
+    small = ["model.channels=8", "model.auxiliary_weight=0.0", "model.pool_scales=[1]"]
+    source = with_formula_weights(load_config("upernet_digits", small).build_model("CPU"))
+    save_weights(source, tmp_path / "dense.pth")
+    code, _, err = convert(tmp_path / "dense.pth", "dense.ckpt", model=None)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "holds weights without their configuration; name the network with --model NAME or --config NAME" in err
+    assert convert(tmp_path / "dense.pth", "dense.ckpt", "--config", "upernet_digits", *small, model=None)[0] == 0
+    code, out, _ = convert(tmp_path / "dense.ckpt", "back.pth", model=None)
+    assert (code, "upernet, " in out) == (0, True)
+    first, second = (pth.state_dicts(tmp_path / name)[0] for name in ("dense.pth", "back.pth"))
+    assert first.keys() == second.keys()
+    assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
 def test_bad_input_is_one_line_and_leaves_no_file(convert, tmp_path):

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from focal_twins.files.names import NameIndex, escape_name, unescape_name
+from focal_twins.files.names import NameIndex, escape_name, only_in, some_names, unescape_name
 
 NAMES = [
     b"cat/007.png", "caf\u00e9 \u65e5\u672c.jpg".encode(), b"caf\xe9.jpg", b"a\tb\nc\rd.png", b"a\\tb\\xe9\\\\.png",
@@ -38,3 +38,10 @@ def test_names_are_found_as_people_write_them():
         assert index.find(text) == name
     assert index.find("cat/2.png") is None
     assert index.find("/x") is None  # two are meant by it
+
+
+def test_what_two_lists_of_names_do_not_share_is_said_of_both():
+    assert only_in(["a", "b"], ["b", "c", "d\n"], "data", "model") == "only in data: a; only in model: c, d\\n"
+    assert only_in(["a", "b"], ["b"], "data", "model") == "only in data: a"
+    assert only_in("abc", "acb", "data", "model") == "in another order: the class 1 is b in data, c in model"
+    assert some_names("abcd") == "a, b, c, ..."

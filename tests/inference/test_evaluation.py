@@ -3,12 +3,14 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import nn
 from PIL import Image
+from sklearn.metrics import precision_recall_fscore_support
 
 from focal_twins.config.load import load_config
 from focal_twins.data.dataset import DataError
@@ -265,6 +267,29 @@ def metrics_of(matrix):
     return Metrics(int(confusion.sum()), int(confusion.trace()), int(confusion.sum()), 1.0, confusion, np.zeros(0))
 
 
+def test_scores_of_classes_are_those_of_scikit_learn():
+    """With ties, which are no prediction, a class that nothing is taken for, and one that has no images."""
+    generator = np.random.default_rng(3)
+    labels = generator.integers(0, 4, 200)  # none of class 4
+    predicted = np.where(generator.random(200) < 0.6, labels, generator.integers(0, 6, 200))
+    predicted[predicted == 2] = 5  # one past the last class: no prediction
+    confusion = np.zeros((5, 6), int)
+    np.add.at(confusion, (labels, predicted), 1)
+    metrics = Metrics(200, int(confusion.trace()), 200, 1.0, confusion, predicted)
+    expected = precision_recall_fscore_support(labels, predicted, labels=range(5), zero_division=np.nan)
+    for name, values in zip(("precision", "recall", "f1"), expected, strict=False):
+        np.testing.assert_allclose(getattr(metrics.scores, name), 100 * values, err_msg=name)
+    assert np.isnan(metrics.scores.precision[2]) and metrics.scores.f1[2] == 0
+    assert np.isnan(metrics.scores.recall[4]) and metrics.scores.f1[4] == 0
+    macro = precision_recall_fscore_support(labels, predicted, labels=range(5), average="macro", zero_division=0)
+    found = metrics.scores.macro()
+    assert [found["precision"], found["recall"], found["f1"]] == pytest.approx([100 * value for value in macro[:3]])
+    assert found["classes"] == 5
+    assert metrics_of(np.zeros((2, 2), int)).scores.macro() == dict.fromkeys(("precision", "recall", "f1")) | {
+        "classes": 0
+    }
+
+
 def test_the_five_worst_classes_are_named():
     matrix = np.diag([10, 9, 8, 7, 6, 5, 4])
     matrix[:, 0] += 10 - matrix.sum(axis=1)
@@ -277,10 +302,10 @@ def test_the_five_worst_classes_are_named():
 
 
 def test_reports_lie_in_the_run_or_beside_the_file(tmp_path):
-    val = tmp_path / "val"
-    assert (
-        evaluation_path(tmp_path / "run/checkpoints/best.ckpt", "ema", val) == tmp_path / "run/eval_best_ema_val.json"
-    )
+    val, share = (SimpleNamespace(path=tmp_path / name, is_held_back=name == "train") for name in ("val", "train"))
+    best = tmp_path / "run/checkpoints/best.ckpt"
+    assert evaluation_path(best, "ema", val) == tmp_path / "run/eval_best_ema_val.json"
+    assert evaluation_path(best, "ema", share) == tmp_path / "run/eval_best_ema_train_held_back.json"
     assert evaluation_path(tmp_path / "tiny.pth", "raw", val) == tmp_path / "eval_tiny_raw_val.json"
 
 
@@ -366,11 +391,17 @@ def test_a_map_of_numbered_folders_and_valid_labels(setting, tmp_path, capsys):
                 "real": {"file": str(real), "count": 4, "correct": 3, "accuracy": 75.0},
                 "confusion": [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]}  # fmt: skip
     assert {key: content[key] for key in expected} == expected
-    assert content["classes"][3] == {"index": 3, "name": "10", "count": 2, "correct": 1, "accuracy": 50.0}
+    assert content["classes"][3] == {"index": 3, "name": "10", "count": 2, "correct": 1, "predicted": 1,
+                                     "accuracy": 50.0, "precision": 100.0, "recall": 50.0,
+                                     "f1": pytest.approx(200 / 3)}  # fmt: skip
+    assert content["macro"] == {"precision": 87.5, "recall": 87.5, "f1": pytest.approx(250 / 3), "classes": 4}
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"class map {class_map}: 4 folders; predictions among 4 of 4 classes"
     assert "top-1 80.00%" in lines[1] and lines[1].endswith("(5 images)  real 75.00%  (4 images)")
-    assert lines[2:] == ["worst classes: 10 (50.00% of 2)"]
+    assert lines[2:] == [
+        "mean over 4 classes: precision 87.50%, recall 87.50%, F1 83.33%",
+        "worst classes: 10 (50.00% of 2)",
+    ]
     real.write_text(json.dumps({path.name: [2] for path in (tmp_path / "val").glob("*/*.png")}))
     metrics, _ = setting(None, f"eval.class_map={class_map}", f"eval.real_labels={real}")
     assert (metrics.real_count, metrics.real_correct) == (5, 2)
@@ -398,7 +429,7 @@ def test_folders_of_some_classes_need_no_map(setting, tmp_path, capsys):
 def test_other_classes_than_the_checkpoint_s_are_refused(setting, tmp_path):
     for name in "0123":
         draw(tmp_path / "val" / name, "1.png", [1])
-    with pytest.raises(DataError, match=r"its classes are not those of checkpoint .*best.ckpt \(0, 1, 2, ...\)"):
+    with pytest.raises(DataError, match=r"only in the folder: 3; only in the model: 10; map them by eval.class_map"):
         setting(CLASSES_OF_MODEL)
     with pytest.raises(DataError, match=r"class map nowhere.txt: cannot be read"):
         setting(CLASSES_OF_MODEL, "eval.class_map=nowhere.txt")

@@ -108,6 +108,25 @@ def test_onnx_for_one_batch_size(trained, tmp_path):
 
 
 @of_one_family
+def test_exported_files_are_timed_in_turns(trained, mindir, tmp_path, run_script):
+    config, checkpoint, _ = trained
+    onnx_file = export_checkpoint(config, Dist(), checkpoint, "raw", "ONNX", tmp_path / "y.onnx", batch_size=2)
+    flags = ["--repeats", "2", "--warmup", "0", "--batch-size", "2", "--json", tmp_path / "turns.json"]
+    code, out, err = run_script("scripts/benchmark.py", "--exported", onnx_file, mindir, *flags)
+    assert (code, err) == (0, "")
+    first, second = json.loads((tmp_path / "turns.json").read_text())
+    assert [first["runtime"], second["runtime"]] == ["onnxruntime", "MindSpore"]
+    assert first["images"] == second["images"] == [2, 3, 32, 32]
+    assert (first["threads"], first["processors"]) == (second["threads"], second["processors"])
+    for line, result in zip(out.splitlines()[2:], (first, second), strict=False):
+        assert 0 < result["fastest_seconds"] <= result["median_seconds"] <= result["slowest_seconds"]
+        assert f"| {result['median_seconds'] * 1e3:.1f} ms (" in line
+    code, out, err = run_script("scripts/benchmark.py", "--exported", onnx_file, "--batch-size", "3")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "--batch-size 3: " in err and "takes 2 at a time" in err
+
+
+@of_one_family
 def test_the_description_is_of_the_file(trained, mindir):
     config, checkpoint, _ = trained
     described = json.loads(description_path(mindir).read_text())

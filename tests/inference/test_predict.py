@@ -7,24 +7,28 @@ import os
 import sys
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
 from PIL import Image
 
+import focal_twins
 from focal_twins.cli import run
+from focal_twins.commands.predict import main
 from focal_twins.config.load import load_config
 from focal_twins.data.open_images import open_images
 from focal_twins.data.pipeline import EvalBatches, UnreadableImages
 from focal_twins.data.transforms import EvalTransform, Preprocessing
 from focal_twins.distributed.ranks import Dist
+from focal_twins.errors import UserError
 from focal_twins.files.names import escape_name, unescape_name
 from focal_twins.files.weights import save_weights
 from focal_twins.inference.export import export_checkpoint
 from focal_twins.inference.trained import load_for_inference
+from focal_twins.models import ArgumentError
 from focal_twins.tasks.classification.predictor import Classifier, predict, softmax
 from focal_twins.tasks.find_task import create_task
-from scripts import predict as script
 from tests.conftest import DIGITS_CONFIG, TOY_MODEL
 from tests.trained import DIGIT_NAMES, write_digits_checkpoint
 
@@ -62,7 +66,7 @@ def call(capsys, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(os.fsencode(stdin))))
         capsys.readouterr()
-        code = run(script.main, "predict.py")
+        code = run(main, "predict.py")
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -85,6 +89,28 @@ def test_json_of_a_folder_is_what_evaluation_computes(call, checkpoint, digits, 
     for entry in content:
         told = [(best["index"], best["class"], best["probability"]) for best in entry["predictions"]]
         assert_predicts(told, expected[entry["image"]], 3)
+
+
+def test_python_predicts_what_evaluation_computes(checkpoint, expected):
+    """Bit for bit, of files, of Pillow images and of arrays, one and several; settings of MindSpore stay."""
+    names = list(expected)[3:60:19]
+    ms.set_seed(5)
+    predictor = focal_twins.load(checkpoint)
+    assert (ms.get_context("mode"), ms.get_seed()) == (ms.PYNATIVE_MODE, 5)
+    assert (predictor.task, predictor.classes, predictor.network.training) == ("classification", NAMES, False)
+    opened = [Image.open(name) for name in names]
+    for sources in (names, [Path(name) for name in names], opened, [np.asarray(image) for image in opened]):
+        for prediction, name in zip(predictor(sources), names, strict=True):
+            np.testing.assert_allclose(prediction.probabilities, expected[name], atol=1e-6)
+    assert predictor(opened[0]).top(1) == predictor(names[0]).top(1)
+    assert predictor([]) == []
+    assert not np.allclose(focal_twins.load(checkpoint, weights="raw")(names[0]).probabilities, expected[names[0]])
+    with pytest.raises(UserError, match=r"image nowhere\.png: cannot be read"):
+        predictor(["nowhere.png"])
+    with pytest.raises(TypeError, match=r"got \(4, 4\) float64"):
+        predictor(np.zeros((4, 4)))
+    with pytest.raises(ArgumentError, match="2 names for the 10 classes"):
+        focal_twins.load(checkpoint, classes=("a", "b"))
 
 
 def test_csv_and_file_names_from_standard_input(call, checkpoint, expected):

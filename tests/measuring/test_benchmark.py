@@ -86,6 +86,10 @@ def test_a_comparison_waits_for_a_quiet_machine(run_script, monkeypatch):
 def test_bad_input_is_one_line(run_script):
     for arguments, expected in (
         (["--model", "focal_tny"], "did you mean focal"),
+        ([], "give one of --model NAME and --exported FILE ..."),
+        (["--exported", "x.onnx", "--amp", "O1"], "files are measured as they are; leave out --amp"),
+        (["--exported", "x.air"], "only .onnx and .mindir files can be run here"),
+        (["--exported", "x.onnx"], "x.onnx.json beside it cannot be read; export again"),
         (["--model", "focal", "--img-size", "3"], "img_size"),
         (["--model", "focal", "--batch-size", "0"], "--batch-size: must be at least 1"),
         (["--model", "focal", "--repeats", "0"], "--repeats: must be at least 1"),

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from focal_twins.measuring.graph import Operator, TensorType
-from scripts.roofline import Cost, operator_blocks
+from focal_twins.measuring.roofline import Cost, operator_blocks
 
 PRODUCT = Operator(0, "MatMul", (), (TensorType((2, 3), "float16"),), "Default/head-Dense/MatMul-op0")
 

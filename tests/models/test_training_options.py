@@ -70,6 +70,36 @@ def test_recomputation_changes_the_graph_and_not_the_gradients(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_draws_what_it_is_not_given(family):
+    """In training alone, anew each time, and again after the same seed; what is given is taken as it is."""
+    model = build(family, **SHALLOW, drop_path_rate=0.5, drop_rate=0.5)
+    given = {"drop_path": model.draw_drop_path(np.random.default_rng(0), 4), "dropout_seed": Tensor(3, ms.int32)}
+    keyed = model(X, **given).asnumpy()
+    ms.set_seed(1)
+    first, second = (model(X).asnumpy() for _ in range(2))
+    assert not np.array_equal(first, second)
+    ms.set_seed(1)
+    np.testing.assert_array_equal(model(X).asnumpy(), first)
+    np.testing.assert_array_equal(model(X, **given).asnumpy(), keyed)
+    model.set_train(False)
+    np.testing.assert_array_equal(model(X).asnumpy(), model(X, **given).asnumpy())
+
+
+def test_draws_have_the_rates_of_their_branches():
+    model = create_model("focalv2", **FOCAL | {"depths": [2, 1], "drop_path_rate": 0.5})
+    scales, seed = model.noise(4000, None, None)
+    assert seed is None  # without dropout
+    for row, rate in zip(scales.asnumpy(), model.drop_path_rates, strict=True):
+        assert set(np.unique(row)) <= {0.0, np.float32(1 / (1 - rate))}
+        assert (row == 0).mean() == pytest.approx(rate, abs=0.05)
+
+
+def test_a_graph_draws_anew_each_time(graph_mode):
+    model = build("twins", **SHALLOW, drop_path_rate=0.5)
+    assert len({model(X).asnumpy().tobytes() for _ in range(3)}) == 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_stochastic_depth_scales_every_branch(family):
     """Both branches of every block follow their row of the scales, those of rate 0 excepted."""
     model = build(family, drop_path_rate=0.5)
@@ -84,8 +114,6 @@ def test_stochastic_depth_scales_every_branch(family):
         assert changed.tolist() == [False, False, rates[branch] > 0, False]
     drawn = model.draw_drop_path(np.random.default_rng(0), 1000).asnumpy()
     np.testing.assert_allclose(drawn.mean(axis=1), 1, atol=0.1)
-    with pytest.raises(ValueError, match="draw_drop_path"):
-        model(X)
     np.testing.assert_allclose(model.set_train(False)(X).asnumpy(), logits, atol=1e-5)
 
 

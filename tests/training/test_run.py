@@ -15,7 +15,7 @@ from focal_twins.errors import UserError
 from focal_twins.files.weights import WeightsError, load_weights, read_checkpoint, select_weights
 from focal_twins.models import create_model
 from focal_twins.models.layers import LayerNorm
-from focal_twins.models.precision import apply_precision, missing_kernels_named
+from focal_twins.models.precision import apply_precision, level_on, missing_kernels_named
 from focal_twins.tasks.task import evaluate
 from focal_twins.training.checkpoint import CheckpointError
 from tests.processes import holding, train_command
@@ -104,6 +104,15 @@ def test_mixed_precision_trains_and_keeps_float32_weights(trainer, level):
     x = ms.Tensor(images((4, 1, 16, 16)))
     logits, expected = run.network.set_train(False)(x).asnumpy(), plain(x).asnumpy()
     assert 1e-6 < np.abs(logits - expected).max() / np.abs(expected).max() < 1e-2
+
+
+def test_automatic_precision_is_float32_where_float16_is_slower(trainer, capsys):
+    run = trainer("run", "amp.level=auto")
+    assert run.network is run.model
+    run._announce()
+    assert capsys.readouterr().out.rstrip().endswith("amp O0")
+    assert "level: auto" in run.config.to_yaml()
+    assert (level_on("Ascend", "auto"), level_on("CPU", "O1")) == ("O1", "O1")
 
 
 def test_norms_in_mixed_precision_are_the_operators():

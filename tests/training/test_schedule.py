@@ -137,6 +137,26 @@ def test_warmup_in_updates():
     assert rates(1, 4, **linear, warmup_updates=4, warmup_ratio=0.2) == pytest.approx([0.2, 0.4, 0.6, 0.8])
 
 
+def test_warmup_as_a_share_of_the_run():
+    """However long the run is, in epochs or in updates."""
+    linear = {"name": "linear", "min_lr": 0.2}
+    for epochs in (4, 8):
+        share = rates(epochs, 5, **linear, warmup_epochs=None, warmup_fraction=0.25)
+        assert share == rates(epochs, 5, **linear, warmup_epochs=epochs / 4)
+    keys = ["schedule.warmup_epochs=null", "schedule.warmup_fraction=0.3"]
+    assert length(7, *keys) == RunLength(70, 10)
+    assert length(7, *keys, "train.epochs=null", "train.updates=20") == RunLength(20, 3)
+    with pytest.raises(ConfigError, match=r"warmup_fraction: 9 warm-up and 2 cool-down epochs do not fit"):
+        length(7, keys[0], "schedule.warmup_fraction=0.9", "schedule.cooldown_epochs=2")
+    with pytest.raises(ConfigError, match=r"warmup_fraction: takes the place of schedule\.warmup_epochs, which is 1"):
+        length(7, keys[1])
+    with pytest.raises(ConfigError, match=r"fraction: takes the place of schedule\.warmup_updates, which is 4"):
+        length(7, *keys, "schedule.warmup_updates=4")
+    both = r"is null, and so is schedule\.warmup_updates and schedule\.warmup_fraction; one of them is needed"
+    with pytest.raises(ConfigError, match=both):
+        length(7, keys[0])
+
+
 def length(updates_per_epoch, *overrides):
     base = ["schedule.warmup_epochs=1", "train.epochs=10"]
     return run_length(load_config("focalv2_digits", [*base, *overrides]), updates_per_epoch)

@@ -10,6 +10,7 @@ import yaml
 from focal_twins.config.load import ConfigError, load_config
 from focal_twins.distributed.ranks import Dist, start
 from focal_twins.errors import UserError
+from focal_twins.files.weights import read_checkpoint, select_weights
 from focal_twins.inference.evaluate import evaluate_checkpoint
 from focal_twins.inference.export import export_checkpoint
 from focal_twins.inference.trained import open_model
@@ -107,6 +108,46 @@ def test_early_stopping_ends_a_run_that_improves_no_more(toy, capsys):
     assert (stopped.state.progress.best_epoch, stopped.state.progress.worse) == (best, 0)
 
     assert toy("straight", *unsteady, "train.resume=auto").run()["epochs"] == 9
+
+
+@pytest.mark.parametrize(
+    ("best_by", "epochs", "chosen", "remark"),
+    [
+        ("raw", 3, "raw", "the averaged weights (EMA) were better: fit"),
+        ("ema", 2, "ema", "the raw weights were better: fit"),
+        ("either", 2, "raw", None),
+        ("either", 3, "ema", None),
+    ],
+)
+def test_the_best_epoch_is_best_by_the_weights_that_are_asked_for(toy, best_by, epochs, chosen, remark, capsys):
+    """The average lags behind the raw weights for two epochs, and is better from then on."""
+    options = (f"train.epochs={epochs}", "optimizer.base_lr=0.3", "ema.decay=0.9", f"ema.best_by={best_by}")
+    run = toy("run", *options)
+    summary = run.run()
+    out = capsys.readouterr().out
+    best = max(
+        (line for line in metrics(run.config.output) if best_by in ("either", line.get("weights"))),
+        key=lambda line: line.get("fit", 0),
+    )
+    assert (summary["best"], summary["best_epoch"], best["weights"]) == (best["fit"], best["epoch"], chosen)
+    assert summary["weights"].lower() == chosen
+    evaluation = json.loads((run.config.output / "evaluation.json").read_text())
+    assert (evaluation["weights"], evaluation["fit"]) == (chosen, best["fit"])
+    assert (read_run(run.config.output).best or {}).items() >= best.items()
+    # Who takes the checkpoint without saying which weights takes these, and has their figure.
+    assert select_weights(read_checkpoint(run.checkpoints.best))[1] == chosen
+    assert evaluate_checkpoint(run.config, Dist(), None).figures["fit"] == pytest.approx(best["fit"])
+    assert (remark in out) if remark else ("were better" not in out)
+    if (best_by, epochs) == ("either", 3):  # a run that was cut while the raw weights were better
+        toy("cut", *options, "train.stop_after_epoch=2").run()
+        resumed = toy("cut", *options, "train.resume=auto")
+        assert resumed.run()["best"] == summary["best"]
+        assert_same_state(run.checkpoints.last, resumed.checkpoints.last)
+
+
+def test_an_average_that_is_not_kept_chooses_nothing(toy):
+    with pytest.raises(ConfigError, match=r"ema\.best_by: either has no effect without ema\.enabled"):
+        toy("run", "ema.enabled=false", "ema.best_by=either")
 
 
 def test_nothing_on_disk_changes_before_a_run_is_checked(toy, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from focal_twins.cli import WEIGHTS, Parser
 from focal_twins.errors import UserError
+from focal_twins.phrases import counted
 
 CAM_TOKENS = 6  # a map for Grad-CAM should have that many tokens on a side
 
@@ -63,7 +64,6 @@ def main(arguments: list[str]) -> None:
 
     from focal_twins.config.task_sections import DEFAULT_TASK
     from focal_twins.data.decoding import UnreadableImage
-    from focal_twins.data.image_files import read_file
     from focal_twins.data.transforms import Preprocessing
     from focal_twins.explaining.attention_maps import BlockAddress, grad_cam, observe, token_at, view
     from focal_twins.explaining.attention_pictures import pictures, write_pictures
@@ -86,7 +86,7 @@ def main(arguments: list[str]) -> None:
         )
     model, preprocessing = trained.network, Preprocessing.from_dict(trained.preprocessing)
     try:
-        array = preprocessing.decode(read_file(options.image))
+        array = preprocessing.read(options.image)
     except (UnreadableImage, OSError) as error:
         raise UserError(f"image {options.image}: cannot be read ({error})") from error
     pixels = preprocessing.transform(array)
@@ -120,7 +120,7 @@ def main(arguments: list[str]) -> None:
     classes = ", ".join(f"{name} {p:.1%}" for name, p in best[:3])
     print(f"{options.image}: {classes}", flush=True)
     for group in shown.groups:
-        print(f"layer {layer}, {group.name}: {len(group.covers)} keys, {group.share():.1%} of the attention")
+        print(f"layer {layer}, {group.name}: {counted(len(group.covers), 'key')}, {group.share():.1%} of the attention")
     print(f"{len(made)} pictures in {options.output}; open {options.output / 'index.html'}", flush=True)
 
 

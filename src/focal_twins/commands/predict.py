@@ -18,6 +18,7 @@ from pathlib import Path
 
 from focal_twins.cli import WEIGHTS, Parser
 from focal_twins.errors import UserError
+from focal_twins.phrases import counted
 
 FORMATS = ("text", "csv", "json")
 TASK_FLAGS = ("top", "threshold", "output", "overlay", "opacity")  # flags that only some tasks have
@@ -27,7 +28,11 @@ def main(arguments: list[str]) -> None:
     parser = Parser(description=__doc__, allow_abbrev=False)
     parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER|-")
     parser.add_argument(
-        "--checkpoint", "--model", required=True, metavar="FILE", help=".ckpt, .pth, .safetensors, .mindir or .onnx"
+        "--checkpoint",
+        "--model",
+        required=True,
+        metavar="FILE|NAME",
+        help=".ckpt, .pth, .safetensors, .mindir or .onnx, or the name of published weights",
     )
     parser.add_argument("--config", metavar="NAME", help="of weights that come without a configuration")
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value", help="configuration values")
@@ -103,7 +108,7 @@ def predict(options, images: list[str]) -> None:
                     writer.write(prediction)
             progress.update()
     if unreadable:
-        print(f"{unreadable} of {len(images)} images could not be read", file=sys.stderr, flush=True)
+        print(f"{unreadable} of {counted(len(images), 'image')} could not be read", file=sys.stderr, flush=True)
     if unreadable == len(images):
         raise UserError("none of the images could be read")
 

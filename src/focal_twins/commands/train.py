@@ -3,12 +3,12 @@
 import sys
 
 from focal_twins.cli import configuration, make_parser, parse, with_local_data
-from focal_twins.distributed.launch import check_device_num
+from focal_twins.distributed.launch import check_device_num, command_again
 
 
 def main(arguments: list[str]) -> int:
     parser = make_parser(__doc__)
-    parser.add_argument("--pretrained", metavar="FILE", help="weights to start from (train.pretrained)")
+    parser.add_argument("--pretrained", metavar="FILE|NAME", help="weights to start from (train.pretrained)")
     options = parse(parser, arguments)
 
     from focal_twins.data.staging import stage_out
@@ -31,7 +31,8 @@ def main(arguments: list[str]) -> int:
         dist.barrier()  # launchers may end the others when one is done
     except Stopped as stop:
         if dist.is_main:
-            print(f"{parser.prog}: {stop}", file=sys.stderr, flush=True)
+            command = command_again("train.resume=auto")
+            print(f"{parser.prog}: {stop}; go on with:\n{command}", file=sys.stderr, flush=True)
         code = STOPPED
     finally:  # a failed run's checkpoints are worth as much
         if trainer is not None and options.run_openi and options.train_url and dist.is_main:

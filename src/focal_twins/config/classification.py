@@ -1,10 +1,10 @@
 """Defines the sections of a configuration that only classification has, and checks that its sections fit together."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from focal_twins.config.images import ImageData, check_channels
+from focal_twins.config.images import ImageData, Share, check_channels
 from focal_twins.config.schema import Fraction, PathText, Positive, Rate, Section
 from focal_twins.data.rand_augment import PolicyError, parse_policy
 
@@ -12,11 +12,17 @@ from focal_twins.data.rand_augment import PolicyError, parse_policy
 class ClassificationData(ImageData):
     """Says where images come from and how they are read."""
 
+    ALTERNATIVES: ClassVar[dict[str, str]] = {"val_fraction": "val"}
+
     path: PathText = (
         "data/imagenet"  # folder that holds train and val: folders, zip or MindRecord files (docs/training.md)
     )
     train: str = "train"
-    val: str = "val"
+    val: str | None = "val"
+    # In place of val: so large a share of each class's training images is kept for validation. Which ones follows from
+    # their names and split_seed, whatever the run's seed is and whichever other images there are.
+    val_fraction: Share | None = None
+    split_seed: Annotated[int, Field(ge=0)] = 0
 
 
 class ClassificationAugment(Section):
@@ -60,6 +66,14 @@ class ClassificationAugment(Section):
         return values
 
 
+class ClassificationLoss(Section):
+    """Says how the training loss weights the classes."""
+
+    # A weight for each class, in the order of the labels; balanced: the number of training images divided by that of
+    # classes and that of the class's images; null: none. The loss is the weighted mean over the images of an update.
+    class_weights: Literal["balanced"] | list[Annotated[float, Field(gt=0)]] | None = None
+
+
 class ClassificationEval(Section):
     """Says how evaluation prepares and scores images."""
 
@@ -77,7 +91,16 @@ def check_classification(config) -> None:
     Raises:
         ConfigError: they do not; the message names the key.
     """
-    check_channels(config, "model", config.model.resolved()["in_chans"])
+    model = config.model.resolved()
+    check_channels(config, "model", model["in_chans"])
+    if not model["num_classes"]:
+        raise config.error("model.num_classes", "must be at least 1, got 0")
+    weights = config.loss.class_weights
+    if isinstance(weights, list) and len(weights) != model["num_classes"]:
+        raise config.error(
+            "loss.class_weights",
+            f"has {len(weights)} weights, and the model {model['num_classes']} classes (model.num_classes)",
+        )
     if config.augment.cooldown != "all" and not config.schedule.cooldown_epochs:
         raise config.error("augment.cooldown", "has no effect without schedule.cooldown_epochs")
     if config.augment.auto_augment is not None:

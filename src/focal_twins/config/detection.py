@@ -5,13 +5,13 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from focal_twins.config.images import ImageData, Sides, check_ascending, check_channels
+from focal_twins.config.images import ImageData, Share, Sides, check_ascending, check_channels
 from focal_twins.config.schema import Fraction, PathText, Positive, Section
 from focal_twins.models import ArgumentError
 from focal_twins.models.backbones.backbone import image_size, size_of_pretraining
 from focal_twins.models.detectors.detector import PAD_DIVISOR, check_canvas
+from focal_twins.phrases import counted
 
-Share = Annotated[float, Field(gt=0, lt=1)]
 Lengths = Annotated[list[Positive], Field(min_length=1)]
 
 
@@ -87,7 +87,7 @@ def check_detection(config) -> None:
         if len(data.classes) != num_classes:
             raise config.error(
                 "data.classes",
-                f"names {len(data.classes)} classes, and the model has {num_classes} (model.num_classes)",
+                f"names {counted(len(data.classes), 'class')}, and the model has {num_classes} (model.num_classes)",
             )
     if config.amp.level in ("O2", "O3"):
         raise config.error("amp.level", f"{config.amp.level} would round boxes to float16; detection has O0 and O1")

@@ -11,6 +11,7 @@ from focal_twins.config.schema import Positive, Section
 from focal_twins.data.decoding import MAX_PIXELS
 
 Level = Annotated[int, Field(ge=0, le=255)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 Sides = Annotated[list[Positive], Field(min_length=2, max_length=2)]
 
 

@@ -8,7 +8,8 @@ comes last. Keys of the model section are the arguments of its constructor (mode
 import difflib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic import create_model as create_schema
 
-from focal_twins.config.renamed_keys import RENAMED_KEYS
+from focal_twins.config.renamed_keys import RENAMED_KEYS, SYNONYMS
 from focal_twins.config.schema import (
     COMMON_SECTIONS,
     AmpConfig,
@@ -27,11 +28,14 @@ from focal_twins.config.schema import (
     ScheduleConfig,
     Section,
     TrainConfig,
+    warmup_key,
     without_ramps,
 )
+from focal_twins.config.suggestions import meant_key, meant_section, nearest
 from focal_twins.config.task_sections import DEFAULT_TASK, TASK_SECTIONS
 from focal_twins.errors import UserError
 from focal_twins.models import ArgumentError, create_model, find_model, resolve_arguments
+from focal_twins.models.backbones.backbone import DROPOUT_RATES
 from focal_twins.models.device_options import DEVICE_DEFAULTS, DEVICE_OPTIONS, set_device_options
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -262,7 +266,7 @@ def load_model_config(name: str, overrides: Sequence[str] = ()) -> ModelConfig:
         key, value = _parse_override(f"model.{text.removeprefix('model.')}")
         given[key.removeprefix("model.")] = value
     sources = {f"model.{key}": COMMAND_LINE for key in given}
-    return _validate_model("model", given, sources, COMMAND_LINE, stands=False)
+    return _validate_model("model", given, sources, COMMAND_LINE, False, {})
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -321,16 +325,23 @@ def _flat(content: dict, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 def _refuse_top_level(key, value, source):
     if key in RENAMED_KEYS and not isinstance(value, dict):
         raise ConfigError(f"{source}: {key}: is now {RENAMED_KEYS[key]} (keys live in sections)")
+    if key in SYNONYMS and not isinstance(value, dict):
+        raise ConfigError(f"{source}: {key}: did you mean {SYNONYMS[key]}? (keys live in sections)")
     if key in TOP_LEVEL:
         raise ConfigError(f"{source}: {key}: must be a text, got {value!r}")
     if key in SECTION_NAMES:
         raise ConfigError(f"{source}: {key}: is a section and needs keys below it, got {value!r}")
-    raise ConfigError(f"{source}: {key}: unknown section{_nearest(str(key), [*SECTION_NAMES, 'base', *TOP_LEVEL])}")
+    raise ConfigError(f"{source}: {key}: unknown section{nearest(str(key), [*SECTION_NAMES, 'base', *TOP_LEVEL])}")
 
 
-def _nearest(key: str, names) -> str:
-    near = difflib.get_close_matches(key, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(names)}"
+def _known_keys(schemas: Mapping[str, type[BaseModel]], given: dict[str, dict]) -> dict[str, set[str]]:
+    """Return the keys of each section; those of networks by the names that are given for them."""
+    known = {section: set(schema.model_fields) for section, schema in schemas.items()}
+    for section in ("model", "backbone"):
+        name = given[section].get("name")
+        with suppress(ValueError):  # no such network, which is said elsewhere
+            known[section] = set(find_model(name)[0].parameters()) if isinstance(name, str) else set()
+    return known
 
 
 def _parse_override(text: str) -> tuple[str, Any]:
@@ -340,8 +351,10 @@ def _parse_override(text: str) -> tuple[str, Any]:
     if key in RENAMED_KEYS:
         raise ConfigError(f"{COMMAND_LINE}: {key}: is now {RENAMED_KEYS[key]}")
     if key.count(".") != 1 or key.split(".")[0] not in SECTION_NAMES:
-        section = key.split(".")[0]
-        raise ConfigError(f"{COMMAND_LINE}: {key}: unknown section{_nearest(section, SECTION_NAMES)}")
+        section, _, local = key.rpartition(".")
+        schemas = TASK_SECTIONS[DEFAULT_TASK].schemas()
+        known = {name: schemas[name].model_fields if name in schemas else () for name in SECTION_NAMES}
+        raise ConfigError(f"{COMMAND_LINE}: {key}: unknown section{meant_section(section, local, known)}")
     if not value.isprintable() and any(0xDC80 <= ord(character) <= 0xDCFF for character in value):
         return key, value  # a path with bytes that are not UTF-8, which YAML refuses
     try:
@@ -355,21 +368,22 @@ def _validate(path: Path, values: dict, sources: dict) -> Config:
     values = dict(values)
     name, task = values.pop("name", path.stem), values.pop("task", DEFAULT_TASK)
     if task not in TASK_SECTIONS:
-        raise ConfigError(f"{sources['task']}: task: unknown task {task!r}{_nearest(task, TASK_SECTIONS)}")
+        raise ConfigError(f"{sources['task']}: task: unknown task {task!r}{nearest(task, TASK_SECTIONS)}")
     by_section: dict[str, dict] = {section: {} for section in SECTION_NAMES}
     for key, value in values.items():
         section, local = key.split(".", 1)
         by_section[section][local] = value
 
     own = TASK_SECTIONS[task]
+    known = _known_keys(own.schemas(), by_section)
     sections = {
-        section: _validate_section(section, schema, by_section[section], sources, shown)
+        section: _validate_section(section, schema, by_section[section], sources, shown, known)
         for section, schema in own.schemas().items()
     }
-    model = _validate_model("model", by_section["model"], sources, shown, stands=own.has_backbone)
+    model = _validate_model("model", by_section["model"], sources, shown, own.has_backbone, known)
     backbone = None
     if own.has_backbone:
-        backbone = _validate_model("backbone", by_section["backbone"], sources, shown, stands=False)
+        backbone = _validate_model("backbone", by_section["backbone"], sources, shown, False, known)
         _check_no_dropout(backbone, sources, shown)
     elif by_section["backbone"]:
         _refuse_section("backbone", task, "its network is the section model", sources)
@@ -385,7 +399,9 @@ def _refuse_section(section: str, task: str, reason: str, sources: dict):
     raise ConfigError(f"{source}: {section}: has no meaning in the task {task}; {reason}")
 
 
-def _validate_section(section: str, schema: type[BaseModel], given: dict, sources: dict, shown: str):
+def _validate_section(
+    section: str, schema: type[BaseModel], given: dict, sources: dict, shown: str, known: dict[str, set[str]]
+):
     try:
         return schema.model_validate(given)
     except ValidationError as error:
@@ -394,8 +410,7 @@ def _validate_section(section: str, schema: type[BaseModel], given: dict, source
         key = f"{section}.{local}" if local else section
         source = sources.get(key, shown)
         if first["type"] == "extra_forbidden":
-            renamed = RENAMED_KEYS.get(local)
-            hint = f"; is now {renamed}" if renamed else _nearest(local, schema.model_fields)
+            hint = meant_key(section, local, {**known, section: set(schema.model_fields)})
             raise ConfigError(f"{source}: {key}: unknown key{hint}") from error
         # A union reports one error per member; all of them say what would be valid.
         problems = dict.fromkeys(
@@ -405,11 +420,14 @@ def _validate_section(section: str, schema: type[BaseModel], given: dict, source
         raise ConfigError(f"{source}: {key}: {' or '.join(problems)}{got}") from error
 
 
-def _validate_model(section: str, given: dict, sources: dict, shown: str, stands: bool | None = None) -> ModelConfig:
+def _validate_model(
+    section: str, given: dict, sources: dict, shown: str, stands: bool, known: dict[str, set[str]]
+) -> ModelConfig:
     """Check a section of a network against the constructor's signature, then by the network's own rules.
 
     Args:
         stands: whether the network has to stand on a backbone; otherwise it must not.
+        known: see meant_key.
     """
     given = dict(given)
     name = given.pop("name", None)
@@ -432,7 +450,7 @@ def _validate_model(section: str, given: dict, sources: dict, shown: str, stands
         del fields["num_classes"]
         fields["out_indices"] = (list[int] | None, None)
     schema = create_schema("ModelArguments", __config__=Section.model_config, **fields)
-    _validate_section(section, schema, given, sources, shown)
+    _validate_section(section, schema, given, sources, shown, known)
     config = ModelConfig(name, given, is_backbone)
     try:
         config.resolved()
@@ -446,7 +464,7 @@ def _validate_model(section: str, given: dict, sources: dict, shown: str, stands
 def _check_no_dropout(backbone: ModelConfig, sources: dict, shown: str) -> None:
     """Check that a backbone drops no elements, because networks on one pass no seed for that."""
     for argument, value in backbone.resolved().items():
-        if argument in ("drop_rate", "attn_drop_rate", "pos_drop_rate", "proj_drop_rate") and value:
+        if argument in DROPOUT_RATES and value:
             key = f"backbone.{argument}"
             raise ConfigError(f"{sources.get(key, shown)}: {key}: a backbone has no dropout; must be 0, got {value}")
 
@@ -459,32 +477,37 @@ def _check_across_sections(config: Config) -> None:
             "train.frozen_stages",
             f"{config.train.frozen_stages} is more than the {stages} stages of {config.model.name}",
         )
+    if not config.ema.enabled and config.ema.best_by != "ema":
+        raise config.error("ema.best_by", f"{config.ema.best_by} has no effect without ema.enabled")
     _check_alternatives(config)
     _check_schedule(config)
 
 
 def _check_alternatives(config: Config) -> None:
-    """Check that of two keys for one setting exactly one is null."""
+    """Check that of several keys for one setting exactly one is not null."""
     for section in TASK_SECTIONS[config.task].schemas():
         values = getattr(config, section)
-        for key, other in values.ALTERNATIVES.items():
-            value, instead = getattr(values, key), getattr(values, other)
-            if value is not None and instead is not None:
+        for replaced in dict.fromkeys(values.ALTERNATIVES.values()):
+            keys = [replaced, *(key for key, other in values.ALTERNATIVES.items() if other == replaced)]
+            given = [key for key in keys if getattr(values, key) is not None]
+            if len(given) > 1:
+                other, key = given[:2]
                 raise config.error(
                     f"{section}.{key}",
-                    f"takes the place of {section}.{other}, which is {instead}; set one of them to null",
+                    f"takes the place of {section}.{other}, which is {getattr(values, other)}; set one of them to null",
                 )
-            if value is None and instead is None:
-                raise config.error(f"{section}.{other}", f"is null, and so is {section}.{key}; one of them is needed")
+            if not given:
+                others = " and ".join(f"{section}.{key}" for key in keys[1:])
+                raise config.error(f"{section}.{replaced}", f"is null, and so is {others}; one of them is needed")
 
 
 def _check_schedule(config: Config) -> None:
     schedule, epochs, updates = config.schedule, config.train.epochs, config.train.updates
-    warmup = schedule.warmup_epochs or 0.0
+    warmup = (schedule.warmup_epochs or 0.0) + (schedule.warmup_fraction or 0.0) * (epochs or 0)
     # Lengths in different units are compared when it is known how many updates an epoch has (run_length).
     if epochs is not None and warmup + schedule.cooldown_epochs > epochs:
         raise config.error(
-            "schedule.warmup_epochs",
+            f"schedule.{warmup_key(schedule)}",
             f"{warmup:g} warm-up and {schedule.cooldown_epochs:g} cool-down epochs do not fit into "
             f"train.epochs {epochs}; {without_ramps(schedule)}",
         )

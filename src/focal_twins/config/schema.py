@@ -27,13 +27,14 @@ PathText = Annotated[str, AfterValidator(_path)]  # of any bytes, which a constr
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    # Pairs of keys of which exactly one is null (config/load.py checks it).
+    # Keys that take the place of others. Of a key and all that take its place, exactly one is not null (config/load.py
+    # checks it).
     ALTERNATIVES: ClassVar[dict[str, str]] = {}
 
     @model_validator(mode="before")
     @classmethod
     def default_of_alternatives(cls, given):
-        """Make the second key of a pair null by default where the first is given."""
+        """Make a key null by default where one that takes its place is given."""
         dropped = {other for key, other in cls.ALTERNATIVES.items() if given.get(key) is not None}
         return dict.fromkeys(dropped) | given
 
@@ -59,13 +60,18 @@ class OptimizerConfig(Section):
 class ScheduleConfig(Section):
     """Sets the learning rate over time, in epochs; rates are for lr_batch_size and scaled with base_lr."""
 
-    ALTERNATIVES = {"warmup_updates": "warmup_epochs", "warmup_ratio": "warmup_lr"}
+    ALTERNATIVES = {
+        "warmup_updates": "warmup_epochs",
+        "warmup_fraction": "warmup_epochs",
+        "warmup_ratio": "warmup_lr",
+    }
 
     name: Literal["cosine", "clipped_cosine", "linear", "poly", "step", "multistep", "constant"] = "cosine"
     warmup_prefix: bool = True  # the shape's time starts after the warm-up; false: at the first update, as originally
     min_lr: Rate = 5e-6
     warmup_epochs: Rate | None = 20.0
     warmup_updates: Annotated[int, Field(ge=0)] | None = None  # in place of warmup_epochs
+    warmup_fraction: Fraction | None = None  # in place of warmup_epochs: a share of the run, however long it is
     warmup_lr: Rate | None = 1e-5  # at the first update; from there linearly to base_lr
     warmup_ratio: Fraction | None = None  # in place of warmup_lr: a factor of the shape, linearly from this to 1
     cooldown_epochs: Rate = 0.0  # at the end, at cooldown_lr
@@ -76,10 +82,15 @@ class ScheduleConfig(Section):
     milestones: list[Rate] = []  # of multistep: epochs of the decays, in the shape's time
 
 
+def warmup_key(schedule: ScheduleConfig) -> str:
+    """Return the key that says how long the warm-up is."""
+    given = (key for key in ("warmup_updates", "warmup_fraction") if getattr(schedule, key) is not None)
+    return next(given, "warmup_epochs")
+
+
 def without_ramps(schedule: ScheduleConfig) -> str:
     """Return what a user types for a run that is too short for the warm-up and the cool-down of its configuration."""
-    warmup = "warmup_epochs" if schedule.warmup_updates is None else "warmup_updates"
-    keys = [warmup] + (["cooldown_epochs"] if schedule.cooldown_epochs else [])
+    keys = [warmup_key(schedule)] + (["cooldown_epochs"] if schedule.cooldown_epochs else [])
     return f"for a short run add {' '.join(f'schedule.{key}=0' for key in keys)}"
 
 
@@ -92,7 +103,8 @@ class TrainConfig(Section):
     accumulation_steps: Positive = 1  # forward passes per update
     recompute: bool = False  # compute blocks again in the backward pass, for less memory; the original's use_checkpoint
     resume: bool | PathText = False  # false, auto (the run's newest checkpoint that can be read) or a path
-    pretrained: PathText | None = None  # weights to start from
+    pretrained: PathText | None = None  # weights to start from: a file, or the name of published ones (docs/weights.md)
+    download: bool = False  # download published weights that train.pretrained names and that are not here yet
     # Its head, which has a row for each class. auto: kept unless file and data name other classes, then new.
     pretrained_head: Literal["auto", "keep", "new", "by_name"] = "auto"
     frozen_stages: Annotated[int, Field(ge=0)] = 0  # the patch embedding and this many stages stay as they are; 0: none
@@ -114,13 +126,16 @@ class EmaConfig(Section):
 
     enabled: bool = True
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.99992
+    # Weights whose figures choose the best epoch: the averaged ones, the raw ones, or the better of the two in each.
+    best_by: Literal["raw", "ema", "either"] = "ema"
     warmup: bool = False  # decay at update t is at most (1 + t) / (10 + t), so that early averages are not the start
 
 
 class AmpConfig(Section):
     """Sets mixed precision and loss scaling."""
 
-    level: Literal["O0", "O1", "O2", "O3"] = "O0"
+    # O0 is float32. auto: O1 on Ascend, O0 on CPU, where float16 is slower (docs/training.md).
+    level: Literal["auto", "O0", "O1", "O2", "O3"] = "O0"
     loss_scale: Literal["dynamic", "fixed", "none"] = "dynamic"
     init_scale: Annotated[float, Field(ge=1)] = 1024.0
     growth_interval: Positive = 2000  # updates without overflow before the scale doubles
@@ -148,7 +163,7 @@ class RuntimeConfig(Section):
     gelu: Literal["auto", "polynomial", "erf"] = "auto"  # auto: polynomial on CPU, erf on Ascend
     # auto: compiled kernels in place of chains of operators, on CPU, in float32, where there is a C++ compiler; they
     # come before norm_gradient and gelu. none: operators alone, as on Ascend and in exported files.
-    kernels: Literal["auto", "none"] = "auto"
+    kernels: Literal["auto", "none"] = "none"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     output: PathText = "auto"  # folder of the run; auto: runs/<name of the configuration>
     # Folder where compiled graphs are kept for later processes (CPU); null: none are. A graph is taken up again only

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 from focal_twins.config.images import ImageData, Sides, check_ascending, check_channels
 from focal_twins.config.schema import Fraction, PathText, Positive, Rate, Section
 from focal_twins.models.backbones.backbone import image_size
+from focal_twins.phrases import counted
 
 PixelValue = Annotated[int, Field(ge=0, lt=2**16)]  # what a label image can hold
 Factor = Annotated[float, Field(gt=0)]
@@ -82,7 +83,8 @@ def check_segmentation(config) -> None:
     check_channels(config, "backbone", backbone["in_chans"])
     if isinstance(data.classes, list) and len(data.classes) != num_classes:
         raise config.error(
-            "data.classes", f"names {len(data.classes)} classes, and the model has {num_classes} (model.num_classes)"
+            "data.classes",
+            f"names {counted(len(data.classes), 'class')}, and the model has {num_classes} (model.num_classes)",
         )
     if data.reduce_zero_label and data.ignore_index <= num_classes:
         raise config.error(

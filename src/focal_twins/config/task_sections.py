@@ -8,6 +8,7 @@ from focal_twins.config.classification import (
     ClassificationAugment,
     ClassificationData,
     ClassificationEval,
+    ClassificationLoss,
     check_classification,
 )
 from focal_twins.config.detection import DetectionAugment, DetectionData, DetectionEval, check_detection
@@ -50,7 +51,13 @@ class TaskSections:
 
 
 TASK_SECTIONS: dict[str, TaskSections] = {
-    DEFAULT_TASK: TaskSections(ClassificationData, ClassificationAugment, ClassificationEval, check_classification),
+    DEFAULT_TASK: TaskSections(
+        ClassificationData,
+        ClassificationAugment,
+        ClassificationEval,
+        check_classification,
+        loss=ClassificationLoss,
+    ),
     "segmentation": TaskSections(
         SegmentationData,
         SegmentationAugment,

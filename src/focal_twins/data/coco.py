@@ -8,12 +8,13 @@ import numpy as np
 from pycocotools import mask as run_lengths
 
 from focal_twins.data.coco_file import CocoFile, read_coco
-from focal_twins.data.coco_selection import Part, choose_categories, choose_images, counted, leave_out_of_training, some
+from focal_twins.data.coco_selection import Part, choose_categories, choose_images, leave_out_of_training
 from focal_twins.data.dataset import DataError
 from focal_twins.data.decoding import AS_STORED, Reading, UnreadableImage
 from focal_twins.data.label_images import read_class_names
 from focal_twins.data.numbered_images import NumberedImages
-from focal_twins.files.names import escape_name
+from focal_twins.files.names import escape_name, some_names
+from focal_twins.phrases import counted
 
 SPOT_CHECKS = 8  # images whose sizes are compared with the JSON when a data set is opened
 
@@ -77,9 +78,11 @@ class CocoImages(NumberedImages):
             with_masks=with_masks,
             reading=Reading.from_dict(data.model_dump()),
         )
+        found.is_held_back = data.val_fraction is not None and not is_train
         if len(found.classes) != num_classes:
             raise DataError(
-                f"COCO JSON {found.file.path}: has {len(found.classes)} categories, the model {num_classes} classes; "
+                f"COCO JSON {found.file.path}: has {counted(len(found.classes), 'category')}, the model "
+                f"{counted(num_classes, 'class')}; "
                 f"set model.num_classes={len(found.classes)}, or choose by data.classes"
             )
         return found
@@ -240,7 +243,7 @@ class CocoImages(NumberedImages):
             said.append(f"{counted(count, 'box')} clipped to the image")
         present = np.bincount(self.object_labels[objects[usable & ~crowds]], minlength=len(self.classes))
         if absent := [name for name, count in zip(self.classes, present, strict=True) if not count]:
-            said.append(f"no object of {some(absent)}")
+            said.append(f"no object of {some_names(absent)}")
         return said
 
     def check_segmentations(self, for_training: bool) -> None:
@@ -275,8 +278,9 @@ class CocoImages(NumberedImages):
                 continue
         if missing := [name for name in self.names if os.path.join(*os.path.split(name)) not in there]:
             raise DataError(
-                f"data folder {self.path}: {len(missing)} of the {self.size} images of {self.file.path} are missing "
-                f"({some(missing)}); set data.train_images and data.val_images, or take them out of the JSON"
+                f"data folder {self.path}: {len(missing)} of the {counted(self.size, 'image')} of {self.file.path} are "
+                f"missing ({some_names(missing)}); set data.train_images and data.val_images, or "
+                "take them out of the JSON"
             )
 
     def check_some_sizes(self) -> None:

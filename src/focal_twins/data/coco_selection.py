@@ -1,16 +1,16 @@
 """Chooses the images and categories of a COCO JSON that make up a data set."""
 
 import difflib
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 
 from focal_twins.data.coco_file import CocoFile
 from focal_twins.data.dataset import DataError
-from focal_twins.data.image_files import EXAMPLES
 from focal_twins.data.text_files import read_lines
-from focal_twins.files.names import escape_name
+from focal_twins.data.validation_split import share_of
+from focal_twins.files.names import some_names
+from focal_twins.phrases import counted
 
 MIN_SIDE = 32  # pixels; the originals do not train on images with a shorter side
 
@@ -47,7 +47,7 @@ def choose_categories(file: CocoFile, classes: tuple[str, ...] | None) -> tuple[
     for name in classes:
         if name not in numbers:
             near = difflib.get_close_matches(name, numbers, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {some(file.category_names)}"
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {some_names(file.category_names)}"
             raise DataError(f"COCO JSON {file.path}: has no category {name!r}; {hint}")
     chosen = [numbers[name] for name in classes]
     others = ~np.isin(file.categories, chosen)
@@ -66,14 +66,14 @@ def choose_images(file: CocoFile, part: Part) -> tuple[list[int], list[str]]:
     """
     images, notices = list(range(len(file.names))), []
     if part.val_fraction is not None:
-        held_back = set(_share(file, images, part.val_fraction, f"validation {part.seed}"))
+        held_back = set(share_of(images, file.names, part.val_fraction, f"validation {part.seed}"))
         if len(held_back) == len(images):
             raise DataError(f"COCO JSON {file.path}: data.val_fraction leaves none of {len(images)} images to train on")
         purpose = "are the validation" if part.held_back else "are held back for validation"
         notices.append(f"{len(held_back)} of {counted(len(images), 'image')} {purpose} (data.val_fraction)")
         images = [number for number in images if (number in held_back) == part.held_back]
     if isinstance(part.subset, float):
-        chosen = _share(file, images, part.subset, f"subset {part.seed}")
+        chosen = share_of(images, file.names, part.subset, f"subset {part.seed}")
         notices.append(f"{len(chosen)} of {counted(len(images), 'image')} chosen as a subset")
         return chosen, notices
     if part.subset is not None:
@@ -81,22 +81,13 @@ def choose_images(file: CocoFile, part: Part) -> tuple[list[int], list[str]]:
         numbers = {file.names[number]: number for number in images}
         if unknown := [name for name in names if name not in numbers]:
             raise DataError(
-                f"list of images {part.subset}: {len(unknown)} of its {len(names)} names ({some(unknown)}) are not "
-                f"among the images of {file.path}" + (" that it may choose from" if part.val_fraction else "")
+                f"list of images {part.subset}: {len(unknown)} of its {len(names)} names ({some_names(unknown)}) are "
+                f"not among the images of {file.path}" + (" that it may choose from" if part.val_fraction else "")
             )
         chosen = [numbers[name] for name in dict.fromkeys(names)]
         notices.append(f"{len(chosen)} of {counted(len(images), 'image')} chosen by {part.subset}")
         return chosen, notices
     return images, notices
-
-
-def _share(file: CocoFile, images: list[int], share: float, purpose: str) -> list[int]:
-    """Choose a share of images, one at least, by checksums of their names; a larger share holds a smaller one."""
-
-    def rank(number: int) -> bytes:
-        return hashlib.sha256(f"{purpose}\0{file.names[number]}".encode("utf-8", "surrogateescape")).digest()
-
-    return sorted(images, key=rank)[: max(1, round(share * len(images)))]
 
 
 def leave_out_of_training(file: CocoFile, images: list[int], categories: list[int]) -> tuple[list[int], list[str]]:
@@ -111,14 +102,3 @@ def leave_out_of_training(file: CocoFile, images: list[int], categories: list[in
     if count := (annotated[numbers] & small[numbers]).sum():
         notices.append(f"left out {counted(count, 'image')} with a side of less than {MIN_SIDE} pixels")
     return numbers[annotated[numbers] & ~small[numbers]].tolist(), notices
-
-
-def some(names: list[str]) -> str:
-    """Return the first few names, for a message."""
-    return ", ".join([escape_name(name) for name in names[:EXAMPLES]] + ["..."] * (len(names) > EXAMPLES))
-
-
-def counted(number: int, noun: str) -> str:
-    """Return a number and a noun: 1 box, 2 boxes."""
-    plural = f"{noun}es" if noun.endswith("x") else f"{noun}s"
-    return f"{number} {noun if number == 1 else plural}"

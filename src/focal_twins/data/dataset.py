@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from focal_twins.errors import UserError
+from focal_twins.phrases import counted
 
 
 class DataError(UserError):
@@ -24,6 +25,7 @@ class Dataset(ABC):
         columns: names of the values that the reader gives for each sample.
         fixed_order: the reader takes samplers of one fixed order only, so that every epoch needs a reader of its own.
         names_classes: the names are the data's own; False where they are numbers for want of names.
+        is_held_back: the samples are a share of the training set's that is kept for validation.
         notices: lines about what is odd here, such as files that were left out; whoever opens it prints them.
     """
 
@@ -33,12 +35,13 @@ class Dataset(ABC):
     columns: tuple[str, ...]
     fixed_order = False
     names_classes = True
+    is_held_back = False
     notices: tuple[str, ...] = ()
 
     @property
     def description(self) -> str:
         """What a line about a run says of it."""
-        return f"{len(self.classes)} classes"
+        return counted(len(self.classes), "class")
 
     @cached_property
     def listing(self) -> str:

@@ -69,6 +69,8 @@ class Reading:
         return {
             **asdict(self),
             "alpha": self.alpha if self.alpha == "drop" else list(self.alpha),
+            "decoder": "libjpeg-turbo with the slow integer transform and smooth upsampling of colours, as in Pillow",
+            "grey": "of colours (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16, as Pillow's mode L",
             "depth": "of 16-bit values the upper 8 bits; 32-bit and floating-point images are refused",
             "frame": "the first of several",
             "color_profile": "ignored",
@@ -145,8 +147,30 @@ def _open(content: bytes, reading: Reading) -> Image.Image:
     return image
 
 
+def from_pillow(image: Image.Image, channels: int, reading: Reading = AS_STORED) -> np.ndarray:
+    """Turn a Pillow image into pixels [H, W, channels] uint8, as `decode` does with its file; the image stays as it is.
+
+    Raises:
+        UnreadableImage: see decode.
+    """
+    information = image.info
+    image.info = dict(information)
+    try:
+        return _pixels_of(image, channels, reading)
+    finally:
+        image.info = information
+
+
 def _decode_by_pillow(content: bytes, channels: int, reading: Reading) -> np.ndarray:
-    image = _open(content, reading)
+    return _pixels_of(_open(content, reading), channels, reading, content)
+
+
+def _pixels_of(image: Image.Image, channels: int, reading: Reading, content: bytes = b"") -> np.ndarray:
+    """Return the pixels [H, W, channels] uint8 of an image, whose `info` may change.
+
+    Args:
+        content: the image's file, where it is at hand; see _over_background.
+    """
     if image.format in PROGRAMS:
         raise UnreadableImage(f"{image.format} is not pixels but a program that draws them; store it as PNG")
     image.load()
@@ -198,7 +222,11 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _over_background(image: Image.Image, content: bytes, background: tuple[int, int, int]) -> Image.Image:
-    """Lay an image with transparency over a background; return an RGB image."""
+    """Lay an image with transparency over a background; return an RGB image.
+
+    Args:
+        content: the image's file, which says how many bits a transparent colour has; without it, 8 are assumed.
+    """
     transparent = image.info.get("transparency")
     flat = _eight_bits(image)
     if flat is not image:  # grey of 16 bits, of which one value is transparent
@@ -206,7 +234,8 @@ def _over_background(image: Image.Image, content: bytes, background: tuple[int, 
         alpha = Image.fromarray(np.where(np.asarray(image) == transparent, 0, 255).astype(np.uint8))
     else:
         if transparent is not None and image.format == "PNG":
-            image.info["transparency"] = _like_pixels(transparent, image.mode, content[PNG_DEPTH])
+            depth = content[PNG_DEPTH] if content else 8
+            image.info["transparency"] = _like_pixels(transparent, image.mode, depth)
         with_alpha = image.convert("RGBA")
         colours, alpha = with_alpha.convert("RGB"), with_alpha.getchannel("A")
     result = Image.new("RGB", image.size, background)

@@ -17,6 +17,14 @@ import numpy as np
 # do not survive the fork that makes a worker.
 cv2.setNumThreads(0)
 
+INTERPOLATION = "bilinear, without antialiasing"
+# Said beside exported files, for programs that know nothing of this one.
+BILINEAR_RULE = (
+    "as OpenCV's INTER_LINEAR on 8-bit values. Pixel i of a new side is at place = (i + 0.5) * old / new - 0.5 of the "
+    "old one (float32), between the pixels floor(place) and floor(place) + 1, which are moved into the image; their "
+    "weights are rounded to 2048ths, halves to the even number. First rows: (left * weight + right * weight) >> 4, "
+    "then along columns: ((upper * weight >> 16) + (lower * weight >> 16) + 2) >> 2"
+)
 CROP_ATTEMPTS = 10
 LEVELS = np.arange(256, dtype=np.float32)  # the values that a pixel can have
 HUES = 180  # OpenCV's uint8 hues count steps of two degrees

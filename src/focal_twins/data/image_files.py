@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from focal_twins.files.names import escape_name
+from focal_twins.files.names import SHOWN, some_names
 
 # Still pictures that Pillow decodes, and what cameras, scanners, browsers and researchers' programs call them.
 EXTENSIONS = (
@@ -28,7 +28,6 @@ SYSTEM_NAMES = frozenset(
 )
 LARGEST = 1 << 30  # bytes; what Pillow agrees to decode is smaller, and such a file would fill the memory
 BLOCK = 1 << 20  # bytes
-EXAMPLES = 3
 
 HIDDEN = "hidden or of the system"
 ENDING = "without the ending of an image"
@@ -106,7 +105,7 @@ class LeftOut:
         self.counts[reason] = self.counts.get(reason, 0) + 1
         examples = self.examples.setdefault(reason, [])
         insort(examples, name, key=os.fsencode)
-        del examples[EXAMPLES:]
+        del examples[SHOWN:]
 
     def merge(self, other: "LeftOut") -> None:
         """Add what another listing left out."""
@@ -119,8 +118,8 @@ class LeftOut:
         """What was left out, in one line without its end; empty if nothing was."""
         parts = []
         for reason, count in sorted(self.counts.items()):
-            shown = [escape_name(name) for name in self.examples[reason]] + ["..."] * (count > EXAMPLES)
-            parts.append(f"{count} {reason} ({', '.join(shown)})")
+            more = ", ..." if count > SHOWN else ""
+            parts.append(f"{count} {reason} ({some_names(self.examples[reason])}{more})")
         return "; ".join(parts)
 
 

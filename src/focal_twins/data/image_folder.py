@@ -14,6 +14,7 @@ import numpy as np
 from focal_twins.data.dataset import DataError
 from focal_twins.data.image_files import BESIDE, EXTENSIONS, LeftOut, identity, list_folder, list_images, read_file
 from focal_twins.data.image_set import IndexedImages, check_class_count, names_alike
+from focal_twins.phrases import counted
 
 
 class ImageFolder(IndexedImages):
@@ -52,7 +53,7 @@ class ImageFolder(IndexedImages):
         except OSError as error:
             raise DataError(f"data folder {path}: cannot be listed ({error.strerror})") from error
         if not classes:
-            found = f"holds {len(beside)} images, but no class folders" if beside else "empty"
+            found = f"holds {counted(len(beside), 'image')}, but no class folders" if beside else "empty"
             raise DataError(f"data folder {path}: {found}; expected one folder of images per class")
         for name in beside:
             left_out.add(BESIDE, name)

@@ -13,6 +13,8 @@ import mindspore.dataset as ds
 import numpy as np
 
 from focal_twins.data.dataset import DataError, Dataset, NumberedSamples
+from focal_twins.files.names import only_in
+from focal_twins.phrases import counted
 
 
 class ImageSet(Dataset):
@@ -67,10 +69,10 @@ def check_classes(train: ImageSet, val: ImageSet, num_classes: int) -> None:
     """
     if train.classes != val.classes:
         unmatched = sorted(set(train.classes) ^ set(val.classes))
-        folder = train.path if unmatched[0] in train.classes else val.path
         like = [name for name in unmatched[1:] if alike(name) == alike(unmatched[0])]
         raise DataError(
-            f"data folders {train.path} and {val.path} have different classes: {unmatched[0]!r} is only in {folder}"
+            f"data folders {train.path} and {val.path} have different classes: "
+            + only_in(train.classes, val.classes, train.path.name, val.path.name)
             + (f"; {like[0]!a} differs from {unmatched[0]!a} only in case or Unicode form" if like else "")
         )
     check_num_classes(train, num_classes)
@@ -85,7 +87,7 @@ def check_num_classes(images: ImageSet, num_classes: int) -> None:
     if len(images.classes) != num_classes:
         subset = ", or evaluate a subset by eval.class_map" if len(images.classes) < num_classes else ""
         raise DataError(
-            f"data folder {images.path}: has {len(images.classes)} classes, the model {num_classes}; "
+            f"data folder {images.path}: has {counted(len(images.classes), 'class')}, the model {num_classes}; "
             f"set model.num_classes={len(images.classes)}{subset}"
         )
 

@@ -8,10 +8,11 @@ import numpy as np
 
 from focal_twins.data.dataset import DataError
 from focal_twins.data.decoding import AS_STORED, Reading, UnreadableImage
-from focal_twins.data.image_files import EXAMPLES, LeftOut, list_images, read_file, reason_of
+from focal_twins.data.image_files import LeftOut, list_images, read_file, reason_of
 from focal_twins.data.label_images import LABEL_EXTENSIONS, LabelFault, LabelRules, read_class_names, read_label
 from focal_twins.data.numbered_images import NumberedImages
-from focal_twins.files.names import escape_name
+from focal_twins.files.names import SHOWN, escape_name, some_names
+from focal_twins.phrases import counted
 
 SPOT_CHECKS = 8  # label images that are read when a data set is opened, because most faults are in all of them
 
@@ -83,9 +84,9 @@ class LabelledFolders(NumberedImages):
         if bare or orphans:
             faults = []
             if bare:
-                faults.append(f"{_counted(bare, 'image')} no label image in {label_path} ({_some(bare, images)})")
+                faults.append(f"{_have(bare, 'image')} no label image in {label_path} ({_some(bare, images)})")
             if orphans:
-                faults.append(f"{_counted(orphans, 'label image')} no image in {path} ({_some(orphans, labels)})")
+                faults.append(f"{_have(orphans, 'label image')} no image in {path} ({_some(orphans, labels)})")
             raise DataError(
                 f"data folder {path}: {', and '.join(faults)}; a pair has the same name but for the extension, "
                 "data.image_suffix and data.label_suffix: add or take away what has no partner"
@@ -207,10 +208,9 @@ def _by_stem(folder: Path, suffix: str, kind: str, left_out: LeftOut) -> dict[st
     return found
 
 
-def _counted(stems: list[str], kind: str) -> str:
-    return f"{len(stems)} {kind}{' has' if len(stems) == 1 else 's have'}"
+def _have(stems: list[str], kind: str) -> str:
+    return f"{counted(len(stems), kind)} {'has' if len(stems) == 1 else 'have'}"
 
 
 def _some(stems: list[str], names: dict[str, str]) -> str:
-    shown = ", ".join(escape_name(names[stem]) for stem in stems[:EXAMPLES])
-    return f"{shown}, ..." if len(stems) > EXAMPLES else shown
+    return some_names([names[stem] for stem in stems[: SHOWN + 1]])

@@ -10,6 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from focal_twins.data.dataset import DataError
 from focal_twins.data.decoding import BITS_PER_SAMPLE, UnreadableImage
 from focal_twins.data.text_files import read_lines
+from focal_twins.phrases import counted
 
 LABEL_EXTENSIONS = (".png", ".bmp", ".tif", ".tiff")
 PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -65,7 +66,7 @@ def read_label(content: np.ndarray, rules: LabelRules) -> np.ndarray:
         wrong = np.flatnonzero(counts)
         others = f" (and {len(wrong) - 1} other values)" if len(wrong) > 1 else ""
         raise LabelFault(
-            f"value {wrong[0]} in {counts[wrong[0]]} pixels{others} is none of the {length} classes, "
+            f"value {wrong[0]} in {counted(counts[wrong[0]], 'pixel')}{others} is none of the {length} classes, "
             f"{first} .. {first + length - 1}, and not data.ignore_index {rules.ignore_index}; "
             "set model.num_classes, data.ignore_index or data.reduce_zero_label to what the files hold"
         )
@@ -131,7 +132,9 @@ def read_class_names(names: list[str] | str | None, num_classes: int, key: str =
         source = f"{key}: {names}"
         names = [line.strip() for line in read_lines(names, source) if line.strip()]
     if len(names) != num_classes:
-        raise DataError(f"{source}: names {len(names)} classes, and the model has {num_classes} (model.num_classes)")
+        raise DataError(
+            f"{source}: names {counted(len(names), 'class')}, and the model has {num_classes} (model.num_classes)"
+        )
     if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise DataError(f"{source}: names {repeated[0]!r} twice; every class needs a name of its own")
     return tuple(names)

@@ -22,6 +22,7 @@ from focal_twins.data.open_images import open_images
 from focal_twins.files.atomic import replace_synced, write_text
 from focal_twins.files.file_digest import sha256
 from focal_twins.files.names import escape_name
+from focal_twins.phrases import counted
 
 ROWS_PER_WRITE = 256
 SCHEMA = {"image": {"type": "bytes"}, "label": {"type": "int32"}, "name": {"type": "string"}}
@@ -77,7 +78,7 @@ def make_mindrecord(
     for image, reason in left_out:
         print(f"unreadable image {escape_name(images.path / image)}: left out ({reason})")
     if left_out:
-        print(f"{len(left_out)} unreadable images left out")
+        print(f"{counted(len(left_out), 'unreadable image')} left out")
     return index
 
 

@@ -27,6 +27,7 @@ import numpy as np
 
 from focal_twins.data.dataset import DataError, Dataset
 from focal_twins.files.names import escape_name, unescape_name
+from focal_twins.phrases import counted
 from focal_twins.random_streams import Stream, generator
 
 # Options of mallopt, from malloc.h.
@@ -386,7 +387,7 @@ class TrainBatches:
         if not len(self.positions):
             needed = batch_size * ranks * batches_per_update
             raise DataError(
-                f"data folder {data.path}: {data.size} images do not fill one update of {needed}; "
+                f"data folder {data.path}: {counted(data.size, 'image')} do not fill one update of {needed}; "
                 "lower train.batch_size"
             )
         self.data, self.samples = data, samples

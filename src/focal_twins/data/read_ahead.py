@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 
-def read_ahead(
-    read: Callable[[str], object], names: list[str], size: int, workers: int
-) -> Iterator[tuple[slice, list]]:
-    """Yield what is read of files, so many at a time, and which of the names these are; the next are read meanwhile.
+def read_ahead(read: Callable[[Any], object], sources: list, size: int, workers: int) -> Iterator[tuple[slice, list]]:
+    """Yield what is read of sources, so many at a time, and which of them these are; the next are read meanwhile.
 
     Args:
         workers: number of threads that read.
@@ -15,9 +14,9 @@ def read_ahead(
     with ThreadPoolExecutor(workers) as threads:
 
         def begin(first: int) -> list:
-            return [threads.submit(read, name) for name in names[first : first + size]]
+            return [threads.submit(read, source) for source in sources[first : first + size]]
 
         upcoming = begin(0)
-        for first in range(0, len(names), size):
+        for first in range(0, len(sources), size):
             loaded, upcoming = [future.result() for future in upcoming], begin(first + size)
             yield slice(first, first + size), loaded

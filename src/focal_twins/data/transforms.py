@@ -6,16 +6,33 @@ Images are [H, W, C] uint8 arrays, C being 3 (RGB) or 1 (grey).
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
+from mindspore import Tensor
 from mindspore.dataset import vision
 from PIL import ImageEnhance
 
 from focal_twins import random_streams
 from focal_twins.data.decoding import AS_STORED, Reading, as_image, decode, pixels
+from focal_twins.data.image_source import ImageSource, as_list, read_pixels
 from focal_twins.data.rand_augment import parse_policy
-from focal_twins.data.resizing import RESAMPLING, resize, resize_and_crop
+from focal_twins.data.resizing import FILTER_RULE, RESAMPLING, resize, resize_and_crop
 from focal_twins.random_streams import Stream
+
+# Said beside exported files, for programs that know nothing of this one.
+NORMALISING_RULE = (
+    "of each channel (pixel * scale - mean) / std in float32, pixel being 0 to 255, channels in the order of color; "
+    "the input is [batch, channels, height, width]"
+)
+COVERING_RULE = (
+    "factor = max(resize[0] / height, resize[1] / width); the new height and width are max(resize[i], floor(side * "
+    "factor + 1e-6))"
+)
+CROPPING_RULE = (
+    "size rows and columns from ((new height - size[0]) / 2, (new width - size[1]) / 2) on, each rounded, halves to "
+    "the even number"
+)
 
 
 def normalise(images: np.ndarray, mean: list[float], std: list[float]) -> np.ndarray:
@@ -222,6 +239,10 @@ class Preprocessing:
         """
         return decode(content, self.channels, self.reading)
 
+    def read(self, source: ImageSource) -> np.ndarray:
+        """Return the pixels [H, W, C] uint8 of an image at its own size; see image_source.read_pixels."""
+        return read_pixels(source, self.channels, self.reading)
+
     def pixels(self, content: np.ndarray) -> np.ndarray:
         """Turn file content [n] uint8 into pixels [H, W, C] uint8.
 
@@ -229,6 +250,23 @@ class Preprocessing:
             UnreadableImage: see decode.
         """
         return self.transform(self.decode(content))
+
+    def __call__(self, images: ImageSource | Sequence[ImageSource]) -> Tensor:
+        """Turn an image or several into the input [B, C, H, W] float32 of the model, as evaluation and prediction do.
+
+        Args:
+            images: see image_source.read_pixels.
+
+        Raises:
+            UnreadableImage, OSError, TypeError: see image_source.read_pixels.
+        """
+        sources, _ = as_list(images)
+        return Tensor(self.normalise(np.stack([self.transform(self.read(source)) for source in sources])))
+
+    def at(self, size: tuple[int, int]) -> "Preprocessing":
+        """Return the same preprocessing for a model that takes images of another (height, width)."""
+        transform = EvalTransform(size, self.transform.crop_ratio, self.transform.resample.name.lower())
+        return type(self)(transform, self.mean, self.std, self.reading)
 
     def blank(self) -> np.ndarray:
         """Return black pixels [H, W, C] uint8, which stand for an image that cannot be read."""
@@ -246,13 +284,19 @@ class Preprocessing:
             "channels": self.channels,
             "reading": self.reading.to_dict(),
             "resize": list(transform.resize_size),
-            "resize_rule": "the smallest size of the image's aspect that covers this one; central crop to size",
             "size": list(transform.size),
             "crop_ratio": transform.crop_ratio,
             "interpolation": transform.resample.name.lower(),
+            "antialias": True,
             "scale": 1 / 255,
             "mean": list(self.mean),
             "std": list(self.std),
+            "rules": {
+                "resize": COVERING_RULE,
+                "interpolation": FILTER_RULE,
+                "crop": CROPPING_RULE,
+                "normalisation": NORMALISING_RULE,
+            },
         }
 
     @classmethod

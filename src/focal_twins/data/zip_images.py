@@ -19,6 +19,7 @@ from focal_twins.data.image_files import LARGEST, LeftOut, is_hidden, is_image_n
 from focal_twins.data.image_set import IndexedImages, check_class_count
 from focal_twins.data.text_files import read_lines
 from focal_twins.files.names import NameIndex, spellings
+from focal_twins.phrases import counted
 
 # Of the format's definition: flags of an entry, and the part of its header in the file that tells where its data are.
 ENCRYPTED, NAME_IS_UTF8 = 0x1, 0x800
@@ -91,7 +92,7 @@ class ZipImages(IndexedImages):
         known = _class_names(files) or classes
         names = known or tuple(map(str, range(len(labels))))
         if len(names) != len(labels):
-            raise DataError(f"{map_path}: has {len(labels)} labels for {len(names)} classes")
+            raise DataError(f"{map_path}: has {counted(len(labels), 'label')} for {counted(len(names), 'class')}")
         check_class_count(path, names)
         found = cls(path, files, names, tuple(_notices(path, map_path, entries, files)))
         found.names_classes = known is not None

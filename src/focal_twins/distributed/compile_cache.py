@@ -50,6 +50,7 @@ NOT_IN_GRAPHS = {
     "train.resume": "weights and moments are parameters; what constants come with weights is hashed by value",
     "train.pretrained": "the same",
     "train.pretrained_head": "the same",
+    "train.download": "where weights come from",
     "train.keep_checkpoints": "files of the run",
     "train.save_interval": "files of the run",
     "train.save_minutes": "files of the run",

@@ -137,6 +137,34 @@ def called(program: str) -> list[str]:
     return [program] if os.sep in program else program.split()
 
 
+def command_again(*changed: str) -> str:
+    """Return the line for a shell that starts this program again, as it was launched, with keys at other values.
+
+    Args:
+        changed: "section.key=value"; they take the place of the same keys among the arguments.
+    """
+    launch = launched()
+    words = [*called(sys.argv[0]), *sys.argv[1:]]
+    if launch.launcher == "mpirun":
+        words = mpirun(launch.size, sys.argv[0], sys.argv[1:])
+    elif launch.launcher == "msrun":
+        words = _words_of_msrun() or words
+    keys = tuple(f"{text.partition('=')[0]}=" for text in changed)
+    return shlex.join([word for word in words if not word.startswith(keys)] + list(changed))
+
+
+def _words_of_msrun() -> list[str] | None:
+    """Return the command line of the msrun that started this process; None where there is none to read."""
+    import psutil
+
+    try:
+        words = psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
+        return None
+    place = next((place for place, word in enumerate(words) if os.path.basename(word) == "msrun"), None)
+    return None if place is None else ["msrun", *words[place + 1 :]]
+
+
 def mpirun_variables(ranks: int) -> list[str]:
     """Return the settings NAME=value that the environment lacks and mpirun needs to start so many processes here."""
     variables = [f"{name}=1" for name in AS_ROOT if os.geteuid() == 0 and os.environ.get(name) != "1"]

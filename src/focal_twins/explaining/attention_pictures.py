@@ -11,6 +11,7 @@ from focal_twins.explaining.attention_maps import AttentionView, BlockAddress, K
 from focal_twins.files.atomic import write_bytes, write_text
 from focal_twins.pages.page import Section, encode, page
 from focal_twins.pages.page import picture as embedded
+from focal_twins.phrases import counted
 
 SIDE = 448  # pixels that a picture's short side has
 WINDOW = (255, 214, 10)  # colour of the query window
@@ -23,11 +24,12 @@ HEAT = np.array([[0, 0, 4], [66, 10, 104], [147, 38, 103], [221, 81, 58], [252, 
 
 @dataclass(frozen=True)
 class Picture:
-    """Holds an image with its file name, its title and the text that explains it."""
+    """Holds an image with its file name, its title, the text that explains it, and what a reader should look at."""
 
     name: str
     title: str
     text: str
+    look: str
     image: Image.Image
 
 
@@ -186,11 +188,6 @@ def percent(part: float) -> str:
     return f"{100 * part:.3g}%"
 
 
-def counted(count: int, thing: str) -> str:
-    """Format a number of things, with their plural."""
-    return f"{count} {thing}" + ("" if count == 1 else "s")
-
-
 def pictures(
     pixels: np.ndarray, view: AttentionView, cam: np.ndarray, cam_block: BlockAddress, class_name: str, head: int | None
 ) -> list[Picture]:
@@ -214,6 +211,9 @@ def pictures(
             "What the model sees",
             f"The image as evaluation crops it{who}. Layer {view.address} ({view.kind}) has a map of "
             f"{view.map_size[0]} x {view.map_size[1]} tokens of {height:g} x {width:g} pixels.",
+            "Look at where the window lies: all pictures of attention show what its tokens take information from."
+            if not is_global
+            else "Look at where the query lies: all pictures of attention show what it takes information from.",
             marked(whole.image, view, whole),
         ),
         Picture(
@@ -221,6 +221,7 @@ def pictures(
             f"Grad-CAM: what speaks for {class_name}",
             f"At the output of layer {cam_block}, a map of {cam.shape[0]} x {cam.shape[1]}: the brighter, the more "
             f"this part raises the score of {class_name}. It asks what decided, not who looks where.",
+            "Look whether the object is bright: where the background is, the prediction rests on the background.",
             with_scale(overlaid(whole.image, cam, smooth=True), "most"),
         ),
     ]
@@ -232,13 +233,19 @@ def pictures(
         spreading = "; each key's is spread evenly over its tokens" if group.size > 1 else ""
         made += [
             Picture(
-                f"keys_{number}", f"Keys: {group.name}", described(group, view) + closer, region(frame, group, view)
+                f"keys_{number}",
+                f"Keys: {group.name}",
+                described(group, view) + closer,
+                "Look at how far the bright part reaches and how large a cell is: to the layer, a cell is one value.",
+                region(frame, group, view),
             ),
             Picture(
                 f"attention_{number}",
                 f"Attention on them: {group.share():.1%}",
                 f"Where {asking} with these keys ({heads}){spreading}. The brightest token has "
                 f"{percent(density.max())} of all attention.{closer}",
+                "Look for cells that are brighter than their neighbours, and for what they show: where all are alike, "
+                "the layer only averages.",
                 attended(frame, density, view),
             ),
         ]
@@ -250,6 +257,8 @@ def pictures(
                 "All attention together",
                 f"Every granularity at once ({heads}): fine near the window, coarse far from it. Colours are by the "
                 "square root, so that the little that each far token has can be seen.",
+                "Look at how attention falls with the distance from the window, and for far places that are bright "
+                "all the same.",
                 attended(whole, density, view, is_rooted=True),
             )
         )
@@ -325,7 +334,8 @@ def explained(
     )
     figures = "".join(
         f"<figure>{embedded(file, 'png', picture.title, is_small=False)}"
-        f"<figcaption><b>{html.escape(picture.title)}</b>{html.escape(picture.text)}</figcaption></figure>"
+        f"<figcaption><b>{html.escape(picture.title)}</b>{html.escape(picture.text)} "
+        f"<em>{html.escape(picture.look)}</em></figcaption></figure>"
         for picture, file in zip(made, files, strict=True)
     )
     return page(

@@ -8,8 +8,9 @@ import os
 import posixpath
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
+SHOWN = 3  # names of many in a message
 SHORT = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
 LONG = {value: key for key, value in SHORT.items()}
 # Control characters, separators that count as ends of lines, marks that turn the direction of writing, surrogates.
@@ -46,6 +47,27 @@ def _unescape(escape: str) -> str:
         return LONG[escape]
     code = int(escape[2:], 16)
     return chr(code + 0xDC00 if escape[1] == "x" and code >= 0x80 else code)
+
+
+def some_names(names: Sequence[str], shown: int = SHOWN) -> str:
+    """List the first few names in one line, and "..." for more."""
+    return ", ".join([escape_name(name) for name in names[:shown]] + ["..."] * (len(names) > shown))
+
+
+def only_in(first: Sequence[str], second: Sequence[str], first_label: str, second_label: str) -> str:
+    """Say which names only the first of two lists has, and which only the second: "only in A: x; only in B: y, z".
+
+    Of lists of the same names, say where they begin to differ.
+    """
+    parts = [
+        f"only in {label}: {some_names([name for name in names if name not in others])}"
+        for label, names, others in ((first_label, first, set(second)), (second_label, second, set(first)))
+        if set(names) - others
+    ]
+    if parts:
+        return "; ".join(parts)
+    place = next(place for place, pair in enumerate(zip(first, second, strict=True)) if pair[0] != pair[1])
+    return f"in another order: the class {place} is {first[place]} in {first_label}, {second[place]} in {second_label}"
 
 
 def spellings(name: str) -> list[str]:

@@ -26,6 +26,7 @@ from focal_twins.files.atomic import replacing
 from focal_twins.files.class_rows import ONE_ROW_EACH, ClassRows
 from focal_twins.models.backbones.backbone import Backbone
 from focal_twins.models.class_layout import ClassLayout
+from focal_twins.phrases import counted
 
 EMA_PREFIX = "ema."  # exponential moving average of the weights
 OPTIMIZER_PREFIX = "optimizer."  # moments
@@ -33,6 +34,7 @@ STATE_PREFIX = "state."  # step counters, loss scale, best metric, configuration
 
 CLASSES = STATE_PREFIX + "classes"  # class names by index, as JSON
 CONFIG = STATE_PREFIX + "config"  # the resolved configuration, as YAML
+PREFERRED = STATE_PREFIX + "preferred"  # "raw" where averaged weights are there and the raw ones are better
 
 UNUSED = ".num_batches_tracked"  # a count that PyTorch's BatchNorm keeps, and uses only where it has no momentum
 
@@ -151,7 +153,7 @@ def select_weights(
 
     Args:
         weights: "raw", "ema" (averaged; key tables and the like have no average and stay), or "auto": averaged ones
-            where there are any.
+            where there are any, unless training found the raw ones better (ema.best_by).
 
     Raises:
         WeightsError: averaged weights that are not there.
@@ -161,7 +163,8 @@ def select_weights(
     prefixes = (EMA_PREFIX, OPTIMIZER_PREFIX, STATE_PREFIX)
     arrays = {name: value for name, value in content.items() if not isinstance(value, str)}
     selected = {name: value for name, value in arrays.items() if not name.startswith(prefixes)}
-    used = "ema" if weights != "raw" and has_average(content) else "raw"
+    prefers_raw = weights == "auto" and content.get(PREFERRED) == "raw"
+    used = "ema" if weights != "raw" and has_average(content) and not prefers_raw else "raw"
     if used == "ema":
         averages = {name[len(EMA_PREFIX) :]: value for name, value in arrays.items() if name.startswith(EMA_PREFIX)}
         selected |= averages
@@ -189,11 +192,14 @@ def write_checkpoint(path: Path, tensors: dict[str, np.ndarray], texts: dict[str
         raise WeightsError(f"checkpoint {path}: cannot be written ({_reason(error)})") from error
 
 
-def save_weights(model: nn.Cell, path: str | Path) -> None:
+def save_weights(model: nn.Cell, path: str | Path, texts: dict[str, str] | None = None) -> None:
     """Write a model's weights, in the format of the file's suffix.
 
     .ckpt has MindSpore's parameter names, for `mindspore.load_checkpoint`. .safetensors and .pth have the originals',
     and the .pth file their index buffers too, so that the original code loads it strictly.
+
+    Args:
+        texts: parts of a training state, such as CONFIG, for a .ckpt file; the other formats have none.
 
     Raises:
         WeightsError, pth.PthError: an unknown suffix, no room, no permission.
@@ -201,7 +207,7 @@ def save_weights(model: nn.Cell, path: str | Path) -> None:
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix == ".ckpt":
-        write_checkpoint(path, {name: p.asnumpy() for name, p in model.parameters_and_names()})
+        write_checkpoint(path, {name: p.asnumpy() for name, p in model.parameters_and_names()}, texts)
         return
     arrays = {name: np.asarray(p.asnumpy(), order="C") for name, p in official_names(model).items()}
     if suffix == ".safetensors":
@@ -280,7 +286,9 @@ class LoadReport:
         lines = [f"{kind}: {names}" for kind, names in kinds.items() if names]
         if self.begun or self.not_here or self.moved:
             renamed = f", {self.moved[0]}NAME in the file as {self.moved[1]}NAME" if self.moved else ""
-            lines.insert(0, f"taken for the backbone: {self.loaded} of the model's {self.total} parameters{renamed}")
+            lines.insert(
+                0, f"taken for the backbone: {self.loaded} of the model's {counted(self.total, 'parameter')}{renamed}"
+            )
         if self.wrapper:
             lines.insert(0, f"read {self.wrapper}NAME as NAME")
         return lines

@@ -18,7 +18,8 @@ from focal_twins.errors import UserError
 from focal_twins.files.names import escape_name
 from focal_twins.inference.exported import SUFFIXES, ExportedModel
 from focal_twins.inference.trained import load_for_inference, run_checkpoint
-from focal_twins.models.precision import apply_precision, missing_kernels_named
+from focal_twins.models.precision import apply_precision, level_on, missing_kernels_named
+from focal_twins.phrases import counted
 from focal_twins.tasks.evaluation_file import evaluation_path, write_evaluation
 from focal_twins.tasks.find_task import create_task
 from focal_twins.tasks.task import Evaluator, Result, evaluate, outputs_in_batches
@@ -88,7 +89,7 @@ def evaluate_checkpoint(
     for image, reason in skipped.items():
         print(f"unreadable image {escape_name(image)} ({reason}); not counted")
     if skipped:
-        print(f"{len(skipped)} unreadable images")
+        print(counted(len(skipped), "unreadable image"))
     if len(skipped) == data.size:
         raise UserError(f"data folder {data.path}: none of its images could be read, so nothing was measured")
     print(f"{path} ({subject.weights} weights): {result}", flush=True)
@@ -97,7 +98,7 @@ def evaluate_checkpoint(
     content = {"checkpoint": str(path), "weights": subject.weights} | result.content()
     content |= {"unreadable_images": sorted(skipped)}
     try:
-        report = Path(json_path) if json_path else evaluation_path(path, subject.weights, data.path)
+        report = Path(json_path) if json_path else evaluation_path(path, subject.weights, data)
         write_evaluation(report, content, result.arrays(), result.pictures(), result.files())
     except UserError as error:
         if json_path:
@@ -116,10 +117,11 @@ def unreadable_of_all(unreadable: UnreadableImages, dist: Dist) -> dict[str, str
 def open_checkpoint(config: Config, path: Path, weights: str, dist: Dist) -> Subject:
     """Open a checkpoint for evaluation, in the precision of the configuration; see `load_for_inference`."""
     trained = load_for_inference(config, path, weights, dist.device_target)
-    network = apply_precision(trained.network, config.amp.level)
+    level = level_on(dist.device_target, config.amp.level)
+    network = apply_precision(trained.network, level)
 
     def run(batches, evaluator: Evaluator) -> Result:
-        with missing_kernels_named(config.amp.level, dist.device_target):
+        with missing_kernels_named(level, dist.device_target):
             cache = CompileCache(config, dist, trained.network, lambda line: print(line, flush=True))
             return evaluate(network, batches, evaluator, cache.call)
 
@@ -154,7 +156,8 @@ def open_exported(config: Config, path: Path, weights: str, dist: Dist) -> Subje
     described = task.preprocessing(model, needed)
     theirs = exported.preprocessing
     theirs |= {"reading": Reading.from_dict(theirs.get("reading", {})).to_dict()}  # files of earlier versions have none
-    differing = [key for key, value in described.items() if theirs.get(key) != value]
+    # Rules are words for people; an earlier version had others, or none.
+    differing = [key for key, value in described.items() if key != "rules" and theirs.get(key, value) != value]
     if differing and dist.is_main:
         print(
             f"model {path}: was exported for other images ({', '.join(differing)}); the configuration's are used",

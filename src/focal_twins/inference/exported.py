@@ -51,16 +51,21 @@ def read_description(path: Path) -> dict:
     return content
 
 
-def load_runner(path: Path) -> Callable[[np.ndarray], Any]:
+def load_runner(path: Path, threads: int | None = None) -> Callable[[np.ndarray], Any]:
     """Load a .mindir or .onnx file; return a function from inputs [B, ...] float32 to the output [B, ...].
 
     Several outputs come as a tuple.
+
+    Args:
+        threads: number of threads for the operators; None for the runtime's own number.
 
     Raises:
         UserError: another format, an unreadable file, or ONNX without a package to run it.
     """
     suffix = path.suffix.lower()
     if suffix == SUFFIXES["MINDIR"]:
+        if threads is not None:
+            ms.set_context(runtime_num_threads=threads)
         try:
             network = nn.GraphCell(ms.load(str(path)))
         except (RuntimeError, ValueError) as error:
@@ -71,8 +76,10 @@ def load_runner(path: Path) -> Callable[[np.ndarray], Any]:
             raise UserError(f"model {path}: ONNX files are run by onnxruntime, which is not installed: {INSTALL}")
         import onnxruntime
 
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0  # 0: its own number
         try:
-            session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has an exception type of its own for each kind of bad file
             raise UserError(f"model {path}: not a readable ONNX file ({' '.join(str(error).split())[:120]})") from error
         name = session.get_inputs()[0].name

@@ -10,6 +10,7 @@ from mindspore import nn
 from focal_twins.config.load import Config, load_config, parse_config
 from focal_twins.distributed.ranks import start
 from focal_twins.errors import UserError
+from focal_twins.files.download import find_published, weights_file
 from focal_twins.files.weights import CONFIG, class_names, load_weights, read_checkpoint, select_weights
 from focal_twins.inference.exported import RUNNABLE, ExportedModel
 from focal_twins.tasks.find_task import create_task, task_of_run
@@ -39,10 +40,13 @@ class TrainedModel:
 def run_checkpoint(config: Config, checkpoint: str | None) -> Path:
     """Return the path of the checkpoint to use: the one given, or the best of the configuration's run.
 
+    Args:
+        checkpoint: a path, or the name of published weights.
+
     Raises:
         UserError: there is no such file.
     """
-    path = Path(checkpoint).expanduser() if checkpoint else config.output / "checkpoints" / "best.ckpt"
+    path = weights_file(checkpoint) if checkpoint else config.output / "checkpoints" / "best.ckpt"
     if not path.is_file():
         hint = "" if checkpoint else "; train first, or name one with --checkpoint"
         raise UserError(f"checkpoint {path}: no such file{hint}")
@@ -81,24 +85,45 @@ def open_checkpoint(
     """Open a checkpoint's model on this machine's device.
 
     Args:
-        config_name: name of the configuration; None for the one that training wrote into the checkpoint.
+        checkpoint: a path, or the name of published weights.
+        config_name: name of the configuration; None for the one that training wrote into the checkpoint, or that of the
+            published weights.
         overrides: "section.key=value".
 
     Raises:
         UserError: no such file, no configuration in it, or weights of another model.
     """
-    path = Path(checkpoint)
+    path = weights_file(checkpoint)
     content = read_checkpoint(path)
+    config = checkpoint_config(path, content, config_name, overrides, device_target)
+    dist = start(config)
+    return load_for_inference(config, path, weights, dist.device_target, content)
+
+
+def checkpoint_config(
+    path: Path,
+    content: dict,
+    config_name: str | None = None,
+    overrides: Sequence[str] = (),
+    device_target: str | None = None,
+) -> Config:
+    """Return the configuration of a checkpoint's model; see open_checkpoint.
+
+    Args:
+        content: the checkpoint's content.
+
+    Raises:
+        UserError: it has none, and none is named.
+    """
     # The device of the training run does not matter here.
     flags = {"runtime.device_target": device_target or "auto", "runtime.device_id": None}
     if config_name is not None:
-        config = load_config(config_name, overrides, flags)
-    elif CONFIG in content:
-        config = parse_config(str(content[CONFIG]), path, overrides, flags)
-    else:
-        raise UserError(f"checkpoint {path}: holds weights without their configuration; name it with --config NAME")
-    dist = start(config)
-    return load_for_inference(config, path, weights, dist.device_target, content)
+        return load_config(config_name, overrides, flags)
+    if CONFIG in content:
+        return parse_config(str(content[CONFIG]), path, overrides, flags)
+    if published := find_published(path):
+        return load_config(published.config, overrides, flags)
+    raise UserError(f"checkpoint {path}: holds weights without their configuration; name it with --config NAME")
 
 
 @dataclass(frozen=True)
@@ -111,6 +136,7 @@ class OpenedModel:
         preprocessing: describes how an image becomes an input, see Task.preprocessing.
         batch_size: number of inputs that `answer` takes, or None for any.
         classes: names of the classes by label, or None.
+        network: of a checkpoint, in evaluation mode; None for an exported file.
     """
 
     task: type[Task]
@@ -118,6 +144,25 @@ class OpenedModel:
     preprocessing: dict
     batch_size: int | None
     classes: tuple[str, ...] | None
+    network: nn.Cell | None = None
+
+    @classmethod
+    def of_checkpoint(cls, model: TrainedModel) -> "OpenedModel":
+        """Return a checkpoint's model, ready to run."""
+        task = create_task(model.config)
+        answer = task.answer(model.network)
+        return cls(type(task), answer, model.preprocessing, None, model.classes, model.network)
+
+    @classmethod
+    def of_exported(cls, path: Path) -> "OpenedModel":
+        """Open an exported file.
+
+        Raises:
+            UserError: see ExportedModel.
+        """
+        exported = ExportedModel(path)
+        task = task_of_run(exported.configuration)
+        return cls(task, exported.answer, exported.preprocessing, exported.batch_size, exported.classes)
 
 
 def open_model(path: str, **options) -> OpenedModel:
@@ -130,15 +175,5 @@ def open_model(path: str, **options) -> OpenedModel:
         UserError: see open_checkpoint and ExportedModel.
     """
     if Path(path).suffix.lower() in RUNNABLE:
-        exported = ExportedModel(Path(path))
-        task = task_of_run(exported.configuration)
-        return OpenedModel(task, exported.answer, exported.preprocessing, exported.batch_size, exported.classes)
-    model = open_checkpoint(path, **options)
-    task = create_task(model.config)
-    return OpenedModel(
-        type(task),
-        task.answer(model.network),
-        model.preprocessing,
-        None,
-        model.classes,
-    )
+        return OpenedModel.of_exported(Path(path))
+    return OpenedModel.of_checkpoint(open_checkpoint(path, **options))

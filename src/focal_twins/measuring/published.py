@@ -1,4 +1,4 @@
-"""Lists the figures that the authors published of their models: size, cost, and accuracy on ImageNet-1K or ADE20K.
+"""Lists the figures that the authors published: size, cost, and accuracy on ImageNet-1K, ADE20K or COCO.
 
 They stand beside the figures that are measured here.
 """
@@ -68,4 +68,41 @@ PUBLISHED_SEGMENTORS: dict[str, PublishedSegmentor] = {
         ("large", 240, 3376, 54.0, (640, 2560), ("", "window12_")),
     )
     for embedding in embeddings
+}
+
+
+@dataclass(frozen=True)
+class PublishedDetector:
+    """Holds the published figures of a network on COCO, by the name of its configuration.
+
+    Parameters are in millions, AP in percent. Multiply-accumulates are in 10^9 an image, of which size is not said.
+    """
+
+    parameters: float
+    multiply_accumulates: float
+    box_ap: float
+    mask_ap: float | None
+    source: str
+
+
+PUBLISHED_DETECTORS: dict[str, PublishedDetector] = {
+    f"{network}_focal_{size}_{schedule}_coco": PublishedDetector(parameters, cost, box_ap, mask_ap, _FOCAL)
+    for network, size, schedule, parameters, cost, box_ap, mask_ap in (
+        ("mask_rcnn", "tiny", "1x", 49, 291, 44.8, 41.0),
+        ("mask_rcnn", "tiny", "3x", 49, 291, 47.2, 42.7),
+        ("mask_rcnn", "small", "1x", 71, 401, 47.4, 42.8),
+        ("mask_rcnn", "small", "3x", 71, 401, 48.8, 43.8),
+        ("mask_rcnn", "base", "1x", 110, 533, 47.8, 43.2),
+        ("mask_rcnn", "base", "3x", 110, 533, 49.0, 43.7),
+        ("retinanet", "tiny", "1x", 39, 265, 43.7, None),
+        ("retinanet", "tiny", "3x", 39, 265, 45.5, None),
+        ("retinanet", "small", "1x", 62, 367, 45.6, None),
+        ("retinanet", "small", "3x", 62, 367, 47.3, None),
+        ("retinanet", "base", "1x", 101, 514, 46.3, None),
+        ("retinanet", "base", "3x", 101, 514, 46.9, None),
+        ("cascade_rcnn", "tiny", "3x", 87, 770, 51.5, None),
+        ("atss", "tiny", "3x", 37, 239, 49.5, None),
+        ("reppoints_v2", "tiny", "3x", 45, 491, 51.2, None),
+        ("sparse_rcnn", "tiny", "3x", 111, 196, 49.0, None),
+    )
 }

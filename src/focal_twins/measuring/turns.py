@@ -11,6 +11,7 @@ started from such a process would run on one thread.
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -152,6 +153,20 @@ class Worker:
             exceptions = [line for line in lines if re.match(r"[\w.]+(Error|Exception): \S", line)]
             raise UserError(f"{self.name}: {(exceptions or lines)[-1]}")
         return json.loads(answer)
+
+
+def step_figures(steps: list[dict], batch_size: int) -> dict:
+    """Compute the figures of a process's measured steps (see Worker.call), each of a batch."""
+    seconds = [step["seconds"] for step in steps]
+    median = statistics.median(seconds)
+    return {
+        "images_per_second": batch_size / median,
+        "median_seconds": median,
+        "fastest_seconds": min(seconds),
+        "slowest_seconds": max(seconds),
+        "median_cpu_seconds": statistics.median(step["cpu_seconds"] for step in steps),
+        "peak_memory_bytes": steps[-1]["peak"],
+    }
 
 
 def time_pipeline(worker: Worker, workers: int) -> tuple[dict, float]:

@@ -164,7 +164,7 @@ class DropPath(nn.Cell):
         if not self.training or self.rate == 0.0:
             return x
         if scales is None:
-            raise ValueError("training with drop_path_rate > 0 needs drop_path=model.draw_drop_path(generator, batch)")
+            raise ValueError("a block that trains with drop_path_rate > 0 needs drop_path; a whole model draws its own")
         # Spread over the sample first: on CPU a product that repeats one of its sides is slower and holds memory.
         spread = ops.tile(scales[self.index].reshape((-1, 1)), (1, x.shape[1] * x.shape[2])).reshape(x.shape)
         return x * spread.astype(x.dtype)
@@ -175,6 +175,20 @@ def draw_drop_path(rates: list[float], generator: np.random.Generator, batch_siz
     keep = 1.0 - np.asarray(rates, dtype=np.float64)[:, None]
     kept = generator.random((len(rates), batch_size)) < keep
     return (kept / keep).astype(np.float32)
+
+
+def random_scales(keep, shape):
+    """Draw scales of 0 or 1 / keep, float32, in a graph, from MindSpore's own random state (mindspore.set_seed).
+
+    Args:
+        keep: the probability that a scale is not 0, a number or a tensor that can be spread to the shape.
+    """
+    return (ops.rand(*shape) < keep).astype(ms.float32) / keep
+
+
+def random_seed():
+    """Draw an int32 scalar in a graph, from MindSpore's own random state, that keys dropout in one training step."""
+    return (ops.rand(1)[0] * 2.0**24).astype(ms.int32)  # float32 holds 24 bits exactly
 
 
 class Dropout(nn.Cell):
@@ -200,7 +214,7 @@ class Dropout(nn.Cell):
         if not self.is_active():
             return x
         if seed is None:
-            raise ValueError("training with dropout needs dropout_seed=<int32 scalar tensor>")
+            raise ValueError("a block that trains with dropout needs dropout_seed; a whole model draws its own")
         element = Tensor(np.arange(x.size, dtype=np.int32)).reshape(x.shape)
         word = mix_bits(element ^ mix_bits(seed + self.salt))
         # 24 bits compare exactly; the sign bit is masked away.

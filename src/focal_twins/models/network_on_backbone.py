@@ -54,8 +54,8 @@ class NetworkOnBackbone(nn.Cell):
         """Return a line on what a batch of this size on each rank is too small for; None where there is nothing."""
         return None
 
-    def freeze(self, stages: int) -> None:
-        """Exclude the backbone's first stages from training, see Backbone."""
+    def freeze(self, stages: int | None = None) -> None:
+        """Exclude the backbone's first stages from training, see Backbone; None: all of it."""
         self.backbone.freeze(stages)
 
     def block_index(self, name: str) -> int:

@@ -9,6 +9,14 @@ from mindspore import amp, nn
 from focal_twins.errors import UserError
 from focal_twins.models.device_options import set_device_options
 
+# What the level "auto" is on each device: a CPU has no float16 units, and converts back and forth.
+DEVICE_LEVELS = {"CPU": "O0", "Ascend": "O1"}
+
+
+def level_on(device_target: str, level: str) -> str:
+    """Return the level of mixed precision that a configured one (amp.level) is on a device."""
+    return DEVICE_LEVELS[device_target] if level == "auto" else level
+
 
 def apply_precision(model: nn.Cell, level: str) -> nn.Cell:
     """Set a network to a level of mixed precision; its parameters stay float32.

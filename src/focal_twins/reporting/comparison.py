@@ -8,7 +8,8 @@ from focal_twins.errors import UserError
 from focal_twins.pages.charts import Chart, Series, render
 from focal_twins.pages.page import Column, Section, page, table
 from focal_twins.reporting.curves import LOSS, UPDATE_CHARTS, metric_chart
-from focal_twins.reporting.run_files import SHORT_NAMES, RunRecord, read_run
+from focal_twins.reporting.run_files import RunRecord, read_run
+from focal_twins.tasks.evaluation_file import SHORT_NAMES
 from focal_twins.tasks.task import Figure, Task
 from focal_twins.training.progress import duration
 

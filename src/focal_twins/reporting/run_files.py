@@ -11,12 +11,11 @@ from typing import Any
 import yaml
 
 from focal_twins.errors import UserError
-from focal_twins.tasks.evaluation_file import check_keys
+from focal_twins.phrases import counted
+from focal_twins.tasks.evaluation_file import SHORT_NAMES, check_keys
 from focal_twins.tasks.find_task import task_of_run
 from focal_twins.tasks.task import Figure, Task
 from focal_twins.training.progress import duration
-
-SHORT_NAMES = {"raw": "raw", "ema": "EMA"}  # short names of the kinds of weights
 
 
 @dataclass(frozen=True)
@@ -64,11 +63,13 @@ class RunRecord:
     def best(self) -> dict | None:
         """The evaluation that chose best.ckpt, or None.
 
-        It is the first with the highest figure among those after whole epochs, of the averaged weights if there are
-        any.
+        It is the first with the highest figure among those after whole epochs, of the weights that the configuration
+        chooses by (ema.best_by); of two that are equal in an epoch, that of the averaged ones.
         """
-        lines = self.by_weights.get("ema", self.by_weights.get("raw", []))
-        return max((e for e in lines if e["epochs_done"] == e["epoch"]), key=lambda e: e[self.metric.key], default=None)
+        best_by = self.config.get("ema", {}).get("best_by", "ema")
+        kinds = self.by_weights.keys() if best_by == "either" else {best_by} & self.by_weights.keys() or {"raw"}
+        lines = [e for e in self.evaluations if e["weights"] in kinds and e["epochs_done"] == e["epoch"]]
+        return max(lines, key=lambda e: (e[self.metric.key], -e["epoch"], e["weights"] == "ema"), default=None)
 
     def last(self, weights: str) -> dict | None:
         """Return the newest evaluation of raw or averaged weights, or None."""
@@ -97,7 +98,11 @@ class RunRecord:
         if newest is None:
             return "begun"
         epochs = self.config.get("train", {}).get("epochs")
-        done = f"{newest['epochs_done']:g} of {epochs} epochs" if epochs else f"{newest['epochs_done']:g} epochs"
+        done = (
+            f"{newest['epochs_done']:g} of {counted(epochs, 'epoch')}"
+            if epochs
+            else counted(newest["epochs_done"], "epoch", "g")
+        )
         finished = self.summary is not None and self.summary["updates"] == newest["update"]
         return f"{done} in {duration(newest['seconds'])}" + ("" if finished else ", not at its end")
 

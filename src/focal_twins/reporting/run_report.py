@@ -9,9 +9,10 @@ import yaml
 from focal_twins.files.atomic import write_text
 from focal_twins.pages.charts import Series, render
 from focal_twins.pages.page import Column, Section, details, page, table, tiles
+from focal_twins.phrases import counted
 from focal_twins.reporting.curves import LOSS, LOSS_PARTS, UPDATE_CHARTS, metric_chart, with_unit
-from focal_twins.reporting.run_files import SHORT_NAMES, RunRecord, read_run
-from focal_twins.tasks.evaluation_file import WEIGHTS_NAMES
+from focal_twins.reporting.run_files import RunRecord, read_run
+from focal_twins.tasks.evaluation_file import SHORT_NAMES, WEIGHTS_NAMES
 from focal_twins.training.progress import duration
 from focal_twins.training.saving import warn
 
@@ -76,12 +77,12 @@ def summary(run: RunRecord) -> str:
     for weights, lines in run.by_weights.items():
         last = lines[-1]
         others = [f"{figure.title} {figure.format_value(last[figure.key])}" for figure in run.figures[1:2]]
-        explanation = ", ".join([*others, f"after {last['epochs_done']:g} epochs"])
+        explanation = ", ".join([*others, f"after {counted(last['epochs_done'], 'epoch', 'g')}"])
         entries.append(
             (f"Last {metric.title}, {SHORT_NAMES[weights]}", metric.format_value(last[metric.key]), explanation)
         )
     if run.newest is not None:
-        explanation = f"compilation and evaluation included; {run.newest['update']:,} updates"
+        explanation = f"compilation and evaluation included; {counted(run.newest['update'], 'update', ',')}"
         entries.append(("Time", duration(run.newest["seconds"]), explanation))
     if run.images_per_second is not None:
         explanation = "images per second, median of the lines of the log"
@@ -197,7 +198,10 @@ def environment(run: RunRecord) -> str:
             ["started", f"{session['started']}, after update {session['after_update']}"],
             ["command", session["command"]],
             ["code", commit],
-            ["device", f"{session['device']} x {session['devices']}, {session['global_batch']} images an update"],
+            [
+                "device",
+                f"{session['device']} x {session['devices']}, {counted(session['global_batch'], 'image')} an update",
+            ],
             ["processor", f"{session['processor']}, {session['cores']} cores"],
             ["system", session["system"]],
             ["Python", session["python"]],

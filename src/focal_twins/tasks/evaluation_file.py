@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from focal_twins.data.dataset import Dataset
 from focal_twins.errors import UserError
 from focal_twins.files.atomic import write_bytes, write_text
 
 LISTED_ROWS = 100  # an array of more rows is a NumPy file beside the report: as JSON it would take megabytes
 WEIGHTS_NAMES = {"raw": "raw weights", "ema": "averaged weights (EMA)"}  # for people
+SHORT_NAMES = {"raw": "raw", "ema": "EMA"}  # the same in tables
 PICTURES = "pictures"  # key of the content that names the file of the pictures
 FILES = "files"  # key of the content that names further files
 
@@ -90,13 +92,14 @@ def read_pictures(path: Path, content: dict) -> dict[str, bytes]:
         return {}
 
 
-def evaluation_path(checkpoint: Path, weights: str, data: Path) -> Path:
+def evaluation_path(checkpoint: Path, weights: str, data: Dataset) -> Path:
     """Return the default path of a checkpoint's evaluation: in its run's folder or, without a run, beside it.
 
     The name tells the checkpoint, its weights and the data apart: runs/NAME/eval_best_ema_val.json.
     """
     folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    return folder / f"eval_{checkpoint.stem}_{weights}_{data.name}.json"
+    held_back = "_held_back" if data.is_held_back else ""
+    return folder / f"eval_{checkpoint.stem}_{weights}_{data.path.name}{held_back}.json"
 
 
 def check_keys(content: object, needed: set[str], what: str) -> None:

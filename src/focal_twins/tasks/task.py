@@ -144,10 +144,11 @@ class Predictor(ABC):
     images_per_call: ClassVar[int] = 1
 
     @abstractmethod
-    def predict(self, images: list[str], batch_size: int, workers: int) -> Iterator:
-        """Yield a prediction for each image file, in order: objects with `image`, and `problem` where it has one.
+    def predict(self, images: list, batch_size: int, workers: int) -> Iterator:
+        """Yield a prediction for each image, in order: objects with `image`, and `problem` where it has one.
 
         Args:
+            images: files, or what else data/image_source.py reads.
             batch_size: images per call of a model that takes any number.
             workers: number of threads that read and decode.
         """
@@ -205,12 +206,13 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def losses(self, network: nn.Cell, model: nn.Cell) -> Losses:
+    def losses(self, network: nn.Cell, model: nn.Cell, data: Dataset, dist: Dist) -> Losses:
         """Return the cell that computes the parts of the loss from a training batch and the step's noise.
 
         Args:
             network: the model in the run's precision, which may hide its attributes; the loss calls it.
             model: describes itself.
+            data: the training data set.
         """
 
     def batch_caveat(self, model: nn.Cell, ranks: int) -> str | None:

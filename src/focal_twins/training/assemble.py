@@ -1,6 +1,8 @@
 """Puts a training run together. It checks everything, and changes nothing on disk."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,10 @@ from focal_twins.data.pipeline import EvalBatches, TrainBatches, configure_readi
 from focal_twins.distributed.ranks import Dist
 from focal_twins.errors import UserError
 from focal_twins.files.class_rows import choose_rows
+from focal_twins.files.download import DownloadError, download, locate, weights_file
 from focal_twins.files.weights import class_names, load_weights, read_checkpoint, select_weights
 from focal_twins.models.batch_norm import synchronise_batch_norms
-from focal_twins.models.precision import apply_precision
+from focal_twins.models.precision import apply_precision, level_on
 from focal_twins.tasks.find_task import create_task
 from focal_twins.tasks.task import Evaluator, Task
 from focal_twins.training.checkpoint import Progress, TrainState
@@ -77,7 +80,7 @@ def assemble(config: Config, dist: Dist) -> Assembly:
     model = config.build_model(dist.device_target)
     synchronise_batch_norms(model, dist.size)
     if config.train.pretrained and saved is None:
-        path = Path(config.train.pretrained)
+        path = initial_weights(config, config.train.pretrained, dist, announce)
         if not path.exists():
             raise config.error(
                 "train.pretrained", f"{path}: no such file; name another, or null for random initial weights"
@@ -95,7 +98,7 @@ def assemble(config: Config, dist: Dist) -> Assembly:
     state.progress.samples, state.progress.listing = train_data.size, train_data.listing
     check_same_start(config, dist, state, (train_data, val_data))
 
-    network = apply_precision(model, config.amp.level)
+    network = apply_precision(model, level_on(dist.device_target, config.amp.level))
     global_batch = config.train.batch_size * config.train.accumulation_steps * dist.size
     updates_per_epoch = train_data.size // global_batch
     length = run_length(config, updates_per_epoch)
@@ -109,7 +112,7 @@ def assemble(config: Config, dist: Dist) -> Assembly:
         model=model,
         network=network,
         state=state,
-        step=build_step(config, dist, task, network, state),
+        step=build_step(config, dist, task, network, state, train_data),
         train_batches=train_batches,
         eval_batches=eval_batches,
         evaluator=task.evaluator(model, val_data, dist),
@@ -120,6 +123,23 @@ def assemble(config: Config, dist: Dist) -> Assembly:
         saved_config=saved_config,
         saved_progress=saved_progress,
     )
+
+
+def initial_weights(config: Config, name: str, dist: Dist, announce: Callable[[str], None]) -> Path:
+    """Return the file that train.pretrained names; with train.download, one process downloads published weights first.
+
+    Raises:
+        ConfigError: published weights that are not here, or are damaged.
+        DownloadError: they cannot be downloaded.
+    """
+    path, weights = locate(name)
+    if config.train.download and weights is not None and not path.is_file():
+        announce(f"downloading {weights.name} to {path}")
+        dist.on_main(partial(download, weights, path), f"{name}: cannot be downloaded; see the main process's line")
+    try:
+        return weights_file(name)
+    except DownloadError as error:
+        raise config.error("train.pretrained", str(error)) from error
 
 
 def new_state(config: Config, model: nn.Cell, classes: tuple[str, ...]) -> TrainState:
@@ -220,11 +240,13 @@ def open_batches(
     return train_batches, eval_batches
 
 
-def build_step(config: Config, dist: Dist, task: Task, network: nn.Cell, state: TrainState) -> TrainStep:
+def build_step(
+    config: Config, dist: Dist, task: Task, network: nn.Cell, state: TrainState, train_data: Dataset
+) -> TrainStep:
     """Build the cell that makes one update."""
     parameters = state.model.trainable_params()
     step = TrainStep(
-        task.losses(network, state.model),
+        task.losses(network, state.model, train_data, dist),
         parameters,
         state.optimizer,
         state.loss_scale,

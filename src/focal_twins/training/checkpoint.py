@@ -23,10 +23,12 @@ from focal_twins.config.load import Config
 from focal_twins.errors import UserError
 from focal_twins.files import ckpt
 from focal_twins.files.atomic import LINKING, replace_synced
+from focal_twins.files.names import only_in
 from focal_twins.files.weights import (
     CLASSES,
     CONFIG,
     EMA_PREFIX,
+    PREFERRED,
     STATE_PREFIX,
     WeightsError,
     class_names,
@@ -35,6 +37,7 @@ from focal_twins.files.weights import (
     select_weights,
     write_checkpoint,
 )
+from focal_twins.phrases import counted
 
 PROGRESS = STATE_PREFIX + "progress"
 EPOCH_FILE = re.compile(r"epoch_\d{4,}\.ckpt")
@@ -56,7 +59,11 @@ class Progress:
     seconds: float = 0.0  # time spent so far, evaluation and compilation included
     best: float = -1.0  # best value, after whole epochs, of the figure that the task chooses by
     best_epoch: int = 0
+    best_weights: str = ""  # the weights that had it: raw or ema; nothing in files of earlier versions
     worse: int = 0  # evaluations after whole epochs since then, none of which was better
+    other_best: float = -1.0  # best value of the weights that the best epoch is not chosen by, raw or averaged
+    other_best_epoch: int = 0
+    judged_by: str = ""  # the weights that counted in the newest evaluation: raw or ema
     devices: int = 0  # number of devices that trained together; 0 in files of earlier versions, which did not keep it
     global_batch: int = 0  # images of one update on all devices; 0 in such files
     samples: int = 0  # number of training samples, which their order depends on; 0 in such files
@@ -77,7 +84,10 @@ class Progress:
         """The progress in words."""
         if not self.images:
             return f"epoch {self.epoch}"
-        done = f"update {self.images // self.global_batch}" if self.global_batch else f"after {self.images} images"
+        if self.global_batch:
+            done = f"update {self.images // self.global_batch}"
+        else:
+            done = f"after {counted(self.images, 'image')}"
         return f"epoch {self.epoch + 1}, {done}"
 
 
@@ -121,6 +131,8 @@ class TrainState:
             CONFIG: self.config.to_yaml(),
             CLASSES: json.dumps(self.classes),
         }
+        if self.ema is not None and self.progress.judged_by == "raw":
+            texts[PREFERRED] = "raw"
         return Snapshot({p.name: np.array(p.asnumpy()) for p in self.parameters()}, texts, replace(self.progress))
 
     def restore(self, content: dict, path: Path) -> dict:
@@ -139,10 +151,10 @@ class TrainState:
             )
         classes = class_names(content)
         if classes != self.classes:
-            raise CheckpointError(
-                f"checkpoint {path}: was trained on other classes "
-                + (f"({len(classes)}: {classes[0]}, ...)" if classes else "(it does not name them)")
+            others = (
+                only_in(self.classes, classes, "the data", "the checkpoint") if classes else "it does not name them"
             )
+            raise CheckpointError(f"checkpoint {path}: was trained on other classes ({others})")
         saved = yaml.safe_load(content[CONFIG])
         for section, key in (("optimizer", "name"), ("train", "frozen_stages")):
             then, now = saved[section].get(key), getattr(getattr(self.config, section), key)

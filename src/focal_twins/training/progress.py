@@ -21,6 +21,7 @@ class ProgressLog:
         self.enabled = enabled
         self.terminal = enabled and sys.stdout.isatty() and not output_is_forwarded()
         self.bar: tqdm | None = None
+        self.shown: str | None = None  # what stays on the terminal of the newest update that the bar shows
         self.last_started = first_update
         self.timed_updates, self.timed_seconds = 0, 0.0  # leave out compilation, evaluation and checkpoints
         self.window_updates, self.window_start = 0, 0.0
@@ -73,12 +74,14 @@ class ProgressLog:
             left = (self.total - self.last_started) * self.timed_seconds / self.timed_updates
             speed = f"{rate:.0f} img/s", f"{duration(left)} left"
             self._start_window()
+        epoch = (update - 1) // self.updates_per_epoch + 1
+        done = f"epoch {epoch}/{self.epochs}  update {self._number_in_epoch(update)}/{self.updates_per_epoch}"
+        line = "  ".join([done, f"loss {loss:.4f}", f"lr {learning_rate:.3e}", *speed])
         if self.bar is not None:
+            self.shown = line
             self.bar.set_postfix_str(", ".join([f"loss {loss:.4f}", f"lr {learning_rate:.2e}", *speed]))
         elif self.enabled:
-            epoch = (update - 1) // self.updates_per_epoch + 1
-            done = f"epoch {epoch}/{self.epochs}  update {self._number_in_epoch(update)}/{self.updates_per_epoch}"
-            print("  ".join([done, f"loss {loss:.4f}", f"lr {learning_rate:.3e}", *speed]), flush=True)
+            print(line, flush=True)
         return rate
 
     def _number_in_epoch(self, update: int) -> int:
@@ -89,10 +92,13 @@ class ProgressLog:
         self.window_updates, self.window_start = 0, time.perf_counter()
 
     def end_epoch(self) -> None:
-        """Remove the bar from the terminal, so that lines can follow."""
+        """Remove the bar from the terminal, so that lines can follow; the loss that it showed last stays, as a line."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+            if self.shown is not None:
+                print(self.shown, flush=True)
+                self.shown = None
 
     def line(self, text: str) -> None:
         """Print a line of text, above the bar if there is one."""

@@ -11,6 +11,7 @@ INCIDENTAL = (
     "data.prefetch",
     "data.numa",
     "train.resume",
+    "train.download",
     "train.early_stopping",
     "train.stop_after_epoch",
     "train.stop_after_update",

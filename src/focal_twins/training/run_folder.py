@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from focal_twins.config.load import Config
+from focal_twins.data.dataset import Dataset
 from focal_twins.data.pipeline import UnreadableImages
 from focal_twins.distributed.ranks import Dist
 from focal_twins.errors import UserError
@@ -15,6 +16,7 @@ from focal_twins.files.atomic import remove_unfinished, write_text
 from focal_twins.files.folder_lock import FolderLock
 from focal_twins.files.names import escape_name
 from focal_twins.files.weights import read_checkpoint
+from focal_twins.phrases import counted
 from focal_twins.tasks.evaluation_file import write_evaluation
 from focal_twins.training.checkpoint import CheckpointFolder, Progress
 from focal_twins.training.metrics_log import GrowingFile, MetricsLog
@@ -106,6 +108,15 @@ class RunFolder:
         if resume_from is not None and resume_from.parent == self.checkpoints.path:
             self.checkpoints.adopt(resume_from, progress)
 
+    def write_validation(self, data: Dataset) -> None:
+        """Write the names of the validation images where they are a share of the training set's, one a line.
+
+        Raises:
+            UserError: no room or no permission.
+        """
+        if data.is_held_back:
+            write_text(self.path / "validation_images.txt", "".join(f"{escape_name(name)}\n" for name in data.names))
+
     def write_config(self, config: Config) -> None:
         """Write config.yaml, every key with its value.
 
@@ -156,12 +167,12 @@ class RunFolder:
         new = [image for image in found if image not in self.announced]
         for image in new:
             announce(
-                f"unreadable image {escape_name(image)} ({found[image]}): another takes its place in training, "
-                "evaluation does not count it"
+                f"unreadable image {escape_name(image)} ({found[image]}): replaced by another in training, not counted "
+                "in evaluation"
             )
         self.announced.update(new)
         if new:
-            announce(f"{len(self.announced)} unreadable images so far")
+            announce(f"{counted(len(self.announced), 'unreadable image')} so far")
 
     def summary(self) -> dict | None:
         """Read the summary of a run that came to its end; None if there is none."""

@@ -1,14 +1,16 @@
 """Computes learning rates by schedules: pure functions of the update number.
 
 All have one structure: a linear warm-up, a shape, and a constant cool-down. Durations are given in (fractional) epochs
-and rounded to whole updates; the warm-up and the whole run can also be given in updates.
+and rounded to whole updates; the warm-up and the whole run can also be given in updates, and the warm-up as a share of
+the run.
 """
 
 import math
 from dataclasses import dataclass
 
 from focal_twins.config.load import Config
-from focal_twins.config.schema import without_ramps
+from focal_twins.config.schema import warmup_key, without_ramps
+from focal_twins.phrases import counted
 
 
 @dataclass(frozen=True)
@@ -27,22 +29,24 @@ def run_length(config: Config, updates_per_epoch: int) -> RunLength:
     """
     schedule, train = config.schedule, config.train
     updates = train.updates or (train.epochs or 0) * updates_per_epoch  # one of them is null
-    warmup, cooldown = warmup_updates(schedule, updates_per_epoch), round(schedule.cooldown_epochs * updates_per_epoch)
+    warmup = warmup_updates(schedule, updates, updates_per_epoch)
+    cooldown = round(schedule.cooldown_epochs * updates_per_epoch)
     in_epochs_alone = train.updates is None and schedule.warmup_updates is None  # then checked as it was given
     if not in_epochs_alone and warmup + cooldown > updates:
-        key = "warmup_epochs" if schedule.warmup_updates is None else "warmup_updates"
         raise config.error(
-            f"schedule.{key}",
-            f"{warmup} updates of warm-up and {cooldown} of cool-down do not fit into the run's {updates}; "
+            f"schedule.{warmup_key(schedule)}",
+            f"{counted(warmup, 'update')} of warm-up and {cooldown} of cool-down do not fit into the run's {updates}; "
             + without_ramps(schedule),
         )
     return RunLength(updates, math.ceil(updates / max(updates_per_epoch, 1)))
 
 
-def warmup_updates(schedule, updates_per_epoch: int) -> int:
-    """Return the updates of the warm-up under the configuration's schedule section."""
+def warmup_updates(schedule, updates: int, updates_per_epoch: int) -> int:
+    """Return the updates of the warm-up under the configuration's schedule section, in a run of some updates."""
     if schedule.warmup_updates is not None:
         return schedule.warmup_updates
+    if schedule.warmup_fraction is not None:
+        return round(schedule.warmup_fraction * updates)
     return round(schedule.warmup_epochs * updates_per_epoch)
 
 
@@ -91,7 +95,8 @@ def unscaled_rate(schedule, base_lr: float, updates: int, update: int, updates_p
     replaces its start, and where warm-up ends the rate drops a little. With warmup_ratio the warm-up is a factor of the
     shape, so that the rate has no step at its end; source: mmcv's linear warm-up.
     """
-    warmup, cooldown = warmup_updates(schedule, updates_per_epoch), round(schedule.cooldown_epochs * updates_per_epoch)
+    warmup = warmup_updates(schedule, updates, updates_per_epoch)
+    cooldown = round(schedule.cooldown_epochs * updates_per_epoch)
     end = updates - cooldown
     if update < warmup and schedule.warmup_ratio is None:
         return schedule.warmup_lr + (base_lr - schedule.warmup_lr) * update / warmup

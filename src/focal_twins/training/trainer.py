@@ -14,10 +14,13 @@ from focal_twins.config.load import Config
 from focal_twins.distributed.compile_cache import CompileCache
 from focal_twins.distributed.ranks import Dist, collective_failures_named
 from focal_twins.errors import UserError
-from focal_twins.models.precision import missing_kernels_named
+from focal_twins.models.precision import level_on, missing_kernels_named
+from focal_twins.phrases import counted
 from focal_twins.random_streams import Stream, generator
+from focal_twins.tasks.evaluation_file import SHORT_NAMES
 from focal_twins.tasks.task import Result, evaluate
 from focal_twins.training.assemble import assemble
+from focal_twins.training.best_epoch import BestEpoch
 from focal_twins.training.interruption import Interruption, Stopped
 from focal_twins.training.outcomes import Diverged, Outcome, Outcomes
 from focal_twins.training.progress import ProgressLog, duration
@@ -44,8 +47,10 @@ class Trainer:
         self.updates_per_epoch, self.global_batch = parts.updates_per_epoch, parts.global_batch
         self.checkpoints, self.metrics = self.folder.checkpoints, self.folder.metrics
         self.metric = self.task.figures[0]
+        self.precision = level_on(dist.device_target, config.amp.level)
         self.epochs = parts.length.epochs
         progress, train = self.state.progress, config.train
+        self.best = BestEpoch(progress, self.metric, config.ema.best_by, config.eval.interval)
         self.log = ProgressLog(self.epochs, self.updates_per_epoch, progress.update, train.log_interval, dist.is_main)
         self.compile_cache = CompileCache(config, dist, self.model, self.log.line)
         self.saver = None
@@ -56,7 +61,7 @@ class Trainer:
             )
         most, names = train.max_skipped_updates, self.step.loss_names
         self.outcomes = Outcomes(progress, self.log, self.metrics, self.updates_per_epoch, most, names)
-        self.interruption = Interruption()
+        self.interruption = Interruption(names_it=dist.is_main)
         self.watchdog = Watchdog(config.output / "stalled", dist, train.stall_seconds)
 
     # --- a run --------------------------------------------------------------------------------------------------------
@@ -74,7 +79,11 @@ class Trainer:
         self._announce()
         is_over = progress.epoch >= last_epoch or progress.update >= (config.train.stop_after_update or math.inf)
         if is_over or self._improves_no_more():
-            why = "" if is_over else f" ({progress.worse} evaluations brought no better figure: train.early_stopping)"
+            why = (
+                ""
+                if is_over
+                else f" ({counted(progress.worse, 'evaluation')} brought no better figure: train.early_stopping)"
+            )
             self.log.line(f"already trained to {progress.description}{why}: {self.newest_or_best}")
             summary = self.folder.summary()
             if summary is None or summary["updates"] != self.parts.saved_progress.update:  # none, or of an earlier end
@@ -82,6 +91,7 @@ class Trainer:
             return summary
         if self.dist.is_main:
             self.folder.write_config(config)
+            self.folder.write_validation(self.eval_batches.data)
             self.folder.note_session(session(self.dist, progress, self.updates_per_epoch))
         self.metrics.begin(progress.seconds)
         self.started = time.perf_counter() - progress.seconds
@@ -97,10 +107,10 @@ class Trainer:
             self.dist.barrier()
             last_good = self.saver.last_good if self.saver is not None else None
             raise UserError(f"{error}; last good save: {last_good or 'none'}; {Diverged.REMEDY}") from error
-        trained = f"to {progress.description}" if progress.images else f"{progress.epoch} epochs"
-        best = f"best {self.best_weights} {self.metric.title} {self.metric.format_value(progress.best)}"
-        best = f"{best} (epoch {progress.best_epoch})" if progress.best_epoch else "saved"
-        self.log.line(f"trained {trained} in {duration(progress.seconds)}; {best}: {self.newest_or_best}")
+        trained = f"to {progress.description}" if progress.images else counted(progress.epoch, "epoch")
+        self.log.line(f"trained {trained} in {duration(progress.seconds)}; {self.best}: {self.newest_or_best}")
+        if remark := self.best.remark():
+            self.log.line(remark)
         return self._finish()
 
     def _prepare_folder(self) -> None:
@@ -109,9 +119,8 @@ class Trainer:
         if self.dist.is_main:  # before any rank reads images: the others wait at the barrier
             self.folder.prepare(self.parts.resume_from, self.parts.saved_progress)
         self.dist.barrier()
-        if not self.checkpoints.best.exists():  # going on in another folder, whose best is still to come
-            progress = self.state.progress
-            progress.best, progress.best_epoch, progress.worse = -1.0, 0, 0
+        if not self.checkpoints.best.exists():  # going on in another folder
+            self.best.forget()
 
     def _train(self, last_epoch: int) -> None:
         """Train, evaluate and save, epoch by epoch."""
@@ -135,9 +144,9 @@ class Trainer:
             if self._is_last_update():
                 break
             if self._improves_no_more() and progress.epoch < last_epoch:
-                evaluations = f"{progress.worse} evaluation{'s' if progress.worse > 1 else ''}"
                 self.log.line(
-                    f"no better {self.metric.title} in {evaluations}: training ends early (train.early_stopping)"
+                    f"no better {self.metric.title} in {counted(progress.worse, 'evaluation')}: training ends early "
+                    "(train.early_stopping)"
                 )
                 break
             if self._is_stop_agreed() and progress.epoch < last_epoch:
@@ -178,7 +187,7 @@ class Trainer:
         self.log.end_epoch()
         if self.outcomes.skipped:
             scale = float(self.state.loss_scale.value.asnumpy())
-            self.log.line(f"{self.outcomes.skipped} updates skipped for overflow, loss scale now {scale:g}")
+            self.log.line(f"{counted(self.outcomes.skipped, 'update')} skipped for overflow, loss scale now {scale:g}")
         return progress.images == whole
 
     def _updates(self) -> Iterator[Iterable[tuple[np.ndarray, ...]]]:
@@ -197,7 +206,7 @@ class Trainer:
         for part, batch in enumerate(batches):
             self.watchdog.at("in", update + 1)
             completes = part + 1 == config.train.accumulation_steps
-            with missing_kernels_named(config.amp.level, self.dist.device_target), collective_failures_named():
+            with missing_kernels_named(self.precision, self.dist.device_target), collective_failures_named():
                 returned = self.compile_cache.call(
                     self.step,
                     Tensor(rate, ms.float32),
@@ -215,15 +224,20 @@ class Trainer:
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
 
-    def _evaluate(self) -> Result:
-        """Evaluate raw and, where there are any, averaged weights; return the last result."""
-        result = evaluate(self.network, self._watched_eval_batches(), self.evaluator, self.compile_cache.call)
-        self._log_evaluation("raw", result)
+    def _evaluate(self) -> dict[str, Result]:
+        """Evaluate raw and, where there are any, averaged weights; return the results by the kind of weights."""
+
+        def result_of(weights: str) -> Result:
+            result = evaluate(self.network, self._watched_eval_batches(), self.evaluator, self.compile_cache.call)
+            self._log_evaluation(weights, result)
+            return result
+
+        results = {"raw": result_of("raw")}
         if self.state.ema is not None:
             with self.state.ema.applied():
-                result = evaluate(self.network, self._watched_eval_batches(), self.evaluator, self.compile_cache.call)
-            self._log_evaluation("ema", result)
-        return result
+                results["ema"] = result_of("ema")
+        self.best.judge(results)
+        return results
 
     def _watched_eval_batches(self) -> Iterator:
         """Yield the batches and notify the watchdog at each: a whole evaluation may take longer than it waits."""
@@ -247,20 +261,14 @@ class Trainer:
             **result.figures,
         )
 
-    def _keep_if_best(self, result: Result) -> bool:
-        """If an epoch's result is the best so far, keep it and its evaluation for the report; return whether it is."""
-        progress = self.state.progress
-        value = result.figures[self.metric.key]
-        if not value > progress.best:
-            # Not where a run was told to stop between two evaluations: it goes on as if it had not been.
-            progress.worse += progress.epoch % self.config.eval.interval == 0
-            return False
-        progress.best, progress.best_epoch, progress.worse = value, progress.epoch, 0
-        if self.dist.is_main:
-            content = {"checkpoint": str(self.checkpoints.best), "weights": self.best_weights.lower()}
-            content |= {"epoch": progress.epoch} | result.content()
+    def _keep_if_best(self, results: dict[str, Result]) -> bool:
+        """If an epoch is the best so far, keep its evaluation for the report; return whether it is."""
+        result = self.best.better(results)
+        if result is not None and self.dist.is_main:
+            content = {"checkpoint": str(self.checkpoints.best), "weights": self.best.weights}
+            content |= {"epoch": self.state.progress.epoch} | result.content()
             self.folder.keep_evaluation(content, result.arrays(), result.pictures(), result.files())
-        return True
+        return result is not None
 
     # --- saves and ends -----------------------------------------------------------------------------------------------
 
@@ -329,10 +337,7 @@ class Trainer:
         self._await_saves()
         if self.dist.is_main:
             self.folder.write_pending()
-        raise Stopped(
-            f"stopped by {self.interruption.name} after {where}; saved {self.checkpoints.last}; "
-            "go on with train.resume=auto"
-        )
+        raise Stopped(f"stopped by {self.interruption.name} after {where}; saved {self.checkpoints.last}")
 
     # --- messages and the summary -------------------------------------------------------------------------------------
 
@@ -342,29 +347,26 @@ class Trainer:
         parameters = sum(parameter.size for parameter in self.model.trainable_params())
         self.log.line(
             f"{config.model.name}: {parameters:,} parameters, {self.train_batches.data.description}, "
-            f"{self.dist.device_target} x {self.dist.size}, {self.updates_per_epoch} updates of {self.global_batch} "
-            f"images an epoch, amp {config.amp.level}"
+            f"{self.dist.device_target} x {self.dist.size}, {counted(self.updates_per_epoch, 'update')} of "
+            f"{counted(self.global_batch, 'image')} an epoch, amp {self.precision}"
         )
         if frozen := config.train.frozen_stages:
             stages = len(self.model.depths)
-            self.log.line(f"frozen: the patch embedding and {frozen} of {stages} stages, beside the parameters above")
+            self.log.line(
+                f"frozen: the patch embedding and {frozen} of {counted(stages, 'stage')}, beside the parameters above"
+            )
         for caveat in (self.step.accumulation_caveat(), self.task.batch_caveat(self.model, self.dist.size)):
             if caveat:
                 self.log.line(caveat)
         if parts.saved_config is not None:
             within = progress.update - progress.epoch * self.updates_per_epoch
-            where = f"epoch {progress.epoch}" + (f" and {within} updates of the next" if within else "")
+            where = f"epoch {progress.epoch}" + (f" and {counted(within, 'update')} of the next" if within else "")
             self.log.line(f"resuming {parts.resume_from} after {where}")
             images = self.train_batches.data.size
             for line in changes(
                 parts.saved_config, config, parts.saved_progress, progress, images, self.updates_per_epoch
             ):
                 self.log.line(line)
-
-    @property
-    def best_weights(self) -> str:
-        """Return the kind of weights by which the best epoch is chosen."""
-        return "EMA" if self.state.ema is not None else "raw"
 
     @property
     def newest_or_best(self) -> Path:
@@ -380,7 +382,7 @@ class Trainer:
             "metric": self.metric.key,
             "best": progress.best,
             "best_epoch": progress.best_epoch,
-            "weights": self.best_weights,
+            "weights": SHORT_NAMES[self.best.weights],
             "seconds": round(progress.seconds, 1),
             "skipped_updates": progress.skipped,
             "unreadable_images": sorted(self.folder.unreadable_images()),

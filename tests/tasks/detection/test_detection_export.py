@@ -9,7 +9,9 @@ import numpy as np
 import onnxruntime
 import pytest
 from mindspore import Tensor
+from PIL import Image
 
+import focal_twins
 from focal_twins.config.load import load_config
 from focal_twins.data.pipeline import EvalBatches, UnreadableImages
 from focal_twins.distributed.ranks import Dist
@@ -20,6 +22,7 @@ from focal_twins.files.weights import official_names, write_checkpoint
 from focal_twins.inference.evaluate import evaluate_checkpoint
 from focal_twins.inference.export import export_checkpoint
 from focal_twins.tasks.find_task import create_task
+from tests.examples import run_example
 from tests.tasks.detection.small_detection import CLASSES, MASK_RCNN, make_data, write_config
 from tests.trained import with_formula_weights
 
@@ -87,11 +90,32 @@ def test_checkpoint_and_file_predict_the_same(trained, onnx_file, run_script, tm
         found.append([row for row in rows if row["image"] == str(images / "image02.png")])
         assert len(list((tmp_path / model.name / "overlays").iterdir())) == 5
     assert found[0] and len(found[0]) == len(found[1])
+    by_python = focal_twins.load(path, threshold=0.3)(Image.open(images / "image02.png")).found
+    assert [float(row["score"]) for row in found[0]] == pytest.approx(by_python.scores.tolist(), abs=1e-5)
+    assert [row["class"] for row in found[0]] == [CLASSES[label] for label in by_python.labels]
     for row, other in zip(*found, strict=True):
         assert row["class"] == other["class"]
         assert float(row["score"]) == pytest.approx(float(other["score"]), abs=1e-3)
         for side in ("x1", "y1", "x2", "y2"):
             assert float(row[side]) == pytest.approx(float(other[side]), abs=0.5)
+
+
+def test_the_example_without_this_project_finds_the_same(trained, onnx_file, run_script):
+    """examples/onnx_detect.py: of images that fill the canvas in one direction, and of one made smaller to fit."""
+    images = sorted((Path(trained[0].data.path) / "val").iterdir())[:3]
+    code, out, err = run_script(
+        "scripts/predict.py", "--model", onnx_file, "--format", "csv", "--threshold", "0.001", *images
+    )
+    assert (code, err) == (0, "")
+    expected = list(csv.DictReader(io.StringIO(out)))
+    found = run_example("onnx_detect.py", onnx_file, *images)
+    assert len(expected) == len(found) > 10
+    for (name, label, *values), row in zip(found, expected, strict=True):
+        assert (name, label) == (row["image"], row["class"])
+        assert float(values[0]) == pytest.approx(float(row["score"]), abs=1e-5)
+        assert [float(side) for side in values[1:]] == pytest.approx(
+            [float(row[side]) for side in ("x1", "y1", "x2", "y2")], abs=0.01
+        )
 
 
 def test_a_file_of_candidates_is_evaluated(trained, onnx_file, tmp_path, capsys):

@@ -14,7 +14,9 @@ import pytest
 from mindspore import Tensor
 from PIL import Image
 
+import focal_twins
 from focal_twins.cli import run
+from focal_twins.commands.predict import main
 from focal_twins.config.load import load_config
 from focal_twins.data.label_folders import LabelledFolders
 from focal_twins.distributed.ranks import Dist
@@ -33,7 +35,7 @@ from focal_twins.tasks.segmentation.inference_rule import joined_labels
 from focal_twins.tasks.segmentation.metrics import confusion_matrix
 from focal_twins.tasks.segmentation.predictor import SegmentPredictor
 from focal_twins.tasks.segmentation.preparation import ImagePreparation
-from scripts import predict as script
+from tests.examples import run_example
 from tests.reference import images
 from tests.tasks.segmentation.small_run import CLASSES, SIZES, make_data, write_config
 from tests.trained import with_formula_weights
@@ -74,7 +76,7 @@ def predicted(config, checkpoint, scenes, tmp_path_factory):
         patch.setattr(sys, "stdout", io.StringIO())
         patch.setattr(sys, "argv", ["predict.py", "--checkpoint", str(checkpoint), "--output", str(folder)])
         sys.argv += ["--format", "json", "--batch_size", "2", str(scenes.path)]
-        assert run(script.main, "predict.py") == 0
+        assert run(main, "predict.py") == 0
         return json.loads(sys.stdout.getvalue()), folder
 
 
@@ -93,6 +95,14 @@ def test_the_label_images_are_what_an_evaluation_counts(config, checkpoint, scen
         confusion += confusion_matrix(scenes.label(index), labels, 3, 255)
     np.testing.assert_array_equal(confusion, result.counts.confusion)
     assert (confusion.sum(axis=0)[:3] > 0).sum() > 1  # not one class everywhere
+
+
+def test_python_predicts_the_same_labels(checkpoint, scenes, predicted):
+    predictor = focal_twins.load(checkpoint)
+    names = scenes.names[:2]
+    for prediction, name in zip(predictor([Image.open(scenes.path / name) for name in names]), names, strict=True):
+        np.testing.assert_array_equal(prediction.labels, label_of(predicted[1], name)[1])
+    assert (predictor.task, predictor.classes) == ("segmentation", CLASSES)
 
 
 def test_shares_and_pictures(scenes, predicted):
@@ -247,6 +257,22 @@ def test_exported_files_are_evaluated_by_windows(config, checkpoint, files, tmp_
     assert got.counts.confusion.sum() == expected.counts.confusion.sum()
     with pytest.raises(UserError, match="gives labels; evaluation needs logits: export with --outputs logits"):
         evaluate_checkpoint(config, Dist(), str(files["labels"]))
+
+
+@pytest.mark.parametrize("output", ["logits", "full_size"])
+def test_the_example_without_this_project_gives_the_same_labels(call, files, scenes, tmp_path, output):
+    """examples/onnx_segment.py: of images larger than a window, which overlap, and than neither side."""
+    large = tmp_path / "large.png"
+    Image.open(scenes.path / scenes.names[0]).resize((77, 51)).save(large)
+    for image in (large, scenes.path / scenes.names[1]):
+        code, out, err = call("--model", files[output], "--output", tmp_path / "own", "--format", "json", image)
+        assert (code, err) == (0, "")
+        (line,) = run_example("onnx_segment.py", files[output], image, tmp_path / "labels.png")
+        told = dict(zip(line[::2], map(float, line[1::2]), strict=True))
+        (entry,) = json.loads(out)
+        assert told == pytest.approx({each["class"]: each["share"] for each in entry["classes"]}, abs=1e-4)
+        expected, got = (np.asarray(Image.open(path)) for path in (entry["labels"], tmp_path / "labels.png"))
+        assert (got == expected).mean() > 0.9999
 
 
 def test_windows_of_labels_share_their_overlap():

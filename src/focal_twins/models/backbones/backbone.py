@@ -6,14 +6,20 @@ stage, or gives the maps of the stages that `out_indices` names to a network bui
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import mindspore as ms
 import numpy as np
 from mindspore import ParameterTuple, Tensor, nn
 from mindspore.nn.utils import no_init_parameters
 
 from focal_twins.models.device_options import device_options, set_device_options
-from focal_twins.models.layers import Dropout, DropPath, draw_drop_path
+from focal_twins.models.layers import Dense, Dropout, DropPath, draw_drop_path, random_scales, random_seed
 from focal_twins.models.registry import ArgumentError
+from focal_twins.phrases import counted
+
+# Arguments of the families that are rates of dropout.
+DROPOUT_RATES = ("drop_rate", "attn_drop_rate", "pos_drop_rate", "proj_drop_rate")
 
 
 @dataclass(frozen=True)
@@ -34,9 +40,10 @@ class Backbone(nn.Cell):
     """Runs images through stages, each of which has a map of half the side of the one before.
 
     A family's constructor sets arguments (all of its own, by name), img_size and pretrain_size (height, width),
-    in_chans, depths, stage_maps (a FeatureMap for each stage), out_indices (None: it classifies) and drop_path_rates
-    (two branches a block). It defines `check`, which refuses arguments that cannot work, and the methods that raise
-    NotImplementedError here. What concerns files (files/weights.py) has answers for a family without peculiarities.
+    in_chans, depths, stage_maps (a FeatureMap for each stage), out_indices (None: it classifies), drop_path_rates
+    (two branches a block), has_dropout and, of a classifier, head (None without classes). It defines `check`, which
+    refuses arguments that cannot work, and the methods that raise NotImplementedError here. What concerns files
+    (files/weights.py) has answers for a family without peculiarities.
     """
 
     check: Callable[[dict], None]
@@ -44,12 +51,15 @@ class Backbone(nn.Cell):
     img_size: tuple[int, int]
     pretrain_size: tuple[int, int]
     in_chans: int
-    num_classes: int | None
+    num_classes: int | None  # 0: a classifier without a head, which gives pooled features; None: it gives maps
+    head: nn.Cell | None
     depths: tuple[int, ...]
     stage_maps: tuple[FeatureMap, ...]
     out_indices: tuple[int, ...] | None
     drop_path_rates: list[float]
-    frozen_stages = 0
+    has_dropout: bool
+    frozen_stages: int | None = 0  # None: all but the head
+    preprocessing: Any = None  # turns images into the input, where the caller of `create_model` is a Python program
     input_weight: str  # name of the first convolution's weight, official and from the backbone on, as the next ones
     classifiers: tuple[str, ...] = ("head",)  # layers whose parameters have a row for each class
     no_weight_decay: tuple[str, ...] = ()  # beside 1-D parameters and biases, those whose name holds one of these
@@ -65,7 +75,7 @@ class Backbone(nn.Cell):
         return tokens
 
     def logits(self, images, drop_path=None, dropout_seed=None):
-        """Map images to logits [B, num_classes]."""
+        """Map images to logits [B, num_classes], or to pooled features [B, num_features] without a head."""
         raise NotImplementedError
 
     def block_index(self, name: str) -> int:
@@ -91,13 +101,33 @@ class Backbone(nn.Cell):
         return maps
 
     def construct(self, images, drop_path=None, dropout_seed=None):
-        """Map images to logits, or to the tuple of token maps.
+        """Map images to logits (pooled features where num_classes is 0), or to the tuple of token maps.
 
-        Training passes the scales of draw_drop_path, and an int32 scalar to key dropout.
+        Args:
+            images: [B, in_chans, *img_size] float32.
+            drop_path: the scales of draw_drop_path, for stochastic depth in training. dropout_seed: an int32 scalar
+                that keys dropout. This project's training passes both, so that a step can be repeated; without them
+                the model draws its own.
         """
+        if self.training:
+            drop_path, dropout_seed = self.noise(images.shape[0], drop_path, dropout_seed)
         if self.out_indices is None:
             return self.logits(images, drop_path, dropout_seed)
         return self.features(images, drop_path, dropout_seed)
+
+    def noise(self, batch_size, drop_path, dropout_seed):
+        """Return the noise of a training step: what is given, and new draws for what is missing and has a use."""
+        if drop_path is None and max(self.drop_path_rates) > 0:
+            keep = Tensor([[1.0 - rate] for rate in self.drop_path_rates], ms.float32)  # [branches, 1]
+            drop_path = random_scales(keep, (len(self.drop_path_rates), batch_size))
+        if dropout_seed is None and self.has_dropout:
+            dropout_seed = random_seed()
+        return drop_path, dropout_seed
+
+    @property
+    def num_features(self) -> int:
+        """Return the number of channels of the last stage, which the head classifies."""
+        return self.stage_maps[-1].channels
 
     @property
     def feature_maps(self) -> tuple[FeatureMap, ...]:
@@ -139,27 +169,54 @@ class Backbone(nn.Cell):
         share_parameters(other, self)
         set_device_options(other, **device_options(self))
         other.freeze(self.frozen_stages)
+        if self.preprocessing is not None:
+            other.preprocessing = self.preprocessing.at(size)
         return other.set_train(self.training)
 
     # --- training ----------------------------------------------------------------------------------------------------
 
-    def freeze(self, stages: int) -> None:
-        """Exclude the patch embedding and the first stages, with the downsampling after them, from training; 0: none.
+    def freeze(self, stages: int | None = None) -> None:
+        """Exclude the patch embedding and the first stages, with the downsampling after them, from training.
 
         They get no gradients, and neither stochastic depth nor dropout, for both only regularise learning. Norms of
         their outputs stay free. Call it before an optimizer is built or a graph compiled.
+
+        Args:
+            stages: how many; 0: none. None: everything before the head, for linear probing; of a backbone, everything.
         """
         if stages == 0:
             return
         self.frozen_stages = stages
         last = sum(self.depths[:stages])
         for name, parameter in self.parameters_and_names():
-            if self.block_index(name) <= last:
+            if self._is_before(name, last):
                 parameter.requires_grad = False
         for name, cell in self.cells_and_names():
-            if isinstance(cell, DropPath | Dropout) and self.block_index(name) <= last:
+            if isinstance(cell, DropPath | Dropout) and self._is_before(name, last):
                 cell.rate = 0.0
         self.drop_path_rates = [0.0 if branch < 2 * last else rate for branch, rate in enumerate(self.drop_path_rates)]
+
+    def _is_before(self, name: str, last: int) -> bool:
+        """Tell whether a parameter or layer is frozen, where the blocks up to `last` are."""
+        return self.block_index(name) <= last or (self.frozen_stages is None and not name.startswith(self.classifiers))
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the head by a new, initialised one for another number of classes.
+
+        Args:
+            num_classes: 0: no head; the model gives pooled features [B, num_features].
+
+        Raises:
+            ArgumentError: a negative number, or a backbone, which has no head.
+        """
+        if self.out_indices is not None:
+            raise ArgumentError("num_classes", "a backbone of features has no head")
+        if num_classes < 0:
+            raise ArgumentError("num_classes", f"must be at least 0, got {num_classes}")
+        self.head = Dense(self.num_features, num_classes) if num_classes else None
+        self.num_classes = num_classes
+        self.arguments = self.arguments | {"num_classes": num_classes}
+        self.compile_cache.clear()  # a graph holds the former head
 
     def draw_drop_path(self, generator: np.random.Generator, batch_size: int) -> Tensor | None:
         """Draw stochastic-depth scales for one training step; None for a model without stochastic depth."""
@@ -174,8 +231,11 @@ class Backbone(nn.Cell):
         return self.block_index(name) > sum(self.depths)
 
     def has_no_use_for(self, name: str) -> bool:
-        """Tell whether a backbone ignores a file's parameter: a classifier's norm or head, which originals may have."""
-        return self.out_indices is not None and name.split(".")[0] in ("norm", "head")
+        """Tell whether a model ignores a file's parameter: a classifier's norm and head, or its head alone."""
+        layer = name.split(".")[0]
+        if self.out_indices is not None:
+            return layer in ("norm", "head")
+        return layer == "head" and not self.num_classes
 
     def is_derived_buffer(self, name: str) -> bool:
         """Tell whether the original's files have a buffer of this name that follows from sizes alone."""
@@ -243,6 +303,11 @@ def share_parameters(cell: nn.Cell, source: nn.Cell) -> None:
                 object.__setattr__(part, name, value)
 
 
+def has_dropout(arguments: dict) -> bool:
+    """Tell whether a model with these arguments drops elements in training."""
+    return any(arguments.get(rate) for rate in DROPOUT_RATES)
+
+
 def image_size(img_size: int | Sequence[int]) -> tuple[int, int]:
     """Return (height, width) of an img_size argument."""
     return (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
@@ -272,13 +337,17 @@ def check_common_arguments(
     for key in ("img_size", "pretrain_size"):
         if a[key] is not None and not isinstance(a[key], int) and len(a[key]) != 2:
             raise ArgumentError(key, f"must be one side or [height, width], got {a[key]}")
-    for key in ("img_size", "pretrain_size", "patch_size", "in_chans", "num_classes", *positive):
+    if a["num_classes"] < 0:
+        raise ArgumentError("num_classes", f"must be at least 0 (no head), got {a['num_classes']}")
+    for key in ("img_size", "pretrain_size", "patch_size", "in_chans", *positive):
         if a[key] is not None and min(a[key] if isinstance(a[key], list | tuple) else [a[key]]) < 1:
             raise ArgumentError(key, f"must be at least 1, got {a[key]}")
     stages = len(a["depths"])
     for key in per_stage:
         if a[key] is not None and len(a[key]) != stages:
-            raise ArgumentError(key, f"has {len(a[key])} entries for the {stages} stages of depths {a['depths']}")
+            raise ArgumentError(
+                key, f"has {counted(len(a[key]), 'entry')} for the {counted(stages, 'stage')} of depths {a['depths']}"
+            )
     for key in rates:
         if not 0 <= a[key] < 1:
             raise ArgumentError(key, f"must be in [0, 1), got {a[key]}")

@@ -24,6 +24,7 @@ from focal_twins.models.backbones.backbone import (
     Backbone,
     FeatureMap,
     check_common_arguments,
+    has_dropout,
     image_size,
     size_of_pretraining,
 )
@@ -31,6 +32,7 @@ from focal_twins.models.convolutions import PatchEmbed, convolution_parameters
 from focal_twins.models.gathers import RowGather, with_padding_token
 from focal_twins.models.layers import WEIGHT_INIT, Dense, Dropout, DropPath, LayerNorm, Mlp
 from focal_twins.models.registry import ArgumentError, register_family, register_model
+from focal_twins.phrases import counted
 
 POOLS = ("none", "mean", "max", "fc", "conv")
 RING_TABLE = "relative_position_bias_table_to_neighbors"
@@ -415,7 +417,9 @@ def check_focal_transformer_v1(arguments: dict) -> None:
     stages = len(a["depths"])
     for key in ("focal_windows", "expand_sizes"):
         if len(a[key]) < stages:
-            raise ArgumentError(key, f"has {len(a[key])} entries for the {stages} stages of depths {a['depths']}")
+            raise ArgumentError(
+                key, f"has {counted(len(a[key]), 'entry')} for the {counted(stages, 'stage')} of depths {a['depths']}"
+            )
     maps = map_sizes(a)
     if maps is None:
         raise _img_size_error(a, "does not give the patch embeddings whole patches", lambda size: map_sizes(a, size))
@@ -643,6 +647,7 @@ class FocalTransformer(Backbone):
         """Create all layers from the constructor's arguments."""
         a = self.arguments = arguments
         self.num_classes = a["num_classes"] if a["out_indices"] is None else None
+        self.has_dropout = has_dropout(a)
         self.out_indices = None if a["out_indices"] is None else tuple(a["out_indices"])
         self.img_size = image_size(a["img_size"])
         self.pretrain_size = size_of_pretraining(a)
@@ -700,7 +705,7 @@ class FocalTransformer(Backbone):
         self.layers = nn.CellList(layers)
         if self.out_indices is None:
             self.norm = LayerNorm(dim)
-            self.head = Dense(dim, a["num_classes"])
+            self.head = Dense(dim, a["num_classes"]) if a["num_classes"] else None
         else:
             for stage in self.out_indices:
                 setattr(self, f"norm{stage}", LayerNorm(self.stage_maps[stage].channels))
@@ -777,9 +782,9 @@ class FocalTransformer(Backbone):
         return getattr(self, "norm" + str(stage))(tokens)
 
     def logits(self, images, drop_path=None, dropout_seed=None):
-        """Map images to logits [B, num_classes], from the mean of the last stage's normalised tokens."""
-        tokens = self.stage_outputs(images, drop_path, dropout_seed)[-1]
-        return self.head(self.norm(tokens).mean(1))
+        """Map images to logits [B, num_classes], from the mean of the last stage's tokens, or to that mean [B, C]."""
+        features = self.norm(self.stage_outputs(images, drop_path, dropout_seed)[-1]).mean(1)
+        return features if self.head is None else self.head(features)
 
     def block_index(self, name: str) -> int:
         """Return where a parameter or layer is, see Backbone; a downsampling belongs with the block before it."""

@@ -15,6 +15,7 @@ from focal_twins.models.backbones.backbone import (
     Backbone,
     FeatureMap,
     check_common_arguments,
+    has_dropout,
     image_size,
     size_of_pretraining,
 )
@@ -264,6 +265,7 @@ class Twins(Backbone):
         super().__init__()
         self.arguments = arguments
         self.num_classes = num_classes if out_indices is None else None
+        self.has_dropout = has_dropout(arguments)
         self.out_indices = None if out_indices is None else tuple(out_indices)
         self.img_size = image_size(img_size)
         self.pretrain_size = size_of_pretraining(arguments)
@@ -315,7 +317,7 @@ class Twins(Backbone):
         if self.out_indices is None:
             self.norm = LayerNorm(channels, BLOCK_NORM_EPSILON)
             self.head_drop = Dropout(drop_rate, 4 * sum(depths) + len(depths))
-            self.head = Dense(channels, num_classes)
+            self.head = Dense(channels, num_classes) if num_classes else None
         elif wss is not None:
             self.norm_list = nn.CellList([LayerNorm(dim, BLOCK_NORM_EPSILON) for dim in embed_dims])
 
@@ -353,9 +355,9 @@ class Twins(Backbone):
         return maps
 
     def logits(self, images, drop_path=None, dropout_seed=None):
-        """Map images to logits [B, num_classes], from the mean of the last stage's normalised tokens."""
-        tokens = self.stage_outputs(images, drop_path, dropout_seed)[-1]
-        return self.head(self.head_drop(self.norm(tokens).mean(1), dropout_seed))
+        """Map images to logits [B, num_classes], from the mean of the last stage's tokens, or to that mean [B, C]."""
+        features = self.norm(self.stage_outputs(images, drop_path, dropout_seed)[-1]).mean(1)
+        return features if self.head is None else self.head(self.head_drop(features, dropout_seed))
 
 
 # --- sizes: tables 3 and 4 of the paper --------------------------------------------------------------------------

@@ -114,6 +114,7 @@ class CornerRefinement(nn.Cell):
             heat = gather_rows(ops.sigmoid(heat_logits[..., i : i + 1]), cells).reshape((batch, count, 4))
             best = self.hottest(heat).reshape((batch, count, 1))
             cell = ops.gather_elements(cells.reshape((batch, count, 4)), 2, best).reshape((batch, count))
-            place = ops.stack((cell % self.width, cell // self.width), 2).astype(ms.float32)
+            row = cell // self.width
+            place = ops.stack((cell - row * self.width, row), 2).astype(ms.float32)  # Ascend has no % of whole numbers
             corners = corners + ((place + gather_rows(offsets[..., 2 * i : 2 * i + 2], cell)) * self.stride,)
         return ops.concat(corners, 2)

@@ -66,7 +66,8 @@ class GraphATSS(nn.Cell):
         objects = objects.reshape((batch, count, 1, 4))
         overlaps = paired_iou(of_objects, objects)  # [B, G, K]
         mean = overlaps.mean(2, keep_dims=True)
-        variance = ops.square(overlaps - mean).sum(2, keepdims=True) / (self.candidates - 1)
+        deviation = overlaps - mean
+        variance = (deviation * deviation).sum(2, keepdims=True) / (self.candidates - 1)
         is_taken = ops.logical_and(overlaps >= mean + ops.sqrt(variance), lies_inside(middles_of(of_objects), objects))
         is_taken = ops.logical_and(is_taken, is_object.reshape((batch, count, 1)))
         # Each object writes into a row of its own; candidates that come twice write the same value twice.

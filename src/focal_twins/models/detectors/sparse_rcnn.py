@@ -268,7 +268,8 @@ class SparseRCNN(Detector):
 
     def candidates(self, images, extents):
         logits, boxes, _ = self.stages(images, extents)
-        return ops.concat((boxes[:, -1], ops.sigmoid(logits[:, -1].astype(ms.float32))), 2)
+        last = logits.shape[1] - 1  # the ONNX exporter makes an empty slice of [:, -1]
+        return ops.concat((boxes[:, last], ops.sigmoid(logits[:, last].astype(ms.float32))), 2)
 
     def loss(self):
         return SetLosses(self.num_classes)

@@ -11,7 +11,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from focal_twins.models.backbones.backbone import Backbone
 from focal_twins.models.convolutions import convolution_parameters
-from focal_twins.models.layers import AddBias
+from focal_twins.models.layers import AddBias, random_scales
 from focal_twins.models.network_on_backbone import NetworkOnBackbone, check_positive
 from focal_twins.models.registry import ArgumentError
 from focal_twins.models.resize import LeftProduct
@@ -78,10 +78,10 @@ class Segmentor(NetworkOnBackbone):
         """Map images to the logits tokens [B, h * w, num_classes] of every head, for training.
 
         Args:
-            drop_path: see draw_drop_path. channel_scales: see draw_channel_scales.
+            drop_path: see draw_drop_path. channel_scales: see draw_channel_scales. What is missing is drawn.
         """
         if self.training and self.dropout_channels and channel_scales is None:
-            raise ValueError("training with dropout needs channel_scales=model.draw_channel_scales(generator, batch)")
+            channel_scales = random_scales(1.0 - self.dropout, (images.shape[0], self.dropout_channels))
         maps = self.backbone(images, drop_path)
         logits = self.decode_head.conv_seg(self.decode_features(maps), self.scales_of_head(0, channel_scales))
         return (logits, *self.auxiliary_logits(maps, channel_scales))

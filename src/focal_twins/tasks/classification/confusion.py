@@ -12,6 +12,7 @@ from focal_twins.data.image_set import ImageSet
 from focal_twins.data.open_images import open_images
 from focal_twins.errors import UserError
 from focal_twins.pages.page import encode, picture
+from focal_twins.phrases import counted
 
 DRAWN_CLASSES = 20  # of a data set with more classes, only those that are confused most are drawn
 THUMBNAIL = 168  # pixels of the long side; the page shows 84, so that dense screens show it sharp
@@ -98,11 +99,12 @@ def image_finder(
     Raises:
         UserError: `moved_to` does not hold the images.
     """
+    split = data.get("val") or data.get("train", "train")  # with data.val_fraction, they are among the training images
     if moved_to is not None:
-        return _content_finder(open_images(moved_to, data.get("val", "val"), classes))
+        return _content_finder(open_images(moved_to, split or "val", classes))
     for root in roots:
         try:
-            return _content_finder(open_images(root / data["path"], data["val"], classes))
+            return _content_finder(open_images(root / data["path"], split, classes))
         except (UserError, OSError, KeyError, TypeError):
             continue
     return lambda name: None
@@ -148,6 +150,6 @@ def confused_pairs(evaluation: dict, find: Callable[[str], bytes | None], readin
         images = "".join(thumbnail(find(name), name, reading) for name in pair["images"])
         pairs.append(
             f'<div class="pair"><b>{label}</b> taken for <b>{predicted}</b>: {pair["count"]} of '
-            f"{counts[pair['label']]} images<div>{images}</div></div>"
+            f"{counted(counts[pair['label']], 'image')}<div>{images}</div></div>"
         )
     return f'<div class="pairs">{"".join(pairs)}</div>' if pairs else ""

@@ -9,6 +9,7 @@ from focal_twins.data.image_set import ImageSet
 from focal_twins.tasks.classification.metrics import Metrics, Scoring
 
 WORST_CLASSES = 5  # number of classes that the output names
+SCORES = {"precision": "precision", "recall": "recall", "f1": "F1"}
 CONFUSED_PAIRS = 12  # number of pairs of classes in the file
 CONFUSED_IMAGES = 8  # number of images of each pair: the first in the order of files
 
@@ -16,12 +17,19 @@ CONFUSED_IMAGES = 8  # number of images of each pair: the first in the order of 
 def report(metrics: Metrics, scoring: Scoring, config: Config, images: ImageSet, img_size: tuple[int, int]) -> dict:
     """Return the content of an evaluation's file, but for the confusion matrix."""
     space = scoring.space
-    classes = [
-        {"index": output, "name": name, "count": count, "correct": correct, "accuracy": _percentage(correct, count)}
-        for output, name, count, correct in zip(
-            space.outputs.tolist(), space.names, *(counts.tolist() for counts in metrics.per_class), strict=True
-        )
-    ]
+    scores = metrics.scores
+    columns = {
+        "index": space.outputs,
+        "name": space.names,
+        "count": metrics.per_class[0],
+        "correct": metrics.per_class[1],
+        "predicted": scores.predicted,
+        "accuracy": scores.recall,
+        "precision": scores.precision,
+        "recall": scores.recall,
+        "f1": scores.f1,
+    }
+    classes = [dict(zip(columns, map(_plain, row), strict=True)) for row in zip(*columns.values(), strict=True)]
     real = {"file": config.eval.real_labels, "count": metrics.real_count, "correct": metrics.real_correct}
     return {
         "config": config.name,
@@ -42,6 +50,7 @@ def report(metrics: Metrics, scoring: Scoring, config: Config, images: ImageSet,
         "real": None
         if metrics.real is None
         else real | {"accuracy": _percentage(metrics.real_correct, metrics.real_count)},
+        "macro": scores.macro(),
         "most_confused": most_confused(metrics, scoring, images),
         "classes": classes,
     }
@@ -70,8 +79,23 @@ def most_confused(metrics: Metrics, scoring: Scoring, images: ImageSet) -> list[
     return pairs
 
 
+def _plain(value):
+    """Return a value as JSON has it: a Python number or text, and None for NaN."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def _percentage(correct: int | None, count: int | None) -> float | None:
     return 100 * correct / count if count and correct is not None else None
+
+
+def macro_averages(metrics: Metrics) -> str | None:
+    """Return a line with the macro averages of precision, recall and F1; None without images."""
+    macro = metrics.scores.macro()
+    if not macro["classes"]:
+        return None
+    values = ", ".join(f"{title} {macro[key]:.2f}%" for key, title in SCORES.items())
+    return f"mean over {macro['classes']} classes: {values}"
 
 
 def worst_classes(metrics: Metrics, names: tuple[str, ...]) -> str | None:

@@ -10,7 +10,9 @@ from focal_twins.config.load import Config
 from focal_twins.data.dataset import DataError
 from focal_twins.data.image_set import ImageSet, check_num_classes
 from focal_twins.distributed.ranks import Dist
-from focal_twins.tasks.classification.evaluation_report import report, worst_classes
+from focal_twins.files.names import only_in
+from focal_twins.phrases import counted
+from focal_twins.tasks.classification.evaluation_report import macro_averages, report, worst_classes
 from focal_twins.tasks.classification.label_maps import LabelSpace, read_class_map
 from focal_twins.tasks.classification.metrics import Metrics, Scoring, batch_counts, predictions
 from focal_twins.tasks.task import Evaluator, Result, on_arrays, outputs_in_batches
@@ -38,8 +40,8 @@ class ClassificationResult(Result):
         return {"confusion": self.metrics.confusion[:, :-1]}
 
     def remarks(self):
-        worst = worst_classes(self.metrics, self.scoring.space.names)
-        return [worst] if worst else []
+        lines = macro_averages(self.metrics), worst_classes(self.metrics, self.scoring.space.names)
+        return [line for line in lines if line]
 
 
 class ClassificationEvaluator(Evaluator):
@@ -126,7 +128,7 @@ def label_space(
     """
     if config.eval.class_map:
         space = read_class_map(config.eval.class_map, images.classes, num_classes, names)
-        line = f"class map {config.eval.class_map}: {len(images.classes)} folders"
+        line = f"class map {config.eval.class_map}: {counted(len(images.classes), 'folder')}"
         return space, f"{line}; predictions among {len(space.names)} of {num_classes} classes"
     if names is not None and set(images.classes) < set(names):
         space = LabelSpace.of_names(images.classes, names)
@@ -134,9 +136,10 @@ def label_space(
             space,
             f"the folders are {len(images.classes)} of the model's {num_classes} classes: predictions among these",
         )
-    check_num_classes(images, num_classes)
     if names is not None and names != images.classes:
         raise DataError(
-            f"data folder {images.path}: its classes are not those of {label} ({', '.join(names[:3])}, ...)"
+            f"data folder {images.path}: its classes are not those of {label}, "
+            f"{only_in(images.classes, names, 'the folder', 'the model')}; map them by eval.class_map"
         )
+    check_num_classes(images, num_classes)
     return LabelSpace.of_names(images.classes, images.classes), None

@@ -15,6 +15,7 @@ import numpy as np
 from focal_twins.data.dataset import DataError
 from focal_twins.data.text_files import read_text
 from focal_twins.files.names import NameIndex
+from focal_twins.phrases import counted
 
 NUMBER = re.compile(r"_val_0*([1-9]\d*)")  # finds the number in ILSVRC2012_val_00000293.JPEG
 
@@ -124,7 +125,7 @@ def _entry_by_number(content: list, image: str, label: str):
     if number is None:
         raise DataError(f"{label}: a list goes by the numbers of ILSVRC2012_val_00000001.JPEG; {image} has none")
     if int(number[1]) > len(content):
-        raise DataError(f"{label}: has {len(content)} entries, too few for the image {image}")
+        raise DataError(f"{label}: has {counted(len(content), 'entry')}, too few for the image {image}")
     return content[int(number[1]) - 1]
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from focal_twins.phrases import counted
 from focal_twins.tasks.classification.label_maps import LabelSpace
 
 
@@ -74,10 +75,59 @@ class Metrics:
         """The number of images of each class [classes], and the number of those that are right [classes]."""
         return self.confusion.sum(axis=1), self.confusion.diagonal()
 
+    @property
+    def scores(self) -> "ClassScores":
+        """The precision, recall and F1 of each class."""
+        return class_scores(self.confusion[:, :-1], self.per_class[0])
+
     def __str__(self):
-        real = "" if self.real is None else f"  real {self.real:.2f}%  ({self.real_count} images)"
+        real = "" if self.real is None else f"  real {self.real:.2f}%  ({counted(self.real_count or 0, 'image')})"
         top5 = f"  top-5 {self.top5:.2f}%" if has_top5(len(self.confusion)) else ""
-        return f"top-1 {self.top1:.2f}%{top5}  loss {self.loss:.4f}  ({self.count} images){real}"
+        return f"top-1 {self.top1:.2f}%{top5}  loss {self.loss:.4f}  ({counted(self.count, 'image')}){real}"
+
+
+@dataclass(frozen=True, eq=False)
+class ClassScores:
+    """Holds scores of classes in percent, [classes]; NaN where one is not defined.
+
+    Attributes:
+        predicted: the number of images that were taken for each class.
+        precision: the share of these that are of the class; not defined for a class that nothing was taken for.
+        recall: the share of a class's images that were taken for it, its accuracy; not defined without images.
+        f1: the harmonic mean of the two; not defined for a class without images that nothing was taken for.
+    """
+
+    predicted: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+
+    def macro(self) -> dict[str, float | int | None]:
+        """Return the means over all classes whose F1 is defined, and their number.
+
+        A precision or recall that is not defined counts as 0 there, as in scikit-learn.
+        """
+        counted = ~np.isnan(self.f1)
+        means = {
+            name: float(np.nan_to_num(getattr(self, name)[counted]).mean()) if counted.any() else None
+            for name in ("precision", "recall", "f1")
+        }
+        return means | {"classes": int(counted.sum())}
+
+
+def class_scores(confusion: np.ndarray, counts: np.ndarray) -> ClassScores:
+    """Compute the scores of classes from a confusion matrix [labels, predictions].
+
+    Args:
+        counts: [classes] number of images of each class, with those that have no prediction.
+    """
+    correct, predicted = confusion.diagonal(), confusion.sum(axis=0)
+
+    def percent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+        return np.where(whole > 0, 100 * part / np.maximum(whole, 1), np.nan)
+
+    f1 = percent(2 * correct, predicted + counts)
+    return ClassScores(predicted, percent(correct, predicted), percent(correct, counts), f1)
 
 
 def has_top5(classes: int) -> bool:

@@ -7,12 +7,14 @@ from functools import partial
 import numpy as np
 
 from focal_twins.data.decoding import UnreadableImage
-from focal_twins.data.image_files import read_file, reason_of
+from focal_twins.data.image_files import reason_of
+from focal_twins.data.image_source import ImageSource, names_of
 from focal_twins.data.read_ahead import read_ahead
 from focal_twins.data.text_files import read_lines
 from focal_twins.data.transforms import Preprocessing
 from focal_twins.errors import UserError
 from focal_twins.files.names import escape_name
+from focal_twins.phrases import counted
 from focal_twins.tasks.prediction_printers import CsvPrinter, JsonPrinter, Printer
 from focal_twins.tasks.task import Predictor
 
@@ -84,7 +86,8 @@ class ClassPredictor(Predictor):
         names, probabilities = self.classifier.classes, prediction.probabilities
         if names is not None and probabilities is not None and len(names) != len(probabilities):
             raise UserError(
-                f"--classes {self.names_file}: has {len(names)} names, the model {len(probabilities)} classes"
+                f"--classes {self.names_file}: has {counted(len(names), 'name')}, the model "
+                f"{counted(len(probabilities), 'class')}"
             )
 
 
@@ -97,23 +100,25 @@ def read_names(path: str) -> list[str]:
     return read_lines(path, f"--classes {path}")
 
 
-def predict(classifier: Classifier, images: list[str], batch_size: int, workers: int) -> Iterator[Prediction]:
-    """Yield a prediction for every image file, in order. The next batch is read while one is classified.
+def predict(classifier: Classifier, images: list, batch_size: int, workers: int) -> Iterator[Prediction]:
+    """Yield a prediction for every image, in order. The next batch is read while one is classified.
 
     Args:
+        images: see ImageSource.
         batch_size: images per call of a model that takes any number; a short batch is filled up, so that the graph's
             shape stays the same.
         workers: number of threads that read and decode.
     """
     size = classifier.batch_size or min(batch_size, len(images))
+    names = names_of(images)
     for part, loaded in read_ahead(partial(_read_pixels, classifier.preprocessing), images, size, workers):
-        yield from _classify_batch(classifier, images[part], loaded, size)
+        yield from _classify_batch(classifier, names[part], loaded, size)
 
 
-def _read_pixels(preprocessing: Preprocessing, name: str) -> np.ndarray | str:
-    """Return the pixels [H, W, C] of a file, or the reason why it cannot be read."""
+def _read_pixels(preprocessing: Preprocessing, source: ImageSource) -> np.ndarray | str:
+    """Return the pixels [H, W, C] of an image, or the reason why it cannot be read."""
     try:
-        return preprocessing.pixels(read_file(name))
+        return preprocessing.transform(preprocessing.read(source))
     except (UnreadableImage, OSError) as error:
         return reason_of(error)
 

@@ -8,7 +8,9 @@ import numpy as np
 from focal_twins.data.decoding import Reading
 from focal_twins.errors import UserError
 from focal_twins.pages.page import Column, Section, details, table
+from focal_twins.phrases import counted
 from focal_twins.tasks.classification.confusion import confused_pairs, confusion_table, image_finder
+from focal_twins.tasks.classification.metrics import class_scores
 from focal_twins.tasks.evaluation_file import check_keys, evaluated_weights, read_array
 
 # Keys that the section needs of evaluation.json, of each of its classes, and of each confused pair.
@@ -45,22 +47,41 @@ def mistakes(evaluation: dict | None, config: dict, data: Path | None, roots: li
     wrong = evaluation["count"] - evaluation["top1_correct"]
     summary = (
         f"{evaluated_weights(evaluation)}: {wrong:,} of "
-        f"{evaluation['count']:,} images wrong (top-1 {evaluation['top1']:.2f}%), from evaluation.json."
+        f"{counted(evaluation['count'], 'image', ',')} wrong (top-1 {evaluation['top1']:.2f}%), from evaluation.json."
     )
     classes = tuple(entry["name"] for entry in evaluation["classes"])
     given = config.get("data") or {}
     pairs = confused_pairs(evaluation, image_finder(given, data, roots, classes), Reading.from_dict(given))
-    by_class = table(
-        ["class", "images", "right", Column("accuracy, %", ".2f")],
-        [
-            [entry["name"], entry["count"], entry["correct"], entry["accuracy"]]
-            for entry in sorted(evaluation["classes"], key=lambda entry: (entry["accuracy"] or 0, entry["name"]))
-        ],
-        "The worst first",
-        "classes",
-    )
+    scores = scores_table(evaluation)
     return (
         f"<p>{html.escape(summary)}</p>{confusion_table(evaluation)}"
         + (f"<h3>Most confused</h3>{pairs}" if pairs else "")
-        + details(f"Accuracy of each of {len(classes):,} classes", by_class)
+        + details(f"Precision, recall and F1 of each of {len(classes):,} classes", scores)
     )
+
+
+def scores_table(evaluation: dict) -> str:
+    """Make an HTML table of each class's scores, the lowest F1 first, and of their macro averages.
+
+    They are computed from the confusion matrix, which evaluations of earlier versions have, too.
+    """
+    entries = evaluation["classes"]
+    scores = class_scores(evaluation["confusion"], np.array([entry["count"] for entry in entries]))
+    order = sorted(range(len(entries)), key=lambda row: (np.nan_to_num(scores.f1[row]), entries[row]["name"]))
+
+    def percents(*values: float | None) -> list[float | None]:
+        return [None if value is None or np.isnan(value) else float(value) for value in values]
+
+    rows = [
+        [
+            entries[row]["name"],
+            entries[row]["count"],
+            entries[row]["correct"],
+            *percents(scores.precision[row], scores.recall[row], scores.f1[row]),
+        ]
+        for row in order
+    ]
+    macro = scores.macro()
+    rows.append(["mean", None, None, *percents(macro["precision"], macro["recall"], macro["f1"])])
+    columns = [Column(f"{name}, %", ".2f") for name in ("precision", "recall", "F1")]
+    return table(["class", "images", "right", *columns], rows, "The lowest F1 first", "classes")

@@ -11,10 +11,11 @@ from focal_twins.data.decoding import Reading, UnreadableImage
 from focal_twins.data.image_set import ImageSet, check_classes
 from focal_twins.data.open_images import open_images
 from focal_twins.data.transforms import Preprocessing, TrainTransform
+from focal_twins.data.validation_split import part_of
 from focal_twins.tasks.classification import run_sections
 from focal_twins.tasks.classification.evaluator import ClassificationEvaluator, label_space
 from focal_twins.tasks.classification.label_maps import read_valid_labels
-from focal_twins.tasks.classification.loss import SoftTargetCrossEntropy
+from focal_twins.tasks.classification.loss import SoftTargetCrossEntropy, balanced_weights
 from focal_twins.tasks.classification.metrics import Scoring, has_top5
 from focal_twins.tasks.classification.predictor import Classifier, ClassPredictor, read_names
 from focal_twins.tasks.classification.samples import LabelledEvalSamples, LabelledTrainSamples
@@ -32,13 +33,23 @@ class Classification(Task):
             raise self.config.error("eval.class_map", "is for eval.py; training evaluates on the classes it trains")
 
     def open(self, split, classes=None):
-        return open_images(self.config.data.path, getattr(self.config.data, split), classes)
+        data = self.config.data
+        if data.val_fraction is None:
+            return open_images(data.path, getattr(data, split), classes)
+        images = open_images(data.path, data.train, classes)
+        return part_of(images, data.val_fraction, data.split_seed, held_back=split == "val")
 
     def check_data(self, train, val):
         check_classes(train, val, self.config.model.resolved()["num_classes"])
 
-    def losses(self, network, model):
-        return SoftTargetCrossEntropy(network)
+    def losses(self, network, model, data, dist):
+        weights = self.config.loss.class_weights
+        if weights is None:
+            return SoftTargetCrossEntropy(network)
+        is_balanced = weights == "balanced"
+        return SoftTargetCrossEntropy(
+            network, balanced_weights(data.labels, len(data.classes)) if is_balanced else np.array(weights)
+        )
 
     def noise(self, model, generator, batch):
         scales = model.draw_drop_path(generator, len(batch[0]))

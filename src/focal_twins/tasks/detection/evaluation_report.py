@@ -8,6 +8,7 @@ import numpy as np
 from focal_twins.config.load import Config
 from focal_twins.data.coco import CocoImages
 from focal_twins.models.detectors.selection import SelectionRule
+from focal_twins.phrases import counted
 from focal_twins.tasks.detection.coco_figures import NONE, SIZE_BOUNDS, SIZES, CocoFigures, mean_of_known
 from focal_twins.tasks.detection.drawing import SHOWN_SCORE
 
@@ -257,7 +258,7 @@ def worst_classes(evaluated: EvaluatedDetections) -> str | None:
     if len(names) <= 2 or not worst:
         return None
     counts = np.bincount(evaluated.objects.label, minlength=len(names))
-    return "lowest box AP: " + ", ".join(f"{names[i]} ({ap[i]:.2f}%, {counts[i]} objects)" for i in worst)
+    return "lowest box AP: " + ", ".join(f"{names[i]} ({ap[i]:.2f}%, {counted(counts[i], 'object')})" for i in worst)
 
 
 def _percent(share: np.ndarray | float) -> float | None:

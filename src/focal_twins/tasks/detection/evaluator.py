@@ -9,6 +9,7 @@ from focal_twins.config.load import Config
 from focal_twins.data.coco import CocoImages
 from focal_twins.distributed.ranks import Dist
 from focal_twins.models.detectors.selection import SelectionRule
+from focal_twins.phrases import counted
 from focal_twins.tasks.detection.coco_figures import BOXES, MASKS, evaluate_coco
 from focal_twins.tasks.detection.evaluation_report import EvaluatedDetections, report, worst_classes
 from focal_twins.tasks.detection.export_form import CANDIDATES
@@ -37,7 +38,7 @@ class DetectionResult(Result):
         shown = [BOX_FIGURES[0], BOX_FIGURES[1], BOX_FIGURES[2]]
         shown += [figure for figure in MASK_FIGURES[:2] if figure.key in self.figures]
         told = "  ".join(f"{figure.title} {figure.format_value(self.figures[figure.key])}" for figure in shown)
-        return f"{told}  ({self.images} images)"
+        return f"{told}  ({counted(self.images, 'image')})"
 
     def content(self):
         return report(self._whole, self.figures)

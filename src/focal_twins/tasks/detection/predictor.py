@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from focal_twins.data.decoding import UnreadableImage
-from focal_twins.data.image_files import read_file, reason_of
+from focal_twins.data.image_files import reason_of
+from focal_twins.data.image_source import ImageSource, names_of
 from focal_twins.data.label_images import read_class_names
 from focal_twins.data.read_ahead import read_ahead
 from focal_twins.errors import UserError
@@ -85,10 +86,11 @@ class ObjectPredictor(Predictor):
         return WRITERS[form](stream, self.classes, files)
 
     def predict(self, images, batch_size, workers):
-        places = places_of(images)
+        names = names_of(images)
+        places = places_of(names)
         for part, loaded in read_ahead(self._read, images, min(batch_size, len(images)), workers):
             found = self._found(loaded, batch_size)
-            named = zip(loaded, images[part], places[part], strict=True)
+            named = zip(loaded, names[part], places[part], strict=True)
             for place_in_part, (entry, name, place) in enumerate(named):
                 number = part.start + place_in_part + 1
                 if isinstance(entry, str):
@@ -96,10 +98,10 @@ class ObjectPredictor(Predictor):
                 else:
                     yield Prediction(name, place, number, entry[0], found[place_in_part])
 
-    def _read(self, name: str) -> tuple[np.ndarray, np.ndarray, tuple[int, int]] | str:
+    def _read(self, source: ImageSource) -> tuple[np.ndarray, np.ndarray, tuple[int, int]] | str:
         """Return of a file the pixels [H, W, C], the resized ones and their canvas, or why it cannot be read."""
         try:
-            pixels = self.preparation.decode(read_file(name))
+            pixels = self.preparation.read(source)
         except (UnreadableImage, OSError) as error:
             return reason_of(error)
         return pixels, *self.preparation.resized(pixels)

@@ -7,19 +7,21 @@ import numpy as np
 from focal_twins.config.detection import canvases_of
 from focal_twins.config.load import Config
 from focal_twins.data.box_transforms import placed
-from focal_twins.data.decoding import Reading, decode
-from focal_twins.data.dense_transforms import pad, resize_pixels
-from focal_twins.data.transforms import normalise_parts
+from focal_twins.data.decoding import Reading
+from focal_twins.data.dense_transforms import BILINEAR_RULE, INTERPOLATION, pad, resize_pixels
+from focal_twins.data.image_source import ImageSource, read_pixels
+from focal_twins.data.transforms import NORMALISING_RULE, normalise_parts
 from focal_twins.models.detectors.detector import Detector
 from focal_twins.models.detectors.selection import SelectionRule
 from focal_twins.tasks.preprocessing_file import read_preprocessing
 
-INTERPOLATION = "bilinear, without antialiasing"
-PLACEMENT = (
-    "resized as large as short_side and long_side allow, the aspect kept, or as large as fits; in the top left corner "
-    "of the first canvas that holds it; 0 beyond, after normalisation"
+RESIZING_RULE = (
+    "factor = min(max(short_side, long_side) / longer side, min(short_side, long_side) / shorter side); the new sides "
+    "are floor(side * factor + 0.5), at least 1. Where no canvas holds these, the factor is the largest by which the "
+    "image fits one, and the sides are floor(side * factor + 1e-6), at least 1"
 )
-BOXES = (
+PLACING_RULE = "in the top left corner of the first canvas that holds it; 0 beyond, after normalisation"
+BOX_RULE = (
     "(x1, y1, x2, y2) in pixels of the canvas; clip them to the image's extent there, then multiply x by image width / "
     "extent width and y by image height / extent height; a mask lies over the box before it is clipped: scale that, "
     "paste the mask over it, and cut it off at the edges of the image"
@@ -83,15 +85,21 @@ class ImagePreparation:
             "short_side": self.short_side,
             "long_side": self.long_side,
             "interpolation": INTERPOLATION,
+            "antialias": False,
             "canvases": [list(canvas) for canvas in self.canvases],
-            "placement": PLACEMENT,
             "scale": 1 / 255,
             "mean": list(self.mean),
             "std": list(self.std),
             **asdict(self.rule),
-            "boxes": BOXES,
             "reading": self.reading.to_dict(),
             "output": self.output,
+            "rules": {
+                "resize": RESIZING_RULE,
+                "interpolation": BILINEAR_RULE,
+                "placement": PLACING_RULE,
+                "normalisation": NORMALISING_RULE,
+                "boxes": BOX_RULE,
+            },
         }
 
     @classmethod
@@ -105,13 +113,9 @@ class ImagePreparation:
         own["canvases"] = tuple((height, width) for height, width in own["canvases"])
         return cls(**own, rule=SelectionRule(**rule))
 
-    def decode(self, content: np.ndarray) -> np.ndarray:
-        """Turn file content [n] uint8 into pixels [H, W, C] uint8.
-
-        Raises:
-            UnreadableImage: see data/decoding.py.
-        """
-        return decode(content, self.channels, self.reading)
+    def read(self, source: ImageSource) -> np.ndarray:
+        """Return the pixels [H, W, C] uint8 of an image; see image_source.read_pixels."""
+        return read_pixels(source, self.channels, self.reading)
 
     def resized(self, pixels: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
         """Return pixels [H, W, C] as they are on their canvas [*extent, C], and the canvas (height, width)."""

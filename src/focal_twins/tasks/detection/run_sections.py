@@ -11,6 +11,7 @@ from focal_twins.errors import UserError
 from focal_twins.pages.charts import Chart, Series, render
 from focal_twins.pages.legend import named
 from focal_twins.pages.page import Column, Section, bar, table
+from focal_twins.phrases import counted
 from focal_twins.tasks.detection.coco_figures import NONE, OVERLAPS, RECALLS
 from focal_twins.tasks.detection.worst_pictures import worst_pictures
 from focal_twins.tasks.evaluation_file import check_keys, classes_listed, evaluated_weights, read_array
@@ -91,9 +92,10 @@ def summary(evaluation: dict) -> str:
         for kind in kinds_of(evaluation)
     )
     text = (
-        f"{evaluated_weights(evaluation)}: {figures} over {evaluation['objects']:,} objects in "
-        f"{evaluation['count']:,} images, from evaluation.json. With a score of at least {evaluation['shown_score']:g} "
-        f"and at an IoU of 0.5, {evaluation['found']:,} of the objects are found, and {evaluation['invented']:,} "
+        f"{evaluated_weights(evaluation)}: {figures} over {counted(evaluation['objects'], 'object', ',')} in "
+        f"{counted(evaluation['count'], 'image', ',')}, from evaluation.json. With a score of at least "
+        f"{evaluation['shown_score']:g} and at an IoU of 0.5, {evaluation['found']:,} of the objects are found, and "
+        f"{evaluation['invented']:,} "
         "detections have no object of their own."
     )
     absent = [entry["name"] for entry in evaluation["classes"] if not entry["objects"]]

@@ -6,7 +6,9 @@ from focal_twins.config.detection import canvases_of
 from focal_twins.data.coco import CocoImages
 from focal_twins.data.dataset import DataError
 from focal_twins.errors import UserError
+from focal_twins.files.names import only_in
 from focal_twins.models.detectors.mask_head import MASK_SIDE
+from focal_twins.models.precision import level_on
 from focal_twins.tasks.detection import run_sections
 from focal_twins.tasks.detection.evaluator import DetectionEvaluator
 from focal_twins.tasks.detection.export_difference import difference_of_rows
@@ -39,9 +41,10 @@ class Detection(Task):
     def check_data(self, train, val):
         """Do nothing: both have the classes of the configuration or, where it names none, those of training."""
 
-    def losses(self, network, model):
+    def losses(self, network, model, data, dist):
         models = models_by_canvas(model, canvases_of(self.config))
-        return DetectionLosses(in_precision(models, model, network, self.config.amp.level), models)
+        level = level_on(dist.device_target, self.config.amp.level)
+        return DetectionLosses(in_precision(models, model, network, level), models)
 
     def noise(self, model, generator, batch):
         return (model.draw_drop_path(generator, len(batch[0])),)
@@ -74,11 +77,12 @@ class Detection(Task):
     def evaluator(self, model, data, dist, classes=None, label="the model"):
         if classes is not None and classes != data.classes:
             raise DataError(
-                f"COCO JSON {data.file.path}: its classes are not those of {label} ({', '.join(classes[:3])}, ...); "
-                "choose by data.classes, in the model's order"
+                f"COCO JSON {data.file.path}: its classes are not those of {label}, "
+                f"{only_in(data.classes, classes, 'the data', 'the model')}; set data.classes to the model's, in order"
             )
         rule = selection_rule(self.config, model)
-        finder = CanvasDetector(model, canvases_of(self.config), self.config.amp.level, rule)
+        level = level_on(dist.device_target, self.config.amp.level)
+        finder = CanvasDetector(model, canvases_of(self.config), level, rule)
         return DetectionEvaluator(data, self.config, dist, finder.with_network, rule, model.has_masks)
 
     def exported(self, model, output):

@@ -6,6 +6,7 @@ import numpy as np
 
 from focal_twins.config.load import Config
 from focal_twins.data.dataset import Dataset
+from focal_twins.phrases import counted
 from focal_twins.tasks.segmentation.metrics import PixelCounts
 
 WORST_CLASSES = 5  # number of classes that the output names
@@ -98,7 +99,9 @@ def worst_classes(counts: PixelCounts, names: tuple[str, ...]) -> str | None:
     worst = [index for index in np.argsort(iou, kind="stable") if iou[index] < 100][:WORST_CLASSES]
     if len(names) <= 2 or not worst:
         return None
-    return "lowest IoU: " + ", ".join(f"{names[i]} ({iou[i]:.2f}%, {counts.labelled[i]} pixels)" for i in worst)
+    return "lowest IoU: " + ", ".join(
+        f"{names[i]} ({iou[i]:.2f}%, {counted(counts.labelled[i], 'pixel')})" for i in worst
+    )
 
 
 def _percent(share: float) -> float | None:

@@ -8,8 +8,10 @@ from mindspore import Tensor
 from focal_twins.config.load import Config
 from focal_twins.data.dataset import Dataset
 from focal_twins.distributed.ranks import Dist
+from focal_twins.models.precision import level_on
 from focal_twins.models.registry import ArgumentError
 from focal_twins.models.segmentors.segmentor import Segmentor
+from focal_twins.phrases import counted
 from focal_twins.tasks.segmentation.evaluation_report import report, worst_classes
 from focal_twins.tasks.segmentation.full_size import full_size_labels
 from focal_twins.tasks.segmentation.inference_rule import InferenceRule, unfit_size
@@ -46,7 +48,7 @@ class SegmentationResult(Result):
 
     def __str__(self):
         figures = "  ".join(f"{name} {self.figures[name.lower()]:.2f}%" for name in ("mIoU", "mAcc", "aAcc"))
-        return f"{figures}  ({int((self.image_counts[:, 0] > 0).sum())} images)"
+        return f"{figures}  ({counted(int((self.image_counts[:, 0] > 0).sum()), 'image')})"
 
     def content(self):
         return report(self.counts, self.image_counts, self.image_iou, self.config, self.mode, self.data)
@@ -100,8 +102,8 @@ class SegmentationEvaluator(Evaluator):
         ):  # ranks have images of different sizes: no call is common to all
             call = call_cell
         if self.networks is None or self.networks.network is not network:
-            precision, kept = self.config.amp.level, kept_sizes(self.config.eval)
-            self.networks = NetworksBySize(self.model, network, precision, kept)
+            precision = level_on(self.dist.device_target, self.config.amp.level)
+            self.networks = NetworksBySize(self.model, network, precision, kept_sizes(self.config.eval))
         self.networks.call = call
         return self.networks
 

@@ -11,6 +11,7 @@ from focal_twins.files.names import escape_name
 from focal_twins.pages.legend import legend
 from focal_twins.pages.page import Section, page
 from focal_twins.pages.palette import hexadecimal
+from focal_twins.phrases import counted
 from focal_twins.tasks.prediction_files import overlay_ending, save_picture
 from focal_twins.tasks.prediction_printers import CsvPrinter, JsonPrinter, Printer, json_list
 from focal_twins.tasks.segmentation.label_pictures import index_image, overlay
@@ -80,7 +81,7 @@ class PredictionFiles:
         title = "Colours of the classes"
         content = legend([(index, self.classes[index]) for index in seen])
         write_text(
-            self.folder / "legend.html", page(title, f"{len(self.records)} images", [Section("Classes", content)])
+            self.folder / "legend.html", page(title, counted(len(self.records), "image"), [Section("Classes", content)])
         )
 
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from focal_twins.data.decoding import UnreadableImage
 from focal_twins.data.dense_transforms import resize_label
-from focal_twins.data.image_files import read_file, reason_of
+from focal_twins.data.image_files import reason_of
+from focal_twins.data.image_source import ImageSource, names_of
 from focal_twins.data.label_images import read_class_names
 from focal_twins.data.read_ahead import read_ahead
 from focal_twins.errors import UserError
@@ -80,20 +81,21 @@ class SegmentPredictor(Predictor):
         return WRITERS[form](stream, self.classes, options.top, files)
 
     def predict(self, images, batch_size, workers):
-        places = places_of(images)
+        names = names_of(images)
+        places = places_of(names)
         size = min(batch_size, len(images))
         for part, loaded in read_ahead(self._read, images, size, workers):
-            labels = self._labels(loaded, images[part], batch_size)
-            for number, (entry, name, place) in enumerate(zip(loaded, images[part], places[part], strict=True)):
+            labels = self._labels(loaded, names[part], batch_size)
+            for number, (entry, name, place) in enumerate(zip(loaded, names[part], places[part], strict=True)):
                 if isinstance(entry, str):
                     yield Prediction(name, place, problem=entry)
                 else:
                     yield Prediction(name, place, entry[0], labels[number])
 
-    def _read(self, name: str) -> tuple[np.ndarray, list[np.ndarray]] | str:
+    def _read(self, source: ImageSource) -> tuple[np.ndarray, list[np.ndarray]] | str:
         """Return the pixels [H, W, C] of a file and the same at each scale, or the reason why it cannot be read."""
         try:
-            pixels = self.preparation.decode(read_file(name))
+            pixels = self.preparation.read(source)
         except (UnreadableImage, OSError) as error:
             return reason_of(error)
         return pixels, self.preparation.scaled(pixels)

@@ -5,15 +5,33 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from focal_twins.config.load import Config
-from focal_twins.data.decoding import Reading, decode
-from focal_twins.data.dense_transforms import rescaled_size, resize_pixels, scaled_bounds
-from focal_twins.data.transforms import normalise
+from focal_twins.data.decoding import Reading
+from focal_twins.data.dense_transforms import (
+    BILINEAR_RULE,
+    INTERPOLATION,
+    rescaled_size,
+    resize_pixels,
+    scaled_bounds,
+)
+from focal_twins.data.image_source import ImageSource, read_pixels
+from focal_twins.data.transforms import NORMALISING_RULE, normalise
 from focal_twins.models.segmentors.segmentor import Segmentor
 from focal_twins.tasks.preprocessing_file import read_preprocessing
 from focal_twins.tasks.segmentation.export_form import LABELS
 from focal_twins.tasks.segmentation.inference_rule import InferenceRule
 
-INTERPOLATION = "bilinear, without antialiasing"
+RESIZING_RULE = (
+    "factor = min(max(resize) / longer side, min(resize) / shorter side); the new sides are floor(side * factor + 0.5) "
+    "and at least 1; where resize is null, the image keeps its size"
+)
+SLIDING_RULE = (
+    "the normalised image is padded with 0, on the right and below, to window at least. Along each side windows begin "
+    "at every multiple of stride until one reaches the end; that one is moved back to end with the side. Logits are "
+    "resized to the window and averaged where windows overlap, cut to the resized image, and resized to the image; "
+    "every resizing of logits is bilinear between the same pixels as that of images, without rounding. Of labels, the "
+    "border within an overlap is at (start of the first + window + start of the second) // 2, and pixel i of the image "
+    "takes the one at floor(i * resized side / side)"
+)
 
 
 @dataclass(frozen=True)
@@ -73,8 +91,8 @@ class ImagePreparation:
             "color": "RGB" if self.channels == 3 else "grey",
             "channels": self.channels,
             "resize": self.resize,
-            "keep_aspect": True,
             "interpolation": INTERPOLATION,
+            "antialias": False,
             "scales": self.scales,
             "scale": 1 / 255,
             "mean": list(self.mean),
@@ -83,6 +101,12 @@ class ImagePreparation:
             "num_classes": self.num_classes,
             "reading": self.reading.to_dict(),
             "output": self.output,
+            "rules": {
+                "resize": RESIZING_RULE,
+                "interpolation": BILINEAR_RULE,
+                "normalisation": NORMALISING_RULE,
+                "windows": SLIDING_RULE,
+            },
         }
 
     @classmethod
@@ -96,13 +120,9 @@ class ImagePreparation:
         rule = {key: tuple(value) if isinstance(value, list) else value for key, value in rule.items()}
         return cls(**own, rule=InferenceRule(**rule))
 
-    def decode(self, content: np.ndarray) -> np.ndarray:
-        """Turn file content [n] uint8 into pixels [H, W, C] uint8.
-
-        Raises:
-            UnreadableImage: see data/decoding.py.
-        """
-        return decode(content, self.channels, self.reading)
+    def read(self, source: ImageSource) -> np.ndarray:
+        """Return the pixels [H, W, C] uint8 of an image; see image_source.read_pixels."""
+        return read_pixels(source, self.channels, self.reading)
 
     def scaled(self, pixels: np.ndarray) -> list[np.ndarray]:
         """Return the pixels [H, W, C] uint8 resized to each scale."""

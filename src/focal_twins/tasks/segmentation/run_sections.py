@@ -10,6 +10,7 @@ from focal_twins.data.decoding import Reading
 from focal_twins.errors import UserError
 from focal_twins.pages.legend import named
 from focal_twins.pages.page import Column, Section, bar, table
+from focal_twins.phrases import counted
 from focal_twins.tasks.evaluation_file import (
     PICTURES,
     check_keys,
@@ -69,7 +70,7 @@ def summary(evaluation: dict) -> str:
     """Say as HTML what was evaluated, and how well."""
     text = (
         f"{evaluated_weights(evaluation)}: mIoU {evaluation['miou']:.2f}%, mAcc {evaluation['macc']:.2f}%, "
-        f"aAcc {evaluation['aacc']:.2f}% over {evaluation['count']:,} images, from evaluation.json."
+        f"aAcc {evaluation['aacc']:.2f}% over {counted(evaluation['count'], 'image', ',')}, from evaluation.json."
     )
     absent = [entry["name"] for entry in evaluation["classes"] if entry["iou"] is None]
     nowhere = "neither in the labels nor in the predictions"

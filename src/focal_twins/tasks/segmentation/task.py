@@ -10,6 +10,7 @@ from focal_twins.data.dense_transforms import resize_pixels
 from focal_twins.data.label_folders import LabelledFolders
 from focal_twins.data.transforms import normalise
 from focal_twins.distributed.ranks import resolve_device
+from focal_twins.files.names import only_in
 from focal_twins.tasks.segmentation import run_sections
 from focal_twins.tasks.segmentation.evaluator import SegmentationEvaluator
 from focal_twins.tasks.segmentation.export_form import FULL_SIZE, LABELS, LOGITS, ExportForm
@@ -44,7 +45,7 @@ class Segmentation(Task):
     def check_data(self, train, val):
         """Do nothing: both have the classes of the configuration, and label images are checked as they are read."""
 
-    def losses(self, network, model):
+    def losses(self, network, model, data, dist):
         return PixelLosses(network, model, self.config.data.ignore_index, self.config.loss.mean)
 
     def batch_caveat(self, model, ranks):
@@ -82,8 +83,9 @@ class Segmentation(Task):
     def evaluator(self, model, data, dist, classes=None, label="the model"):
         if classes is not None and classes != data.classes:
             raise DataError(
-                f"data folder {data.path}: data.classes are not those of {label} ({', '.join(classes[:3])}, ...); "
-                "give the same, or null to take the model's"
+                f"data folder {data.path}: data.classes are not those of {label}, "
+                f"{only_in(data.classes, classes, 'data.classes', 'the model')}; give the same, or null to take the "
+                "model's"
             )
         return SegmentationEvaluator(model, data, self.config, self._mode(dist.device_target), dist)
 

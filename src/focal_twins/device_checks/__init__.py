@@ -1,0 +1,1 @@
+"""Checks that a device computes what a CPU does, by small networks of every kind."""
