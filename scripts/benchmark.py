@@ -85,7 +85,8 @@ def alive_at_peak(name: str, arguments: dict, batch_size: int, mode: str, amp: s
 def commands(name: str, arguments: dict, shape: list[int], options) -> dict[str, list]:
     """Return the commands of the processes that take turns, by the code they run: "own" and the originals asked for."""
     shared = ["--mode", options.mode, "--images", *shape, "--arguments", json.dumps(arguments)]
-    result = {"own": [sys.executable, SCRIPTS / "benchmark_own.py", "--model", name, "--amp", options.amp, *shared]}
+    own = [sys.executable, SCRIPTS / "benchmark_own.py", "--model", name, "--amp", options.amp]
+    result = {"own": [*own, "--kernels", options.kernels, *shared]}
     if options.reference:
         script = [options.reference_python, SCRIPTS / "benchmark_reference.py", "--family", name.split("_")[0]]
         result["reference"] = [*script, "--repository", options.reference, *shared]
@@ -132,6 +133,7 @@ def measure(name: str, arguments: dict, batch_size: int, options) -> dict:
         "arguments": arguments,
         "mode": options.mode,
         "amp": options.amp,
+        "kernels": options.kernels,
         "images": shape,
         **used["own"],
         "wait_policy": options.wait_policy,
@@ -261,6 +263,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", metavar="B", help="several batch sizes in turn")
     parser.add_argument("--depths", type=int, nargs="+", metavar="N", help="several depths of the third stage in turn")
     parser.add_argument("--amp", choices=("O0", "O1", "O2", "O3"), default="O0")
+    parser.add_argument(
+        "--kernels",
+        choices=("auto", "none"),
+        default="none",
+        help="as runtime.kernels: auto for compiled kernels; default: none, MindSpore's operators alone",
+    )
     parser.add_argument("--warmup", type=int, default=2, help="calls before the measured ones, beside the first")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument(

@@ -19,11 +19,13 @@ from focal_twins.config.schema import OptimizerConfig
 from focal_twins.data.mixup import soft_targets
 from focal_twins.measuring.turns import serve
 from focal_twins.models import create_model
+from focal_twins.models.device_options import set_device_options
 from focal_twins.models.precision import apply_precision
 from focal_twins.tasks.classification.loss import SoftTargetCrossEntropy
 from focal_twins.training.optimizer import create_optimizer
 from focal_twins.training.train_step import LossScale, TrainStep
 
+KERNELS = {"auto": "compiled", "none": "none"}  # as runtime.kernels has them, and as set_device_options does
 CEILING_SIDE = 2048
 PROFILED_STEPS = 2
 
@@ -108,6 +110,7 @@ def prepare(options) -> dict:
     # As many threads for operators as the other side has; MindSpore's default is one for each core of the machine.
     ms.set_context(mode=ms.GRAPH_MODE, runtime_num_threads=len(os.sched_getaffinity(0)))
     model = create_model(options.model, **json.loads(options.arguments))
+    set_device_options(model, kernels=KERNELS[options.kernels])
     network = apply_precision(model, options.amp)
     images = Tensor(np.random.default_rng(0).standard_normal(options.images, dtype=np.float32))
     step = inference(network, images) if options.mode == "infer" else training(model, network, images)
@@ -126,6 +129,7 @@ def main() -> None:
     parser.add_argument("--arguments", required=True, metavar="JSON")
     parser.add_argument("--mode", required=True, choices=("infer", "train"))
     parser.add_argument("--amp", default="O0")
+    parser.add_argument("--kernels", choices=tuple(KERNELS), default="none")
     parser.add_argument("--images", required=True, type=int, nargs=4, help="batch size, channels, height, width")
     options = parser.parse_args()
     serve(lambda: prepare(options))

@@ -272,19 +272,21 @@ def test_images_are_grey_or_rgb():
 @pytest.mark.parametrize(
     ("device", "overrides", "expected"),
     [
-        ("CPU", [], ("unfold", "products", "polynomial", False)),
-        ("Ascend", [], ("conv2d", "operator", "erf", False)),
-        ("CPU", ["runtime.conv_implementation=conv2d"], ("conv2d", "products", "polynomial", False)),
-        ("Ascend", ["runtime.norm_gradient=products"], ("conv2d", "products", "erf", False)),
-        ("Ascend", ["runtime.gelu=polynomial"], ("conv2d", "operator", "polynomial", False)),
-        ("CPU", ["train.recompute=true"], ("unfold", "products", "polynomial", True)),
-        ("CPU", ["model.use_checkpoint=true"], ("unfold", "products", "polynomial", True)),
+        ("CPU", [], ("unfold", "products", "polynomial", "none", False)),
+        ("Ascend", [], ("conv2d", "operator", "erf", "none", False)),
+        ("CPU", ["runtime.conv_implementation=conv2d"], ("conv2d", "products", "polynomial", "none", False)),
+        ("CPU", ["runtime.kernels=auto"], ("unfold", "products", "polynomial", "compiled", False)),
+        ("Ascend", ["runtime.kernels=auto"], ("conv2d", "operator", "erf", "none", False)),
+        ("Ascend", ["runtime.norm_gradient=products"], ("conv2d", "products", "erf", "none", False)),
+        ("Ascend", ["runtime.gelu=polynomial"], ("conv2d", "operator", "polynomial", "none", False)),
+        ("CPU", ["train.recompute=true"], ("unfold", "products", "polynomial", "none", True)),
+        ("CPU", ["model.use_checkpoint=true"], ("unfold", "products", "polynomial", "none", True)),
     ],
 )
 def test_what_devices_and_options_make_of_the_model(device, overrides, expected, monkeypatch):
     monkeypatch.setattr("focal_twins.config.load.create_model", lambda name, **arguments: arguments)
     monkeypatch.setattr("focal_twins.config.load.set_device_options", lambda arguments, **chosen: arguments | chosen)
     arguments = load_config("focalv2_digits", overrides).build_model(device)
-    names = ("conv_implementation", "norm_gradient", "gelu", "use_checkpoint")
+    names = ("conv_implementation", "norm_gradient", "gelu", "kernels", "use_checkpoint")
     chosen = tuple(arguments.get(name, False) for name in names)
     assert chosen == expected

@@ -16,7 +16,9 @@ from focal_twins.distributed import compile_cache
 from focal_twins.distributed.compile_cache import NOT_IN_GRAPHS, CompileCache, graph_key, settings_of_graphs
 from focal_twins.distributed.ranks import Dist, start
 from focal_twins.errors import UserError
+from focal_twins.models.compiled import KernelLayer
 from tests.conftest import DIGITS_CONFIG, SMALL_MODEL, SOURCES
+from tests.kernels.test_kernels import needs_compiler
 from tests.processes import run, train_command
 from tests.training.states import assert_same_state, metrics
 
@@ -127,6 +129,18 @@ def test_key_tables_that_came_with_weights_are_in_the_key():
     table.set_data(Tensor(np.ascontiguousarray(table.asnumpy()[:, ::-1])))
     model.adopt_key_tables()
     assert graph_key({}, model, model, ()) != before
+
+
+@needs_compiler
+def test_the_file_of_the_kernels_is_in_the_key():
+    """A graph has its path, and its name has the compiler and the processor."""
+    config = load_config(DIGITS_CONFIG, SMALL_MODEL)
+    by_kernels, by_operators = config.build_model("CPU", kernels="compiled"), config.build_model("CPU")
+    keys = [graph_key({}, model, model, ()) for model in (by_kernels, by_operators)]
+    for _, cell in by_kernels.cells_and_names():
+        if isinstance(cell, KernelLayer):
+            cell.library = "/another/library.so"
+    assert len({*keys, graph_key({}, by_kernels, by_kernels, ())}) == 3
 
 
 # A process that calls cells as its arguments say, and prints what they return and the cache's lines.

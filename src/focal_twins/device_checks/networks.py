@@ -79,7 +79,8 @@ def create_network(name: str, device_target: str, drop_rate: float = 0.0) -> nn.
         arguments = {key: value for key, value in arguments.items() if key != "num_classes"}
         backbone = create_model(family, features_only=True, **arguments | {"drop_path_rate": drop_rate})
         model = create_model(network, backbone=backbone, num_classes=CLASSES, **own)
-    return set_device_options(model, **DEVICE_DEFAULTS[device_target])
+    # By operators alone: the figures of a CPU are those of any CPU.
+    return set_device_options(model, **DEVICE_DEFAULTS[device_target] | {"kernels": "none"})
 
 
 def formula_value(name: str, shape: tuple[int, ...], scale: float = 0.5) -> np.ndarray:

@@ -142,7 +142,8 @@ def describe_tensor(spec: TensorSpec) -> dict:
 def exportable(config: Config, model: nn.Cell, device_target: str, file_format: str) -> nn.Cell:
     """Build a fresh copy of a model, with its weights, in the form that a format asks for."""
     is_onnx = file_format == "ONNX"
-    copy = config.build_model(device_target, **(ONNX_OPTIONS if is_onnx else {}))
+    options = {"kernels": "none"} | (ONNX_OPTIONS if is_onnx else {})  # a file is to run on other machines
+    copy = config.build_model(device_target, **options)
     load_weights(copy, dict(official_names(model)), adapt=())
     copy.set_train(False)
     for _, cell in copy.cells_and_names():

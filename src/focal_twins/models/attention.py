@@ -1,14 +1,16 @@
 """Attention whose keys are rows of a token matrix, chosen by a static table."""
 
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.ops.functional import is_sequence_value_unknown
 
+from focal_twins.models.compiled import NO_BIAS, CompiledAttention, KernelLayer
 from focal_twins.models.gathers import RowGather
 from focal_twins.models.layers import Dense, Dropout, SlicedDense
 
 
-class GatheredAttention(nn.Cell):
+class GatheredAttention(nn.Cell, KernelLayer):
     """Attends within windows that a table describes: queries and keys are rows of token matrices.
 
     A window has N queries and K keys, which may be any tokens and may repeat. Rows are gathered head by head, so that
@@ -23,6 +25,7 @@ class GatheredAttention(nn.Cell):
     """
 
     has_bias = False
+    learns_bias = True  # where it has one
 
     def __init__(self, dim, num_heads, qkv_bias=True, qk_scale=None, attn_drop=0.0, proj_drop=0.0, index=0):
         super().__init__()
@@ -37,6 +40,7 @@ class GatheredAttention(nn.Cell):
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
         self.folded_bias = None
+        self.kernel = None
 
     def set_tables(self, query_index: np.ndarray, key_index: np.ndarray, length: int, kind: np.ndarray | None = None):
         """Set the tokens that each window has.
@@ -60,6 +64,19 @@ class GatheredAttention(nn.Cell):
         window, query = np.divmod(place, self.window_area)
         # The result of (window, head, query) is row (window * heads + head) * N + query.
         self.restore = RowGather((window[:, None] * self.num_heads + heads) * self.window_area + query[:, None])
+        self.use_kernels(self.library)  # which hold the tables, too
+
+    def make_kernel(self, library):
+        return CompiledAttention(
+            library,
+            self.query_index,
+            self.key_index,
+            self.kind.asnumpy(),
+            self.length,
+            self.num_heads,
+            self.scale,
+            self.has_bias and self.learns_bias,
+        )
 
     def heads_of(self, rows, pick, count):
         """Pick each window's tokens, split into heads: [B, T, C] to [B * nW, heads, count, head_dim]."""
@@ -101,8 +118,20 @@ class GatheredAttention(nn.Cell):
             scores = self.add_position_bias(scores)
         return ops.softmax(scores, -1)
 
+    def attended(self, queries, tokens):
+        """Do the same as `attend`, but for dropout and the last projection, by a kernel."""
+        q = self.qkv(queries.reshape((-1, self.dim)), 0).reshape((-1, *queries.shape[1:]))
+        k = self.qkv(tokens.reshape((-1, self.dim)), 1).reshape((-1, *tokens.shape[1:]))
+        v = self.qkv(tokens.reshape((-1, self.dim)), 2).reshape((-1, *tokens.shape[1:]))
+        bias = NO_BIAS
+        if self.has_bias:
+            bias = self.position_bias() if self.folded_bias is None else self.folded_bias
+        return self.kernel(q, k, v, bias)
+
     def attend(self, queries, tokens, dropout_seed):
         """Attend from queries [B, L or more, C] to tokens [B, T, C], which the tables number: [B, L, C]."""
+        if self.kernel is not None and queries.dtype == ms.float32 and not self.attn_drop.is_active():
+            return self.proj_drop(self.proj(self.attended(queries, tokens)), dropout_seed)
         weights = self.attn_drop(self.attention_weights(queries, tokens), dropout_seed)
         v = self.qkv(tokens.reshape((-1, self.dim)), 2).reshape((-1, *tokens.shape[1:]))
         weights = weights.reshape((-1, self.num_heads, self.window_area, self.num_keys)).astype(v.dtype)

@@ -8,6 +8,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, Uniform, initializer
 
+from focal_twins.models.compiled import CompiledDepthwise, KernelLayer
 from focal_twins.models.gathers import RowGather, with_padding_token
 from focal_twins.models.layers import AddBias, LayerNorm
 from focal_twins.models.resize import BilinearResize, LeftProduct, bilinear_matrix, padded_rows
@@ -335,7 +336,7 @@ def shifted_resizes(source: int, filled: int, kernel_size: int, target: int) -> 
     return np.stack([padded[tap : tap + target] for tap in range(kernel_size)])
 
 
-class DepthwiseConv2d(nn.Cell):
+class DepthwiseConv2d(nn.Cell, KernelLayer):
     """Convolves every channel of tokens [B, L, C] by itself, with stride 1 and zero padding that keeps the size.
 
     On CPU no kernel does this well: unfolding makes nine times the map, which has to be written, weighed and summed.
@@ -364,8 +365,14 @@ class DepthwiseConv2d(nn.Cell):
         self.matmul = ops.MatMul()
         self.product = ops.BatchMatMul()
         self.conv2d = ops.Conv2D(dim, (kernel_size, kernel_size), pad_mode="pad", pad=kernel_size // 2, group=dim)
+        self.kernel = None
+
+    def make_kernel(self, library):
+        return CompiledDepthwise(library, self.map_size)
 
     def construct(self, tokens):
+        if self.kernel is not None and tokens.dtype == ms.float32:
+            return self.kernel(tokens, self.weight, self.bias)
         channels, (height, width) = self.dim, self.map_size
         if self.implementation == "unfold":
             maps = tokens.reshape((-1, channels)).transpose((1, 0)).reshape((channels, -1, height, width))

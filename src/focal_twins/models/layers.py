@@ -5,23 +5,31 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
+from focal_twins.models.compiled import CompiledBiasGelu, CompiledColumnSums, CompiledLayerNorm, KernelLayer
+
 # The originals draw with timm's trunc_normal_(std=0.02). It cuts at the absolute values -2 and 2, a hundred standard
 # deviations away, so this is a plain normal distribution.
 WEIGHT_INIT = Normal(0.02)
 
 
-class AddBias(nn.Cell):
+class AddBias(nn.Cell, KernelLayer):
     """Adds a bias [C] to rows [R, C]. Its gradient is a plain sum: BiasAddGrad takes 2 to 5 times as long on CPU."""
 
     def __init__(self):
         super().__init__()
         self.add = ops.BiasAdd()
         self.sum = ops.ReduceSum()  # every layer has one, and Tensor.sum takes longer to compile
+        self.kernel = None
+
+    def make_kernel(self, library):
+        return CompiledColumnSums(library)
 
     def construct(self, rows, bias):
         return self.add(rows, bias)
 
     def bprop(self, rows, bias, out, gradient):
+        if self.kernel is not None and gradient.dtype == ms.float32:
+            return gradient.astype(rows.dtype), self.kernel(gradient)
         # A product with ones is faster still. In mixed precision the types of rows, bias and result differ; the bias is
         # a float32 parameter whatever type it is added in, and float16 stops counting at 2,048.
         return gradient.astype(rows.dtype), self.sum(gradient.astype(ms.float32), 0)
@@ -39,9 +47,12 @@ class Dense(nn.Cell):
         self.matmul = ops.MatMul(transpose_b=True)
         self.add_bias = AddBias()
 
+    def product(self, x):
+        """Multiply by the weight alone: [..., in_channels] to rows [R, out_channels]."""
+        return self.matmul(x.reshape((-1, self.in_channels)), self.weight)
+
     def construct(self, x):
-        rows = self.matmul(x.reshape((-1, self.in_channels)), self.weight)
-        return self.add_bias(rows, self.bias).reshape((-1, *x.shape[1:-1], self.out_channels))
+        return self.add_bias(self.product(x), self.bias).reshape((-1, *x.shape[1:-1], self.out_channels))
 
 
 class NormByProducts(nn.Cell):
@@ -81,11 +92,12 @@ class NormByProducts(nn.Cell):
         return to_rows, to_gamma, self.matmul(ones, gradient).reshape(-1)
 
 
-class LayerNorm(nn.LayerNorm):
+class LayerNorm(nn.LayerNorm, KernelLayer):
     """Applies LayerNorm over the last axis with PyTorch's default epsilon (MindSpore's own default differs).
 
     Attributes:
-        gradient: "products" (see NormByProducts) or "operator", MindSpore's own, the better choice on Ascend.
+        gradient: "products" (see NormByProducts) or "operator", MindSpore's own, the better choice on Ascend. It has no
+            meaning for a layer that runs by a kernel.
     """
 
     def __init__(self, channels, epsilon=1e-5):
@@ -93,8 +105,15 @@ class LayerNorm(nn.LayerNorm):
         self.channels = channels
         self.gradient = "products"
         self.by_products = NormByProducts(channels, epsilon)
+        self.kernel = None
+
+    def make_kernel(self, library):
+        return CompiledLayerNorm(library, self.epsilon)
 
     def construct(self, x):
+        if self.kernel is not None and x.dtype == ms.float32:
+            normed, _, _ = self.kernel(x.reshape((-1, self.channels)), self.gamma, self.beta)
+            return normed.reshape((-1, *x.shape[1:]))
         if self.gradient == "products":
             normed, _, _ = self.by_products(x.reshape((-1, self.channels)), self.gamma, self.beta)
             return normed.reshape((-1, *x.shape[1:]))
@@ -187,8 +206,12 @@ class Dropout(nn.Cell):
         self.threshold = round(rate * 2**24)
         self.keep_scale = 1.0 / (1.0 - rate) if rate < 1.0 else 0.0
 
+    def is_active(self):
+        """Tell whether it drops anything."""
+        return self.training and self.rate > 0.0
+
     def construct(self, x, seed):
-        if not self.training or self.rate == 0.0:
+        if not self.is_active():
             return x
         if seed is None:
             raise ValueError("a block that trains with dropout needs dropout_seed; a whole model draws its own")
@@ -254,7 +277,7 @@ class Gelu(nn.Cell):
         return (gradient * (self.distribution(x) + x * density),)
 
 
-class Mlp(nn.Cell):
+class Mlp(nn.Cell, KernelLayer):
     """Applies a two-layer perceptron with exact GELU (paper section 3.2; Mlp in the original files)."""
 
     def __init__(self, dim, hidden_dim, drop=0.0, dropout_index=0):
@@ -264,7 +287,18 @@ class Mlp(nn.Cell):
         self.fc2 = Dense(hidden_dim, dim)
         self.drop1 = Dropout(drop, dropout_index)
         self.drop2 = Dropout(drop, dropout_index + 1)
+        self.kernel = None
+
+    def make_kernel(self, library):
+        return CompiledBiasGelu(library)
+
+    def hidden(self, x):
+        """Apply the first layer and GELU."""
+        if self.kernel is not None and x.dtype == ms.float32:
+            rows = self.kernel(self.fc1.product(x), self.fc1.bias)
+            return rows.reshape((-1, *x.shape[1:-1], self.fc1.out_channels))
+        return self.act(self.fc1(x))
 
     def construct(self, x, dropout_seed=None):
-        x = self.drop1(self.act(self.fc1(x)), dropout_seed)
+        x = self.drop1(self.hidden(x), dropout_seed)
         return self.drop2(self.fc2(x), dropout_seed)

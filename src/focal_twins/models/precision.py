@@ -27,7 +27,8 @@ def apply_precision(model: nn.Cell, level: str) -> nn.Cell:
     """
     if level == "O0":
         return model
-    set_device_options(model, norm_gradient="operator")  # the products of the other choice would be in float16
+    # The products of the other choice would be in float16, which kernels do not take.
+    set_device_options(model, norm_gradient="operator", kernels="none")
     return amp.auto_mixed_precision(model, "auto" if level == "O1" else level, ms.float16)
 
 

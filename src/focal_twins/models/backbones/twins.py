@@ -6,6 +6,7 @@ a map subsampled by a strided convolution; SVT alternates that with attention wi
 
 import math
 
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
@@ -19,11 +20,13 @@ from focal_twins.models.backbones.backbone import (
     size_of_pretraining,
 )
 from focal_twins.models.backbones.focal_windows import padded_size, tokens_at, window_positions
+from focal_twins.models.compiled import NO_BIAS, CompiledAttention, KernelLayer
 from focal_twins.models.convolutions import Conv2d, DepthwiseConv2d, PatchEmbed
 from focal_twins.models.gathers import RowGather, with_padding_token
 from focal_twins.models.layers import Dense, Dropout, DropPath, LayerNorm, Mlp, SlicedDense
 from focal_twins.models.registry import ArgumentError, register_family, register_model
 
+QUERIES_AT_A_TIME = 64  # of a kernel, whose scores are to fit the cache
 BLOCK_NORM_EPSILON = 1e-6  # of the norms in blocks and the final one; patch embeddings and subsampling have 1e-5
 
 
@@ -38,6 +41,8 @@ class LocallyGroupedAttention(GatheredAttention):
             does so where a map is padded below and to the right: with padding on one side alone its mask is void, and
             so it is here.
     """
+
+    learns_bias = False  # which is a mask
 
     def __init__(self, dim, map_size, num_heads, window_size, attn_drop, proj_drop, index, mask_padding=False):
         super().__init__(dim, num_heads, attn_drop=attn_drop, proj_drop=proj_drop, index=index)
@@ -67,7 +72,7 @@ class LocallyGroupedAttention(GatheredAttention):
         return self.attend(tokens, tokens, dropout_seed)
 
 
-class GlobalSubsampledAttention(nn.Cell):
+class GlobalSubsampledAttention(nn.Cell, KernelLayer):
     """Attends from every token to a subsampled map, "GSA" (paper section 3.2; GlobalSubSampleAttn in timm)."""
 
     def __init__(self, dim, map_size, num_heads, sr_ratio, attn_drop, proj_drop, index):
@@ -96,6 +101,14 @@ class GlobalSubsampledAttention(nn.Cell):
             for tokens in (self.queries, self.keys)
         )
         self.join_heads = RowGather(np.arange(num_heads * self.queries).reshape(num_heads, self.queries).T)
+        self.kernel = None
+
+    def make_kernel(self, library):
+        groups = -(-self.queries // QUERIES_AT_A_TIME)
+        queries = np.arange(groups * QUERIES_AT_A_TIME).reshape(groups, -1)  # those from self.queries on are padding
+        keys = np.tile(np.arange(self.keys), (groups, 1))
+        kind = np.zeros(groups, np.int32)
+        return CompiledAttention(library, queries, keys, kind, self.queries, self.num_heads, self.scale, False)
 
     def heads_of(self, rows, split, length):
         """Split rows [B * length, C] into heads: [B, heads, length, head_dim]."""
@@ -117,6 +130,10 @@ class GlobalSubsampledAttention(nn.Cell):
     def construct(self, x, dropout_seed=None):
         """Map tokens [B, L, C] to [B, L, C]."""
         rows = self.subsampled(x)
+        if self.kernel is not None and x.dtype == ms.float32 and not self.attn_drop.is_active():
+            k = self.kv(rows, 0).reshape((-1, self.keys, self.dim))
+            v = self.kv(rows, 1).reshape((-1, self.keys, self.dim))
+            return self.proj_drop(self.proj(self.kernel(self.q(x), k, v, NO_BIAS)), dropout_seed)
         weights = self.attn_drop(self.attention_weights(x, rows), dropout_seed)
         v = self.heads_of(self.kv(rows, 1), self.split_keys, self.keys)
         out = self.mix(weights.astype(v.dtype), v)  # [B, heads, L, head_dim]

@@ -1,0 +1,1 @@
+"""Compiles the C++ kernels beside this file for the machine at hand."""

@@ -1,0 +1,158 @@
+"""Layers that run by one compiled kernel each where MindSpore would run a chain of operators (focal_twins/kernels).
+
+They compute in float32 on CPU, and what they compute is what the operators do, but for rounding.
+"""
+
+from typing import Any
+
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+NO_BIAS = Tensor(np.zeros(1, np.float32))  # what CompiledAttention takes in place of one
+
+
+class KernelLayer:
+    """Is the part of a layer that can run by kernels: which library it uses, if any.
+
+    A layer derives from this and from nn.Cell, and makes its kernels in `use_kernels`.
+    """
+
+    library: str | None = None
+    kernel: Any  # the cell that runs the kernel, or None
+
+    def use_kernels(self, library: str | None) -> None:
+        """Run by the kernels of a library from here on, or None: by MindSpore's operators."""
+        self.library = library
+        self.kernel = None if library is None else self.make_kernel(library)
+
+    def make_kernel(self, library: str) -> nn.Cell:
+        """Return the cell that runs the kernel."""
+        raise NotImplementedError
+
+
+def custom(library: str, function: str, shapes, types) -> ops.Custom:
+    """Return a function of a library as an operator, with functions that infer shapes and types of its outputs."""
+    return ops.Custom(f"{library}:{function}", shapes, types, func_type="aot")
+
+
+class CompiledBiasGelu(nn.Cell):
+    """Adds a bias [C] to rows [R, C] and applies exact GELU (kernels/bias.cpp)."""
+
+    def __init__(self, library):
+        super().__init__()
+        self.forward = custom(library, "bias_gelu", lambda rows, bias: rows, lambda rows, bias: rows)
+        self.backward = custom(
+            library, "bias_gelu_gradient", lambda rows, bias, gradient: (rows, bias),
+            lambda rows, bias, gradient: (rows, bias),
+        )  # fmt: skip
+
+    def construct(self, rows, bias):
+        return self.forward(rows, bias)
+
+    def bprop(self, rows, bias, out, gradient):
+        return self.backward(rows, bias, gradient)
+
+
+class CompiledColumnSums(nn.Cell):
+    """Sums the columns of rows [R, C], the gradient of a bias: [C] (kernels/bias.cpp). It has no gradient itself."""
+
+    def __init__(self, library):
+        super().__init__()
+        self.sums = custom(library, "column_sums", lambda rows: rows[1:], lambda rows: rows)
+
+    def construct(self, rows):
+        return self.sums(rows)
+
+
+class CompiledLayerNorm(nn.Cell):
+    """Applies LayerNorm to rows [R, C] (kernels/layer_norm.cpp)."""
+
+    def __init__(self, library, epsilon):
+        super().__init__()
+        self.epsilon = Tensor(np.array([epsilon], np.float32))
+        self.forward = custom(
+            library, "layer_norm", lambda rows, gamma, beta, epsilon: (rows, rows[:1], rows[:1]),
+            lambda rows, gamma, beta, epsilon: (rows, rows, rows),
+        )  # fmt: skip
+        self.backward = custom(
+            library, "layer_norm_gradient", lambda rows, gamma, mean, scale, gradient: (rows, gamma, gamma),
+            lambda rows, gamma, mean, scale, gradient: (rows, gamma, gamma),
+        )  # fmt: skip
+
+    def construct(self, rows, gamma, beta):
+        """Return normalised rows [R, C], and the means and inverse deviations [R] that the gradient needs."""
+        return self.forward(rows, gamma, beta, self.epsilon)
+
+    def bprop(self, rows, gamma, beta, out, gradient):
+        return self.backward(rows, gamma, out[1], out[2], gradient[0])
+
+
+class CompiledAttention(nn.Cell):
+    """Attends within windows whose queries and keys are rows of token matrices (kernels/attention.cpp).
+
+    Args:
+        query_index: [nW, N] rows of the queries; those from `length` on are padding, whose results are dropped.
+        key_index: [nW, K] rows of the keys.
+        kind: [nW] number of the bias that each window has.
+        length: L, number of rows of the result.
+        num_heads: number of heads.
+        scale: factor of the scores.
+        learns_bias: whether the bias needs a gradient.
+    """
+
+    def __init__(self, library, query_index, key_index, kind, length, num_heads, scale, learns_bias):
+        super().__init__()
+        self.tables = tuple(Tensor(table.astype(np.int32)) for table in (kind, query_index, key_index))
+        self.scale = Tensor(np.full(num_heads, scale, np.float32))
+        self.learns_bias = learns_bias
+        self.forward = custom(
+            library, "window_attention",
+            lambda q, k, v, bias, kind, queries, keys, scale: (q[0], length, q[2]),
+            lambda q, k, v, bias, kind, queries, keys, scale: q,
+        )  # fmt: skip
+        self.backward = custom(
+            library, "window_attention_gradient",
+            lambda q, k, v, bias, kind, queries, keys, scale, gradient: (q, k, v, bias if learns_bias else (1,)),
+            lambda q, k, v, bias, kind, queries, keys, scale, gradient: (q, k, v, bias),
+        )  # fmt: skip
+
+    def construct(self, q, k, v, bias):
+        """Map projected tokens q [B, Lq, C], k and v [B, T, C] and a bias to results [B, L, C].
+
+        Args:
+            bias: [kinds, heads, N, K], or for all heads the same [kinds, 1, N, K], or for none one number [1].
+        """
+        kind, queries, keys = self.tables
+        return self.forward(q, k, v, bias, kind, queries, keys, self.scale)
+
+    def bprop(self, q, k, v, bias, out, gradient):
+        kind, queries, keys = self.tables
+        to_q, to_k, to_v, to_bias = self.backward(q, k, v, bias, kind, queries, keys, self.scale, gradient)
+        return to_q, to_k, to_v, to_bias if self.learns_bias else ops.zeros_like(bias)
+
+
+class CompiledDepthwise(nn.Cell):
+    """Convolves every channel of the tokens [B, H * W, C] of a map by itself (kernels/depthwise.cpp).
+
+    Stride is 1, and zero padding keeps the size.
+    """
+
+    def __init__(self, library, map_size):
+        super().__init__()
+        self.size = Tensor(np.array(map_size, np.int32))
+        self.forward = custom(
+            library, "depthwise_convolution", lambda tokens, weight, bias, size: tokens,
+            lambda tokens, weight, bias, size: tokens,
+        )  # fmt: skip
+        self.backward = custom(
+            library, "depthwise_convolution_gradient",
+            lambda tokens, weight, size, gradient: (tokens, weight, weight[:1]),
+            lambda tokens, weight, size, gradient: (tokens, weight, weight),
+        )  # fmt: skip
+
+    def construct(self, tokens, weight, bias):
+        """Convolve by a weight [C, 1, k, k], k odd, and add a bias [C]."""
+        return self.forward(tokens, weight, bias, self.size)
+
+    def bprop(self, tokens, weight, bias, out, gradient):
+        return self.backward(tokens, weight, self.size, gradient)

@@ -1,0 +1,108 @@
+// Calls every kernel on shapes that are no whole vectors, with memory of exactly the size that each may touch.
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <vector>
+
+using Kernel = int(int, void**, int*, int64_t**, const char**, void*, void*);
+extern "C" Kernel bias_gelu, bias_gelu_gradient, layer_norm, layer_norm_gradient;
+extern "C" Kernel column_sums, depthwise_convolution, depthwise_convolution_gradient;
+extern "C" Kernel window_attention, window_attention_gradient;
+extern "C" void focal_twins_set_threads(int);
+
+using Shape = std::vector<int64_t>;
+
+// A tensor of small numbers, or of row numbers below `end`, or of integers.
+struct Tensor {
+  Shape shape;
+  int64_t end = 0;
+  std::vector<int32_t> values = {};
+  std::unique_ptr<int32_t[]> data = nullptr;  // floats take as much
+
+  void fill() {
+    int64_t count = 1;
+    for (int64_t size : shape) count *= size;
+    data.reset(new int32_t[count]);
+    for (int64_t i = 0; i < count; ++i) {
+      if (!values.empty())
+        data[i] = values[i];
+      else if (end)
+        data[i] = static_cast<int32_t>(i % end);
+      else
+        reinterpret_cast<float*>(data.get())[i] = static_cast<float>(i % 17) * 0.1f - 0.8f;
+    }
+  }
+};
+
+void run(Kernel* kernel, std::vector<Tensor> tensors) {
+  std::vector<void*> data;
+  std::vector<int> ranks;
+  std::vector<int64_t*> shapes;
+  std::vector<const char*> types;
+  for (Tensor& tensor : tensors) {
+    tensor.fill();
+    data.push_back(tensor.data.get());
+    ranks.push_back(static_cast<int>(tensor.shape.size()));
+    shapes.push_back(tensor.shape.data());
+    types.push_back(tensor.end || !tensor.values.empty() ? "int32" : "float32");
+  }
+  const int count = static_cast<int>(tensors.size());
+  if (kernel(count, data.data(), ranks.data(), shapes.data(), types.data(), nullptr, nullptr) != 0) std::abort();
+}
+
+std::vector<Tensor> tensors(std::vector<Shape> shapes) {
+  std::vector<Tensor> made;
+  for (const Shape& shape : shapes) made.push_back({shape});
+  return made;
+}
+
+void attention(int64_t batch, int64_t heads, int64_t dim, int64_t length, int64_t rows, int64_t windows, int64_t queries,
+               int64_t keys, bool has_bias) {
+  const Shape q{batch, length + 1, heads * dim}, k{batch, rows, heads * dim}, out{batch, length, heads * dim};
+  const Shape bias = has_bias ? Shape{2, heads, queries, keys} : Shape{1};
+  auto inputs = [&] {
+    std::vector<Tensor> made = tensors({q, k, k, bias});
+    made.push_back({{windows}, 2});
+    if (!has_bias) made.back().end = 1;
+    made.push_back({{windows, queries}, length + 2});  // the last two are padding, one of them beyond the queries' rows
+    made.push_back({{windows, keys}, rows});
+    made.push_back({{heads}});
+    made.push_back({out});
+    return made;
+  };
+  run(window_attention, inputs());
+  std::vector<Tensor> all = inputs();
+  for (Tensor& output : tensors({q, k, k, bias})) all.push_back({output.shape});
+  run(window_attention_gradient, std::move(all));
+}
+
+void depthwise(int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t side) {
+  const Shape tokens{batch, height * width, channels}, weights{channels, 1, side, side};
+  std::vector<Tensor> inputs = tensors({tokens, weights, {channels}, {2}, tokens});
+  std::vector<Tensor> of_gradient = tensors({tokens, weights, {2}, tokens, tokens, weights, {channels}});
+  for (Tensor* sizes : {&inputs[3], &of_gradient[2]}) sizes->values = {static_cast<int32_t>(height), static_cast<int32_t>(width)};
+  run(depthwise_convolution, std::move(inputs));
+  run(depthwise_convolution_gradient, std::move(of_gradient));
+}
+
+int main() {
+  for (int threads : {1, 3}) {
+    focal_twins_set_threads(threads);
+    for (Shape shape : {Shape{1, 1}, {3, 7}, {130, 33}, {2, 20000}, {0, 5}}) {
+      const Shape width{shape[1]}, height{shape[0]};
+      run(bias_gelu, tensors({shape, width, shape}));
+      run(bias_gelu_gradient, tensors({shape, width, shape, shape, width}));
+      run(column_sums, tensors({shape, width}));
+      run(layer_norm, tensors({shape, width, width, {1}, shape, height, height}));
+      run(layer_norm_gradient, tensors({shape, width, height, height, shape, shape, width, width}));
+    }
+    depthwise(2, 5, 7, 19, 3);
+    depthwise(1, 1, 1, 4, 5);
+    attention(2, 3, 32, 40, 60, 2, 21, 33, true);
+    attention(3, 1, 5, 7, 4, 3, 3, 3, true);
+    attention(1, 2, 17, 9, 9, 11, 1, 50, false);
+  }
+  std::puts("done");
+}
