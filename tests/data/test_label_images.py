@@ -92,10 +92,10 @@ def test_a_class_may_be_ignored():
     ("image", "rules", "expected"),
     [
         (Image.fromarray(np.array([[0, 7, 7, 4]], np.uint8)), LabelRules(4),
-         r"value 4 in 1 pixels \(and 1 other values\) is none of the 4 classes, 0 .. 3, and not data.ignore_index 255"),
+         r"value 4 in 1 pixel \(and 1 other value\) is none of the 4 classes, 0 .. 3, and not data.ignore_index 255"),
         (Image.fromarray(np.array([[1, 5, 5]], np.uint8)), LabelRules(4, 255, True),
          r"value 5 in 2 pixels is .* 1 .. 4"),
-        (Image.fromarray(np.array([[1, 1000]], np.uint16)), LabelRules(4), "value 1000 in 1 pixels"),
+        (Image.fromarray(np.array([[1, 1000]], np.uint16)), LabelRules(4), "value 1000 in 1 pixel "),
         (Image.fromarray(np.array([[-1, 1]], np.int32)), LabelRules(4), "beyond 16 bits"),
         (Image.new("RGB", (3, 3)), LabelRules(4), "mode RGB, .* convert its colours to class numbers"),
         (Image.new("RGBA", (3, 3)), LabelRules(4), "mode RGBA"),

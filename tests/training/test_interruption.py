@@ -70,7 +70,7 @@ child.wait()
     if child == 0:
         os.execv(sys.executable, [sys.executable, "-c", program])
     shown = b""
-    while b"by" not in shown:
+    while b"by" not in shown or not shown.endswith(b"\n"):
         try:
             shown += os.read(terminal, 1000)
         except OSError:  # the process has ended

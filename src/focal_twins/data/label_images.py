@@ -64,7 +64,7 @@ def read_label(content: np.ndarray, rules: LabelRules) -> np.ndarray:
     if not _looked_up(values, known.astype(np.uint8)).all():
         counts = np.bincount(values.ravel(), minlength=len(table)) * ~known
         wrong = np.flatnonzero(counts)
-        others = f" (and {len(wrong) - 1} other values)" if len(wrong) > 1 else ""
+        others = f" (and {counted(len(wrong) - 1, 'other value')})" if len(wrong) > 1 else ""
         raise LabelFault(
             f"value {wrong[0]} in {counted(counts[wrong[0]], 'pixel')}{others} is none of the {length} classes, "
             f"{first} .. {first + length - 1}, and not data.ignore_index {rules.ignore_index}; "

@@ -13,6 +13,7 @@ import numpy as np
 
 from focal_twins.data.dataset import DataError
 from focal_twins.data.image_set import ImageSet
+from focal_twins.phrases import counted
 
 
 def share_of(numbers: Iterable[int], names: Sequence[str], share: float, purpose: str) -> list[int]:
@@ -58,7 +59,7 @@ def part_of(images: ImageSet, fraction: float, seed: int, held_back: bool) -> "S
         DataError: a class has a single image.
     """
     chosen = _held_back(images, fraction, seed)
-    count = f"{int(chosen.sum())} of {images.size} images"
+    count = f"{int(chosen.sum())} of {counted(images.size, 'image')}"
     if held_back:
         notices = (f"data folder {images.path}: {count} are the validation (data.val_fraction)",)
     else:

@@ -144,7 +144,7 @@ def test_an_unreadable_image_does_not_count(evaluator):
     network = ColourNetwork()
     result = evaluate(network, [batch_of([0, 1], (32, 48), unreadable=[1])], evaluator(network, 2, "eval.batch_size=2"))
     assert result.counts.pixels == 32 * 48
-    assert "(1 images)" in str(result)
+    assert "(1 image)" in str(result)
     only_unreadable = [batch_of([0], (32, 48), unreadable=[0])]
     assert evaluate(network, only_unreadable, evaluator(network, 1)).figures == {"miou": 0, "macc": 0, "aacc": 0}
 
