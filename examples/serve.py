@@ -6,7 +6,7 @@ import os
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from onnx_predict import open_model, probabilities, read_image
-from PIL import UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 app = FastAPI(title="Classifier")
 session, told = open_model(os.environ["MODEL"])
@@ -24,7 +24,7 @@ async def answer(request: Request):
     """Classify the image file that is the request's body."""
     try:
         return await run_in_threadpool(predict, await request.body())
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
         raise HTTPException(422, "the body is not an image that can be read") from error
 
 

@@ -13,7 +13,6 @@ import json
 import math
 import statistics
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for scripts.X
@@ -22,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 from focal_twins.cli import Parser, run
 from focal_twins.errors import UserError
 from focal_twins.measuring.exported_files import table, time_exported
-from focal_twins.measuring.machine import QUIET, OthersLoad, idle_load
-from focal_twins.measuring.turns import PROCESSORS, WAIT_POLICIES, Worker, check_same_threads, step_figures
+from focal_twins.measuring.machine import QUIET, busy_note, idle_load
+from focal_twins.measuring.turns import PROCESSORS, WAIT_POLICIES, Worker, check_same_threads, step_figures, take_turns
 from focal_twins.phrases import counted
 
 SCRIPTS = Path(__file__).resolve().parent
@@ -113,16 +112,10 @@ def measure(name: str, arguments: dict, batch_size: int, options) -> dict:
                 worker.call("step")
         workers["own"].call("ceiling")
         used = check_same_threads(workers)
-        steps: dict[str, list[dict]] = {code: [] for code in workers}
-        rates = []
-        load = OthersLoad()
-        for _ in range(options.repeats):
-            for code, worker in workers.items():
-                time.sleep(options.pause)
-                steps[code].append(worker.call("step"))
-            product = workers["own"].call("ceiling")
-            rates.append(product["result"] / product["seconds"])
-        others = load.share()
+        ceilings: list[dict] = []
+        steps, others = take_turns(
+            workers, options.repeats, options.pause, lambda: ceilings.append(workers["own"].call("ceiling"))
+        )
         profile = workers["own"].call("profile")["result"] if options.profile else []
     finally:
         for worker in workers.values():
@@ -141,7 +134,9 @@ def measure(name: str, arguments: dict, batch_size: int, options) -> dict:
         "load_of_others": others,
         "first_call_seconds": first["own"],
         **step_figures(steps["own"], batch_size),
-        "ceiling_multiply_accumulates_per_second": statistics.median(rates),
+        "ceiling_multiply_accumulates_per_second": statistics.median(
+            ceiling["result"] / ceiling["seconds"] for ceiling in ceilings
+        ),
         "operators": profile,
     }
     if options.count:
@@ -181,8 +176,7 @@ def describe(result: dict) -> str:
         )
         line += f", {rate:.1f} of {ceiling:.1f} GMAC/s"
     line += f"\n  {describe_threads(result)} each; others took {result['load_of_others']:.1%} of the cores"
-    if result["load_of_others"] > QUIET:
-        line += ": NOT A QUIET MACHINE"
+    line += busy_note(result["load_of_others"])
     for code, name in REFERENCE_NAMES.items():
         if code in result:
             other = result[code]

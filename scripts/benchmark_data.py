@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from focal_twins.cli import Parser, run
 from focal_twins.errors import UserError
-from focal_twins.measuring.machine import QUIET, idle_load
+from focal_twins.measuring.machine import QUIET, busy_note, idle_load
 from focal_twins.measuring.turns import PROCESSORS, Worker, time_pipeline
 
 SCRIPTS = Path(__file__).resolve().parent
@@ -191,9 +191,7 @@ def main(arguments: list[str]) -> None:
             f"({min(values):.0f} to {max(values):.0f} in {options.repeats} runs), {costs[name]:.0f} us of CPU time each"
         )
     others = max(result["load_of_others"] for results in runs.values() for result in results)
-    print(
-        f"{'others took':22s} {others:7.1%} of the cores at most" + (": NOT A QUIET MACHINE" if others > QUIET else "")
-    )
+    print(f"{'others took':22s} {others:7.1%} of the cores at most" + busy_note(others))
     figures = {
         "stages_us": stages,
         "pipelines_img_s": rates,

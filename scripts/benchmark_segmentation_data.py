@@ -29,7 +29,7 @@ from focal_twins.data.label_folders import LabelledFolders
 from focal_twins.data.label_images import LabelRules
 from focal_twins.data.pipeline import BatchKey, TrainBatches, UnreadableImages, configure_reading
 from focal_twins.errors import UserError
-from focal_twins.measuring.machine import QUIET
+from focal_twins.measuring.machine import busy_note
 from focal_twins.measuring.turns import Worker, serve, time_pipeline
 from focal_twins.random_streams import Stream, generator
 from focal_twins.tasks.segmentation.samples import SegmentationTrainSamples
@@ -219,7 +219,7 @@ def main(arguments: list[str]) -> None:
         f"without the pipeline {originals['alone'] / own['alone']:.2f}"
     )
     others = max(result["others"] for results in runs.values() for result in results)
-    print(f"others took {others:.1%} of the cores at most" + (": NOT A QUIET MACHINE" if others > QUIET else ""))
+    print(f"others took {others:.1%} of the cores at most{busy_note(others)}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """The program `focal-twins`, also `python -m focal_twins`: runs one of the commands."""
 
 import sys
-from difflib import get_close_matches
 from importlib import import_module
 
 from focal_twins import __version__
 from focal_twins.cli import run
+from focal_twins.config.suggestions import nearest
 from focal_twins.errors import UserError
 
 PROGRAM = "focal-twins"
@@ -52,9 +52,7 @@ def _usage(arguments: list[str]) -> None:
     elif arguments[:1] in ([], ["--help"], ["-h"]):
         print(USAGE)
     else:
-        near = get_close_matches(arguments[0], COMMANDS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(COMMANDS)}"
-        raise UserError(f"unknown command {arguments[0]!r}; {hint}")
+        raise UserError(f"unknown command {arguments[0]!r}{nearest(arguments[0], COMMANDS)}")
 
 
 if __name__ == "__main__":

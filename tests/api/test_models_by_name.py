@@ -14,7 +14,7 @@ from focal_twins.config.load import load_config
 from focal_twins.data.open_images import open_images
 from focal_twins.data.pipeline import UnreadableImages
 from focal_twins.errors import UserError
-from focal_twins.files.weights import official_names
+from focal_twins.files.weights import CONFIG, official_names, save_weights
 from focal_twins.models import ArgumentError
 from focal_twins.models import create_model as create_network
 from focal_twins.tasks.find_task import create_task
@@ -173,6 +173,23 @@ def test_dense_models_by_name():
     assert (model.num_classes, model.arguments["channels"], max(model.backbone.drop_path_rates)) == (3, 8, 0.2)
     with pytest.raises(ArgumentError, match="features_only: is for classifiers; upernet_digits is a model of segm"):
         focal_twins.create_model("upernet_digits", features_only=True)
+    assert focal_twins.create_model("retinanet_digits", img_size=(96, 96), channels=8).backbone.img_size == (96, 96)
+
+
+def test_a_backbone_starts_from_a_dense_checkpoint(tmp_path):
+    """Whose configuration says nothing of how a classifier's images are prepared."""
+    config = load_config("retinanet_digits", ["model.channels=8", "model.neck_channels=8"])
+    dense = config.build_model("CPU")
+    save_weights(dense, tmp_path / "dense.ckpt", {CONFIG: config.to_yaml()})
+    backbone = focal_twins.create_model(
+        "focalv2_digits", img_size=96, features_only=True, pretrained=tmp_path / "dense.ckpt"
+    )
+    loaded = {name.removeprefix("backbone."): value for name, value in backbone.parameters_dict().items()}
+    name = "layers.0.blocks.0.mlp.fc1.weight"
+    np.testing.assert_array_equal(
+        loaded[name].asnumpy(), dense.backbone.parameters_dict()[f"backbone.{name}"].asnumpy()
+    )
+    assert backbone.preprocessing(np.zeros((8, 8), np.uint8)).shape == (1, 1, 96, 96)
 
 
 REFUSALS = {
@@ -181,6 +198,7 @@ REFUSALS = {
     "dense argument": (("upernet_digits",), {"chanels": 8}, r"^upernet_digits: backbone\.chanels: unknown key"),
     "weights": (("twins",), {"pretrained": "no.pth"}, "checkpoint no.pth: no such file"),
     "true": (("twins",), {"pretrained": True}, "must be a file of weights"),
+    "classes of a backbone": (("focalv2_digits",), {"features_only": True, "num_classes": 5}, "num_classes"),
     "maps": (("twins",), {"out_indices": [0]}, "add features_only=True"),
 }
 

@@ -156,6 +156,8 @@ def test_exported_files_say_the_same(call, config, checkpoint, expected, tmp_pat
         told = [(best["index"], best["class"], best["probability"]) for best in entry["predictions"]]
         assert_predicts(told, expected[name], 10, 1e-5)
     assert "leave out the flags" in call("--model", path, "--weights", "raw", names[0])[2]
+    with pytest.raises(ArgumentError, match="2 names for the 10 classes"):
+        focal_twins.load(path, classes=("a", "b"))
 
 
 def test_unreadable_files_are_listed_and_left_out(call, checkpoint, expected, tmp_path):

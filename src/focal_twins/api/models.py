@@ -16,6 +16,7 @@ from focal_twins.config.load import (
     find_config,
     load_config,
     parse_config,
+    plain,
 )
 from focal_twins.config.task_sections import DEFAULT_TASK, TASK_SECTIONS
 from focal_twins.data.transforms import Preprocessing
@@ -106,8 +107,8 @@ def create_model(
     if isinstance(pretrained, bool):
         raise ArgumentError("pretrained", "must be a file of weights; this package brings none (docs/models.md)")
     given = arguments if num_classes is None else arguments | {"num_classes": num_classes}
-    content = {} if pretrained is None else read_checkpoint(weights_file(str(pretrained)))
     config = _configuration(name)
+    content = {} if pretrained is None else read_checkpoint(weights_file(str(pretrained)))
     if config is not None and config.task != DEFAULT_TASK:
         for argument, value in (("features_only", features_only), ("out_indices", out_indices)):
             if value not in (False, None):
@@ -121,6 +122,8 @@ def create_model(
     if not isinstance(model, Backbone):
         return model
     of_file = parse_config(str(content[CONFIG]), Path(str(pretrained))) if CONFIG in content else None
+    if of_file is not None and of_file.task != DEFAULT_TASK:  # whose images are not prepared as a classifier's
+        of_file = None
     preprocessing = _preprocessing(of_file or config or _defaults(name), model)
     if features_only:
         model = FeatureMaps(model)
@@ -162,9 +165,10 @@ def _build(name: str, config: Config | None, given: dict, features_only: bool, o
     """Build a classifier or a backbone, or a network on the backbone that is given."""
     family = name
     if config is not None and name not in registry.list_models():
-        family, given = config.model.name, config.model.arguments | given
+        own = dict(config.model.arguments)
         if features_only:
-            given.pop("num_classes", None)
+            own.pop("num_classes", None)
+        family, given = config.model.name, own | given
     if isinstance(given.get("backbone"), FeatureMaps):
         given = given | {"backbone": given["backbone"].backbone}
     model = registry.create_model(family, features_only, out_indices, **given)
@@ -177,10 +181,12 @@ def _with_arguments(name: str, config: Config, given: dict) -> Config:
     Raises:
         UserError: an argument that neither has, or a value that cannot be.
     """
+    if not given:
+        return config
     own = find_model(config.model.name)[0].parameters()
     keys = {argument: f"{'model' if argument in own else 'backbone'}.{argument}" for argument in given}
     try:
-        return load_config(find_config(name), flags={keys[argument]: value for argument, value in given.items()})
+        return load_config(name, flags={keys[argument]: plain(value) for argument, value in given.items()})
     except ConfigError as error:  # of what is no command line here
         raise UserError(f"{name}: {str(error).removeprefix(f'{COMMAND_LINE}: ')}") from error
 

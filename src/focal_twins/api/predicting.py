@@ -3,16 +3,12 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-
-import mindspore as ms
 
 from focal_twins.data.image_source import ImageSource, as_list
 from focal_twins.errors import UserError
-from focal_twins.files.weights import read_checkpoint
-from focal_twins.inference.exported import RUNNABLE
-from focal_twins.inference.trained import OpenedModel, checkpoint_config, load_for_inference
+from focal_twins.inference.trained import OpenedModel, open_model
 from focal_twins.models.registry import ArgumentError
+from focal_twins.tasks.task import PredictionOptions
 
 
 class Predictor:
@@ -25,10 +21,11 @@ class Predictor:
     """
 
     def __init__(self, model: OpenedModel, classes: Sequence[str] | None = None, threshold: float | None = None):
+        if classes is not None and len(classes) != model.num_classes:
+            raise ArgumentError("classes", f"{len(classes)} names for the {model.num_classes} classes of the model")
         self.task, self.network = model.task.name, model.network
         self.classes = model.classes if classes is None else tuple(classes)
-        flags = ("top", "classes", "output", "overlay", "opacity")
-        options = SimpleNamespace(**dict.fromkeys(flags), threshold=threshold)
+        options = PredictionOptions(threshold=threshold)
         self._predictor = model.task.predictor(
             model.answer, model.preprocessing, model.batch_size, self.classes, options
         )
@@ -75,7 +72,7 @@ def load(
     MindSpore's mode and random state stay as they are. In graph mode (mindspore.set_context) the first call compiles.
 
     Args:
-        path: .ckpt, .pth, .safetensors, .mindir or .onnx.
+        path: .ckpt, .pth, .safetensors, .mindir or .onnx, or the name of published weights that are here.
         config: name or file of the configuration, of weights that come without one.
         overrides: "section.key=value" for the configuration, such as "eval.mode=slide".
         weights: "raw", "ema", or "auto": averaged weights where the file has them.
@@ -91,15 +88,4 @@ def load(
         label, probability = predictor("7.png").top(1)[0]
         print(predictor.classes[label], probability)
     """
-    path = Path(path)
-    if path.suffix.lower() in RUNNABLE:
-        if config is not None or overrides or weights != "auto":
-            raise UserError(f"model {path}: has its configuration and weights fixed; leave out config and weights")
-        return Predictor(OpenedModel.of_exported(path), classes, threshold)
-    content = read_checkpoint(path)
-    chosen = checkpoint_config(path, content, config, overrides)
-    trained = load_for_inference(chosen, path, weights, ms.get_context("device_target"), content)
-    num_classes = trained.network.num_classes
-    if classes is not None and len(classes) != num_classes:
-        raise ArgumentError("classes", f"{len(classes)} names for the {num_classes} classes of the model")
-    return Predictor(OpenedModel.of_checkpoint(trained), classes, threshold)
+    return Predictor(open_model(str(path), config, overrides, weights, starts=False), classes, threshold)

@@ -75,6 +75,7 @@ def build(options, saved: str | None):
         UserError: none of the three is there.
     """
     from focal_twins.config.load import load_config, load_model_config, parse_config
+    from focal_twins.files.download import find_published
     from focal_twins.models import create_model
 
     if options.model is not None:
@@ -85,6 +86,8 @@ def build(options, saved: str | None):
         config = load_config(options.config, overrides)
     elif saved is not None:
         config = parse_config(saved, options.input, overrides)
+    elif published := find_published(options.input):
+        config = load_config(published.config, overrides)
     else:
         raise UserError(
             f"checkpoint {options.input}: holds weights without their configuration; name the network with --model "

@@ -18,6 +18,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--images-per-file", type=int, default=10000)
     parser.add_argument("--max-pixels", type=int, help="data.max_pixels of the runs that will read them")
     parser.add_argument("--workers", type=int, help="processes that decode (default: one per core)")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks and MindSpore's own messages")
     options = parser.parse_args(arguments)
 
     from focal_twins.data.decoding import MAX_PIXELS

@@ -14,7 +14,6 @@ Files that cannot be read are listed on the standard error stream and left out. 
 
 import os
 import sys
-from pathlib import Path
 
 from focal_twins.cli import WEIGHTS, Parser
 from focal_twins.errors import UserError
@@ -74,21 +73,14 @@ def predict(options, images: list[str]) -> None:
     from tqdm import tqdm
 
     from focal_twins.files.names import escape_name
-    from focal_twins.inference.exported import RUNNABLE
     from focal_twins.inference.trained import open_model
+    from focal_twins.tasks.task import PredictionOptions
 
-    chosen = {
-        "config_name": options.config,
-        "overrides": options.set,
-        "weights": options.weights,
-        "device_target": options.device_target,
-    }
-    if Path(options.checkpoint).suffix.lower() in RUNNABLE:
-        if options.config or options.set or options.weights != "auto":
-            raise UserError(f"model {options.checkpoint}: has its configuration and weights fixed; leave out the flags")
-        chosen = {}
-    model = open_model(options.checkpoint, **chosen)
-    predictor = model.task.predictor(model.answer, model.preprocessing, model.batch_size, model.classes, options)
+    model = open_model(
+        options.checkpoint, options.config, options.set, options.weights, device_target=options.device_target
+    )
+    asked = PredictionOptions(**{flag: getattr(options, flag) for flag in ("classes", *TASK_FLAGS)})
+    predictor = model.task.predictor(model.answer, model.preprocessing, model.batch_size, model.classes, asked)
     for flag in TASK_FLAGS:
         if getattr(options, flag) is not None and flag not in predictor.flags:
             raise UserError(f"--{flag}: is nothing that the prediction of {model.task.name} has; leave it out")

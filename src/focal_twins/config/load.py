@@ -37,6 +37,7 @@ from focal_twins.errors import UserError
 from focal_twins.models import ArgumentError, create_model, find_model, resolve_arguments
 from focal_twins.models.backbones.backbone import DROPOUT_RATES
 from focal_twins.models.device_options import DEVICE_DEFAULTS, DEVICE_OPTIONS, set_device_options
+from focal_twins.models.precision import level_on
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # The repository's folder or, of an installed package, the copy of it that the wheel has.
@@ -123,6 +124,10 @@ class Config:
         chosen = {name: defaults[name] if value == "auto" else value for name, value in chosen.items()}
         return set_device_options(model, **chosen)
 
+    def precision(self, device_target: str) -> str:
+        """Return the level of mixed precision on a device, "CPU" or "Ascend"; see apply_precision."""
+        return level_on(device_target, self.amp.level)
+
     def with_data_path(self, path: Path) -> "Config":
         """Return the same configuration with its data at another path."""
         return replace(self, data=self.data.model_copy(update={"path": str(path)}))
@@ -140,11 +145,11 @@ class Config:
             head["backbone"] = {"name": self.backbone.name, **self.backbone.resolved()}
         head["model"] = {"name": self.model.name, **self.model.resolved()}
         sections = {name: getattr(self, name).model_dump() for name in TASK_SECTIONS[self.task].schemas()}
-        return _plain(head | sections)
+        return plain(head | sections)
 
     def defaults(self) -> dict:
         """Return every key of the sections that have defaults of their own, with its default."""
-        return _plain({name: schema().model_dump() for name, schema in TASK_SECTIONS[self.task].schemas().items()})
+        return plain({name: schema().model_dump() for name, schema in TASK_SECTIONS[self.task].schemas().items()})
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
@@ -160,11 +165,11 @@ def flatten(sections: dict) -> dict[str, object]:
     return flat
 
 
-def _plain(value):
+def plain(value):
     """Turn tuples into lists, for YAML."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 class _Loader(yaml.SafeLoader):

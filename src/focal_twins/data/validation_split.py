@@ -5,6 +5,7 @@ that come later leave nearly all others where they are.
 """
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
@@ -41,8 +42,9 @@ def _held_back(images: ImageSet, fraction: float, seed: int) -> np.ndarray:
     """
     names = images.names
     chosen: set[str] = set()
-    for label, name in enumerate(images.classes):
-        first = {names[number]: number for number in np.flatnonzero(images.labels == label)[::-1].tolist()}
+    bounds = np.searchsorted(images.labels, np.arange(len(images.classes) + 1)).tolist()  # labels ascend
+    for name, (begin, end) in zip(images.classes, itertools.pairwise(bounds), strict=True):
+        first = {names[number]: number for number in reversed(range(begin, end))}
         if len(first) < 2:
             raise DataError(
                 f"data folder {images.path}: class {name!r} has a single image; data.val_fraction needs two of each"
@@ -52,19 +54,19 @@ def _held_back(images: ImageSet, fraction: float, seed: int) -> np.ndarray:
     return np.array([name in chosen for name in names])
 
 
-def part_of(images: ImageSet, fraction: float, seed: int, held_back: bool) -> "SelectedImages":
-    """Return the images that are held back for validation (data.val_fraction), or those that are left to train on.
+def split_images(images: ImageSet, fraction: float, seed: int) -> "dict[str, SelectedImages]":
+    """Return the images that are held back for validation (data.val_fraction), "val", and those that are left, "train".
 
     Raises:
         DataError: a class has a single image.
     """
     chosen = _held_back(images, fraction, seed)
-    count = f"{int(chosen.sum())} of {counted(images.size, 'image')}"
-    if held_back:
-        notices = (f"data folder {images.path}: {count} are the validation (data.val_fraction)",)
-    else:
-        notices = (*images.notices, f"data folder {images.path}: {count} are held back (data.val_fraction)")
-    return SelectedImages(images, np.flatnonzero(chosen == held_back), held_back, notices)
+    count = f"data folder {images.path}: {int(chosen.sum())} of {counted(images.size, 'image')} are"
+    left = (*images.notices, f"{count} held back (data.val_fraction)")
+    return {
+        "train": SelectedImages(images, np.flatnonzero(~chosen), False, left),
+        "val": SelectedImages(images, np.flatnonzero(chosen), True, (f"{count} the validation (data.val_fraction)",)),
+    }
 
 
 class SelectedImages(ImageSet):

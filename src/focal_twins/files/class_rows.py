@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from focal_twins.errors import UserError
+from focal_twins.files.names import some_names
 from focal_twins.models.class_layout import ClassLayout
 
 ONE_ROW_EACH = ClassLayout()
-SHOWN = 3  # names of classes in a message
 
 
 @dataclass(frozen=True)
@@ -105,4 +105,4 @@ def choose_rows(choice: str, in_file: tuple[str, ...] | None, here: tuple[str, .
 
 def _shown(names: tuple[str, ...]) -> str:
     """List the first names, and their number."""
-    return "none" if not names else f"{len(names)} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
+    return f"{len(names)} ({some_names(names)})" if names else "none"

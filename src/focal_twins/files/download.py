@@ -29,7 +29,7 @@ def locate(name: str, folder: Path = FOLDER) -> tuple[Path, PublishedWeights | N
         folder: where files of published weights are.
     """
     path = Path(name).expanduser()
-    weights = None if path.exists() else find_published(name)
+    weights = None if path.is_file() else find_published(name)
     return (folder / weights.file if weights and path.name == weights.name else path), weights
 
 

@@ -18,7 +18,7 @@ from focal_twins.errors import UserError
 from focal_twins.files.names import escape_name
 from focal_twins.inference.exported import SUFFIXES, ExportedModel
 from focal_twins.inference.trained import load_for_inference, run_checkpoint
-from focal_twins.models.precision import apply_precision, level_on, missing_kernels_named
+from focal_twins.models.precision import apply_precision, missing_kernels_named
 from focal_twins.phrases import counted
 from focal_twins.tasks.evaluation_file import evaluation_path, write_evaluation
 from focal_twins.tasks.find_task import create_task
@@ -117,7 +117,7 @@ def unreadable_of_all(unreadable: UnreadableImages, dist: Dist) -> dict[str, str
 def open_checkpoint(config: Config, path: Path, weights: str, dist: Dist) -> Subject:
     """Open a checkpoint for evaluation, in the precision of the configuration; see `load_for_inference`."""
     trained = load_for_inference(config, path, weights, dist.device_target)
-    level = level_on(dist.device_target, config.amp.level)
+    level = config.precision(dist.device_target)
     network = apply_precision(trained.network, level)
 
     def run(batches, evaluator: Evaluator) -> Result:

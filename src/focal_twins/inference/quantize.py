@@ -5,7 +5,6 @@ Input and outputs stay float32, so that whatever runs the exported file runs the
 
 import json
 import tempfile
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,12 +20,11 @@ from focal_twins.inference.onnx_files import INSTALL, missing_packages
 from focal_twins.inference.trained import open_model
 from focal_twins.tasks.export_difference import Difference, Outputs
 from focal_twins.tasks.find_task import create_task
-from focal_twins.tasks.task import as_tuple
+from focal_twins.tasks.task import PredictionOptions, as_tuple
 
 PRECISIONS = ("float16", "int8")
 COMPARED = 16  # calls of the model whose outputs are compared
 QUANTIZED_OPERATORS = ("Conv", "Gemm", "MatMul")  # nearly all of the arithmetic; the rest stays in float32
-NO_FLAGS = Namespace(top=None, threshold=None, classes=None, output=None, overlay=None, opacity=None)
 
 
 def convert(path: Path, precision: str, images: Sequence[str], target: Path) -> Difference:
@@ -92,7 +90,7 @@ def seen_of(path: Path, images: Sequence[str]) -> tuple[list[np.ndarray], list[O
             outputs.append(as_tuple(returned))
         return returned
 
-    predictor = model.task.predictor(answer, model.preprocessing, model.batch_size, model.classes, NO_FLAGS)
+    predictor = model.task.predictor(answer, model.preprocessing, model.batch_size, model.classes, PredictionOptions())
     for _ in predictor.predict(list(images), 1, 1):
         pass
     if not inputs:
@@ -105,7 +103,7 @@ def difference_of_files(description: dict, path: Path, pairs: list[tuple[Outputs
     config = parse_config(yaml.safe_dump(description["configuration"]), path)
     task = create_task(config)
     form = description["preprocessing"].get("output") or task.outputs[0]
-    return task.difference(config.build_model("CPU"), form, pairs)
+    return task.difference(config.build_model("CPU", kernels="none"), form, pairs)
 
 
 def write_float16(path: Path, target: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 from mindspore import nn
 
@@ -81,6 +82,7 @@ def open_checkpoint(
     overrides: Sequence[str] = (),
     weights: str = "auto",
     device_target: str | None = None,
+    starts: bool = True,
 ) -> TrainedModel:
     """Open a checkpoint's model on this machine's device.
 
@@ -89,6 +91,7 @@ def open_checkpoint(
         config_name: name of the configuration; None for the one that training wrote into the checkpoint, or that of the
             published weights.
         overrides: "section.key=value".
+        starts: set MindSpore's mode, device and random state (distributed.ranks.start); False: they stay as they are.
 
     Raises:
         UserError: no such file, no configuration in it, or weights of another model.
@@ -96,8 +99,8 @@ def open_checkpoint(
     path = weights_file(checkpoint)
     content = read_checkpoint(path)
     config = checkpoint_config(path, content, config_name, overrides, device_target)
-    dist = start(config)
-    return load_for_inference(config, path, weights, dist.device_target, content)
+    target = start(config).device_target if starts else ms.get_context("device_target")
+    return load_for_inference(config, path, weights, target, content)
 
 
 def checkpoint_config(
@@ -136,6 +139,7 @@ class OpenedModel:
         preprocessing: describes how an image becomes an input, see Task.preprocessing.
         batch_size: number of inputs that `answer` takes, or None for any.
         classes: names of the classes by label, or None.
+        num_classes: how many there are; None in a task without classes.
         network: of a checkpoint, in evaluation mode; None for an exported file.
     """
 
@@ -144,6 +148,7 @@ class OpenedModel:
     preprocessing: dict
     batch_size: int | None
     classes: tuple[str, ...] | None
+    num_classes: int | None
     network: nn.Cell | None = None
 
     @classmethod
@@ -151,7 +156,8 @@ class OpenedModel:
         """Return a checkpoint's model, ready to run."""
         task = create_task(model.config)
         answer = task.answer(model.network)
-        return cls(type(task), answer, model.preprocessing, None, model.classes, model.network)
+        num_classes = getattr(model.network, "num_classes", None)
+        return cls(type(task), answer, model.preprocessing, None, model.classes, num_classes, model.network)
 
     @classmethod
     def of_exported(cls, path: Path) -> "OpenedModel":
@@ -162,18 +168,23 @@ class OpenedModel:
         """
         exported = ExportedModel(path)
         task = task_of_run(exported.configuration)
-        return cls(task, exported.answer, exported.preprocessing, exported.batch_size, exported.classes)
+        num_classes = exported.configuration["model"].get("num_classes")
+        return cls(task, exported.answer, exported.preprocessing, exported.batch_size, exported.classes, num_classes)
 
 
-def open_model(path: str, **options) -> OpenedModel:
+def open_model(
+    path: str, config_name: str | None = None, overrides: Sequence[str] = (), weights: str = "auto", **options
+) -> OpenedModel:
     """Open a checkpoint, or an exported file with its description beside it; the suffix tells which it is.
 
     Args:
-        options: options of open_checkpoint; exported files have none.
+        config_name, overrides, weights, options: of open_checkpoint; exported files have none of the first three.
 
     Raises:
         UserError: see open_checkpoint and ExportedModel.
     """
     if Path(path).suffix.lower() in RUNNABLE:
+        if config_name is not None or overrides or weights != "auto":
+            raise UserError(f"model {path}: has its configuration and weights fixed; leave out the flags for them")
         return OpenedModel.of_exported(Path(path))
-    return OpenedModel.of_checkpoint(open_checkpoint(path, **options))
+    return OpenedModel.of_checkpoint(open_checkpoint(path, config_name, overrides, weights, **options))

@@ -5,13 +5,12 @@ It reads of a file what the JSON file beside it says; a process of its own loads
 
 import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from focal_twins.errors import UserError
-from focal_twins.measuring.machine import QUIET, OthersLoad
-from focal_twins.measuring.turns import Worker, check_same_threads, step_figures
+from focal_twins.measuring.machine import busy_note
+from focal_twins.measuring.turns import Worker, check_same_threads, step_figures, take_turns
 from focal_twins.phrases import counted
 
 RUNTIMES = {".onnx": "onnxruntime", ".mindir": "MindSpore"}
@@ -71,13 +70,7 @@ def time_exported(
             for worker in workers.values():
                 worker.call("step")
         used = check_same_threads(workers)
-        steps: dict[str, list[dict]] = {path: [] for path in workers}
-        load = OthersLoad()
-        for _ in range(repeats):
-            for name, worker in workers.items():
-                time.sleep(pause)
-                steps[name].append(worker.call("step"))
-        others = load.share()
+        steps, others = take_turns(workers, repeats, pause)
     finally:
         for worker in workers.values():
             worker.close()
@@ -113,6 +106,5 @@ def table(results: Sequence[dict]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     first = results[0]
     lines.append(f"{counted(first['threads'], 'thread')} each; others took {first['load_of_others']:.1%} of the cores")
-    if first["load_of_others"] > QUIET:
-        lines[-1] += ": NOT A QUIET MACHINE"
+    lines[-1] += busy_note(first["load_of_others"])
     return "\n".join(lines)

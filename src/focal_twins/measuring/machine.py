@@ -57,6 +57,11 @@ def idle_load(seconds: float = 2.0) -> float:
     return watch.share()
 
 
+def busy_note(share: float) -> str:
+    """Return what a line on a measurement ends with: a warning where others took more of the cores than QUIET."""
+    return ": NOT A QUIET MACHINE" if share > QUIET else ""
+
+
 def _processor_seconds() -> tuple[float, float]:
     """Return the seconds of all cores since the machine started: busy (in use, or taken by the host) and in total."""
     first = Path("/proc/stat").read_text().splitlines()[0].split()

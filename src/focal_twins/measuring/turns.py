@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from focal_twins.errors import UserError
@@ -153,6 +153,30 @@ class Worker:
             exceptions = [line for line in lines if re.match(r"[\w.]+(Error|Exception): \S", line)]
             raise UserError(f"{self.name}: {(exceptions or lines)[-1]}")
         return json.loads(answer)
+
+
+def take_turns(
+    workers: Mapping[str, Worker], repeats: int, pause: float, after_round: Callable[[], object] = lambda: None
+) -> tuple[dict[str, list[dict]], float]:
+    """Measure the steps of several processes, one of each in turn, so that a machine whose speed drifts is fair to all.
+
+    Args:
+        workers: processes that serve "step", by name.
+        repeats: steps of each.
+        pause: seconds before each step.
+        after_round: called when each has made a step.
+
+    Returns:
+        The answers to "step" (see Worker.call) by name, and the share of the cores that others took meanwhile.
+    """
+    steps: dict[str, list[dict]] = {name: [] for name in workers}
+    load = OthersLoad()
+    for _ in range(repeats):
+        for name, worker in workers.items():
+            time.sleep(pause)
+            steps[name].append(worker.call("step"))
+        after_round()
+    return steps, load.share()
 
 
 def step_figures(steps: list[dict], batch_size: int) -> dict:

@@ -9,6 +9,7 @@ from mindspore import amp, nn
 from focal_twins.errors import UserError
 from focal_twins.models.device_options import set_device_options
 
+LEVELS = ("O0", "O1", "O2", "O3")
 # What the level "auto" is on each device: a CPU has no float16 units, and converts back and forth.
 DEVICE_LEVELS = {"CPU": "O0", "Ascend": "O1"}
 
@@ -25,6 +26,8 @@ def apply_precision(model: nn.Cell, level: str) -> nn.Cell:
     but for normalisation. O3: float16. O1 is MindSpore's "auto" level, which sets the types when the graph is compiled;
     its own "O1" rewrites the sources of the cells and cannot parse these.
     """
+    if level not in LEVELS:  # "auto" is another level to MindSpore
+        raise ValueError(f"level must be one of {', '.join(LEVELS)}, got {level!r}")
     if level == "O0":
         return model
     # The products of the other choice would be in float16, which kernels do not take.

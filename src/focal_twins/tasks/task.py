@@ -132,6 +132,25 @@ class Evaluator(ABC):
         """Return the outcome over all ranks' batches, and start anew. All ranks call this together."""
 
 
+@dataclass(frozen=True)
+class PredictionOptions:
+    """Says what a user wants of predictions: the flags of the command predict; None is the task's default.
+
+    Attributes:
+        top: classes, or objects, to print of an image.
+        threshold: the least score of an object.
+        classes: a file with names of the classes.
+        output: the folder for pictures. overlay: their format. opacity: of their colours, 0 to 1.
+    """
+
+    top: int | None = None
+    threshold: float | None = None
+    classes: str | None = None
+    output: str | None = None
+    overlay: str | None = None
+    opacity: float | None = None
+
+
 class Predictor(ABC):
     """Predicts for image files, and writes the predictions.
 
@@ -329,13 +348,12 @@ class Task(ABC):
         preprocessing: dict,
         batch_size: int | None,
         classes: tuple[str, ...] | None,
-        options,
+        options: PredictionOptions,
     ) -> Predictor:
         """Return a predictor for image files.
 
         Args:
             answer, preprocessing, batch_size, classes: see inference/trained.py, OpenedModel.
-            options: the parsed flags of scripts/predict.py.
 
         Raises:
             UserError: the options do not fit the model.

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from focal_twins.files.class_rows import choose_rows
 from focal_twins.files.download import DownloadError, download, locate, weights_file
 from focal_twins.files.weights import class_names, load_weights, read_checkpoint, select_weights
 from focal_twins.models.batch_norm import synchronise_batch_norms
-from focal_twins.models.precision import apply_precision, level_on
+from focal_twins.models.precision import apply_precision
 from focal_twins.tasks.find_task import create_task
 from focal_twins.tasks.task import Evaluator, Task
 from focal_twins.training.checkpoint import Progress, TrainState
@@ -98,7 +97,7 @@ def assemble(config: Config, dist: Dist) -> Assembly:
     state.progress.samples, state.progress.listing = train_data.size, train_data.listing
     check_same_start(config, dist, state, (train_data, val_data))
 
-    network = apply_precision(model, level_on(dist.device_target, config.amp.level))
+    network = apply_precision(model, config.precision(dist.device_target))
     global_batch = config.train.batch_size * config.train.accumulation_steps * dist.size
     updates_per_epoch = train_data.size // global_batch
     length = run_length(config, updates_per_epoch)
@@ -132,10 +131,15 @@ def initial_weights(config: Config, name: str, dist: Dist, announce: Callable[[s
         ConfigError: published weights that are not here, or are damaged.
         DownloadError: they cannot be downloaded.
     """
-    path, weights = locate(name)
-    if config.train.download and weights is not None and not path.is_file():
-        announce(f"downloading {weights.name} to {path}")
-        dist.on_main(partial(download, weights, path), f"{name}: cannot be downloaded; see the main process's line")
+
+    def fetch() -> None:
+        path, weights = locate(name)
+        if weights is not None and not path.is_file():
+            announce(f"downloading {weights.name} to {path}")
+            download(weights, path)
+
+    if config.train.download:  # all ranks come here together, whatever each finds on its disk
+        dist.on_main(fetch, f"{name}: cannot be downloaded; see the main process's line")
     try:
         return weights_file(name)
     except DownloadError as error:

@@ -27,10 +27,14 @@ class BestEpoch:
         metric: the figure that counts; higher is better.
         best_by: ema.best_by of the configuration.
         interval: eval.interval, the epochs between evaluations.
+        averaged: whether the run averages its weights.
     """
 
-    def __init__(self, progress: Progress, metric: Figure, best_by: str, interval: int):
+    def __init__(self, progress: Progress, metric: Figure, best_by: str, interval: int, averaged: bool):
         self.progress, self.metric, self.best_by, self.interval = progress, metric, best_by, interval
+        self.usual = "ema" if averaged else "raw"
+        if progress.best_epoch and not progress.best_weights:  # of an earlier version, which judged by these
+            progress.best_weights = self.usual
 
     def forget(self) -> None:
         """Begin anew, as in another folder, whose best is still to come."""
@@ -68,7 +72,7 @@ class BestEpoch:
     @property
     def weights(self) -> str:
         """The kind of weights that the best epoch is best by; before there is one, that counted last."""
-        return self.progress.best_weights or self.progress.judged_by or "ema"
+        return self.progress.best_weights or self.progress.judged_by or self.usual
 
     def __str__(self):
         """Say what the best is: "best EMA top-1 98.61% (epoch 3)"."""

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 from focal_twins.config.load import Config
 from focal_twins.distributed.ranks import Dist
-from focal_twins.models.precision import level_on
 from focal_twins.phrases import counted
 from focal_twins.training.assemble import Assembly
 from focal_twins.training.resuming import changes
@@ -17,7 +16,7 @@ def opening_lines(parts: Assembly, config: Config, dist: Dist) -> Iterator[str]:
     yield (
         f"{config.model.name}: {parameters:,} parameters, {data.description}, {dist.device_target} x {dist.size}, "
         f"{counted(parts.updates_per_epoch, 'update')} of {counted(parts.global_batch, 'image')} an epoch, "
-        f"amp {level_on(dist.device_target, config.amp.level)}"
+        f"amp {config.precision(dist.device_target)}"
     )
     if frozen := config.train.frozen_stages:
         stages = counted(len(model.depths), "stage")

@@ -114,8 +114,11 @@ class RunFolder:
         Raises:
             UserError: no room or no permission.
         """
+        path = self.path / "validation_images.txt"
         if data.is_held_back:
-            write_text(self.path / "validation_images.txt", "".join(f"{escape_name(name)}\n" for name in data.names))
+            write_text(path, "".join(f"{escape_name(name)}\n" for name in data.names))
+        else:
+            path.unlink(missing_ok=True)  # of a run that goes on with another validation set
 
     def write_config(self, config: Config) -> None:
         """Write config.yaml, every key with its value.

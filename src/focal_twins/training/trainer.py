@@ -14,7 +14,7 @@ from focal_twins.config.load import Config
 from focal_twins.distributed.compile_cache import CompileCache
 from focal_twins.distributed.ranks import Dist, collective_failures_named
 from focal_twins.errors import UserError
-from focal_twins.models.precision import level_on, missing_kernels_named
+from focal_twins.models.precision import missing_kernels_named
 from focal_twins.phrases import counted
 from focal_twins.random_streams import Stream, generator
 from focal_twins.tasks.evaluation_file import SHORT_NAMES
@@ -47,10 +47,10 @@ class Trainer:
         self.updates_per_epoch, self.global_batch = parts.updates_per_epoch, parts.global_batch
         self.checkpoints, self.metrics = self.folder.checkpoints, self.folder.metrics
         self.metric = self.task.figures[0]
-        self.precision = level_on(dist.device_target, config.amp.level)
+        self.precision = config.precision(dist.device_target)
         self.epochs = parts.length.epochs
         progress, train = self.state.progress, config.train
-        self.best = BestEpoch(progress, self.metric, config.ema.best_by, config.eval.interval)
+        self.best = BestEpoch(progress, self.metric, config.ema.best_by, config.eval.interval, config.ema.enabled)
         self.log = ProgressLog(self.epochs, self.updates_per_epoch, progress.update, train.log_interval, dist.is_main)
         self.compile_cache = CompileCache(config, dist, self.model, self.log.line)
         self.saver = None

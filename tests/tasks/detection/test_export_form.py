@@ -111,6 +111,16 @@ def test_rows_are_equal_in_any_order_within_tolerances():
     assert moved.value == pytest.approx(38 / 40)
 
 
+@pytest.mark.parametrize(("total", "others"), [(9, 0), (10, 1), (100, 1), (101, 2), (300, 3)])
+def test_of_a_hundred_rows_one_may_be_another(total, others):
+    rule = RULES["fewer pairs than detections"]
+    rows = np.arange(total * 6, dtype=np.float64).reshape(1, total, 6) + 1
+    for moved in (others, others + 1):
+        other = rows.copy()
+        other[0, :moved, 0] -= 0.6
+        assert difference_of_rows([((other,), (rows,))], CANDIDATES, rule).is_small is (moved == others)
+
+
 def test_detections_have_labels_and_masks_to_compare():
     rows = np.array([[[0, 0, 9, 9, 0.5, 1], [0, 0, 0, 0, 0, 0]]], np.float32)
     masks = np.full((1, 2, 2, 2), 0.5, np.float32)

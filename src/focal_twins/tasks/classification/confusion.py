@@ -99,9 +99,9 @@ def image_finder(
     Raises:
         UserError: `moved_to` does not hold the images.
     """
-    split = data.get("val") or data.get("train", "train")  # with data.val_fraction, they are among the training images
+    split = data.get("train", "train") if data.get("val_fraction") else data.get("val", "val")
     if moved_to is not None:
-        return _content_finder(open_images(moved_to, split or "val", classes))
+        return _content_finder(open_images(moved_to, split, classes))
     for root in roots:
         try:
             return _content_finder(open_images(root / data["path"], split, classes))

@@ -11,7 +11,7 @@ from focal_twins.data.decoding import Reading, UnreadableImage
 from focal_twins.data.image_set import ImageSet, check_classes
 from focal_twins.data.open_images import open_images
 from focal_twins.data.transforms import Preprocessing, TrainTransform
-from focal_twins.data.validation_split import part_of
+from focal_twins.data.validation_split import SelectedImages, split_images
 from focal_twins.tasks.classification import run_sections
 from focal_twins.tasks.classification.evaluator import ClassificationEvaluator, label_space
 from focal_twins.tasks.classification.label_maps import read_valid_labels
@@ -28,6 +28,10 @@ class Classification(Task):
     name = "classification"
     figures = (Figure("top1", "top-1", "%", ".2f"), Figure("top5", "top-5", "%", ".2f"), Figure("loss", "loss"))
 
+    def __init__(self, config):
+        super().__init__(config)
+        self.parts: dict[str, SelectedImages] = {}  # of the training images, with data.val_fraction
+
     def check(self):
         if self.config.eval.class_map:
             raise self.config.error("eval.class_map", "is for eval.py; training evaluates on the classes it trains")
@@ -36,8 +40,10 @@ class Classification(Task):
         data = self.config.data
         if data.val_fraction is None:
             return open_images(data.path, getattr(data, split), classes)
-        images = open_images(data.path, data.train, classes)
-        return part_of(images, data.val_fraction, data.split_seed, held_back=split == "val")
+        if not self.parts:
+            images = open_images(data.path, data.train, classes)
+            self.parts = split_images(images, data.val_fraction, data.split_seed)
+        return self.parts[split]
 
     def check_data(self, train, val):
         check_classes(train, val, self.config.model.resolved()["num_classes"])
@@ -46,10 +52,11 @@ class Classification(Task):
         weights = self.config.loss.class_weights
         if weights is None:
             return SoftTargetCrossEntropy(network)
-        is_balanced = weights == "balanced"
-        return SoftTargetCrossEntropy(
-            network, balanced_weights(data.labels, len(data.classes)) if is_balanced else np.array(weights)
-        )
+        if weights != "balanced":
+            return SoftTargetCrossEntropy(network, np.array(weights))
+        if len(np.unique(data.labels)) < len(data.classes):  # files packed from images that could not be read
+            raise self.config.error("loss.class_weights", "balanced needs an image of every class; give a list")
+        return SoftTargetCrossEntropy(network, balanced_weights(data.labels, len(data.classes)))
 
     def noise(self, model, generator, batch):
         scales = model.draw_drop_path(generator, len(batch[0]))

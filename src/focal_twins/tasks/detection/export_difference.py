@@ -1,7 +1,5 @@
 """Compares what an exported detector gives with what its checkpoint does, whatever the order of nearly equal scores."""
 
-import math
-
 import numpy as np
 
 from focal_twins.models.detectors.selection import SelectionRule
@@ -10,7 +8,7 @@ from focal_twins.tasks.export_difference import Difference, Outputs
 
 BOXES, SCORES, LABELS, MASKS = 0.5, 1e-3, 0.5, 1e-2  # how far equal ones may be apart: pixels, and probabilities
 FEW = 10  # rows, all of which have to be equal
-EQUAL_SHARE = 0.99  # where the best ones end, others follow that score nearly the same
+ROWS_FOR_ANOTHER = 100  # of so many, or fewer, one may be another: where the best end, others score nearly the same
 
 
 def difference_of_rows(pairs: list[tuple[Outputs, Outputs]], output: str, rule: SelectionRule) -> Difference:
@@ -37,7 +35,7 @@ def difference_of_rows(pairs: list[tuple[Outputs, Outputs]], output: str, rule: 
             equal += sum(_has(own_rows, rows[place], place) for place in places)
     share = equal / total if total else 1.0
     text = f"{share:.2%} of {total} {output} are equal" if total else f"there are no {output} to compare"
-    others = math.ceil((1 - EQUAL_SHARE) * total) if total >= FEW else 0  # of 50 rows, one may be another
+    others = -(-total // ROWS_FOR_ANOTHER) if total >= FEW else 0
     return Difference("equal_share", share, total - equal <= others, text)
 
 

@@ -19,7 +19,7 @@ from focal_twins.tasks.detection.finding import Finder, at_image_size, file_find
 from focal_twins.tasks.detection.prediction_forms import WRITERS, DrawnPredictions
 from focal_twins.tasks.detection.preparation import ImagePreparation
 from focal_twins.tasks.prediction_files import places_of
-from focal_twins.tasks.task import Predictor, outputs_in_batches
+from focal_twins.tasks.task import PredictionOptions, Predictor, outputs_in_batches
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class ObjectPredictor(Predictor):
         preparation: ImagePreparation,
         batch_size: int | None,
         classes: tuple[str, ...] | None,
-        options,
+        options: PredictionOptions,
     ):
         self.answer, self.preparation, self.batch_size, self.options = answer, preparation, batch_size, options
         rule = preparation.rule

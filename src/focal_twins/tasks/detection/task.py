@@ -8,7 +8,6 @@ from focal_twins.data.dataset import DataError
 from focal_twins.errors import UserError
 from focal_twins.files.names import only_in
 from focal_twins.models.detectors.mask_head import MASK_SIDE
-from focal_twins.models.precision import level_on
 from focal_twins.tasks.detection import run_sections
 from focal_twins.tasks.detection.evaluator import DetectionEvaluator
 from focal_twins.tasks.detection.export_difference import difference_of_rows
@@ -43,7 +42,7 @@ class Detection(Task):
 
     def losses(self, network, model, data, dist):
         models = models_by_canvas(model, canvases_of(self.config))
-        level = level_on(dist.device_target, self.config.amp.level)
+        level = self.config.precision(dist.device_target)
         return DetectionLosses(in_precision(models, model, network, level), models)
 
     def noise(self, model, generator, batch):
@@ -81,7 +80,7 @@ class Detection(Task):
                 f"{only_in(data.classes, classes, 'the data', 'the model')}; set data.classes to the model's, in order"
             )
         rule = selection_rule(self.config, model)
-        level = level_on(dist.device_target, self.config.amp.level)
+        level = self.config.precision(dist.device_target)
         finder = CanvasDetector(model, canvases_of(self.config), level, rule)
         return DetectionEvaluator(data, self.config, dist, finder.with_network, rule, model.has_masks)
 

@@ -8,7 +8,6 @@ from mindspore import Tensor
 from focal_twins.config.load import Config
 from focal_twins.data.dataset import Dataset
 from focal_twins.distributed.ranks import Dist
-from focal_twins.models.precision import level_on
 from focal_twins.models.registry import ArgumentError
 from focal_twins.models.segmentors.segmentor import Segmentor
 from focal_twins.phrases import counted
@@ -102,7 +101,7 @@ class SegmentationEvaluator(Evaluator):
         ):  # ranks have images of different sizes: no call is common to all
             call = call_cell
         if self.networks is None or self.networks.network is not network:
-            precision = level_on(self.dist.device_target, self.config.amp.level)
+            precision = self.config.precision(self.dist.device_target)
             self.networks = NetworksBySize(self.model, network, precision, kept_sizes(self.config.eval))
         self.networks.call = call
         return self.networks

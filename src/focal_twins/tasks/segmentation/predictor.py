@@ -22,7 +22,7 @@ from focal_twins.tasks.segmentation.full_size import full_size_labels
 from focal_twins.tasks.segmentation.inference_rule import joined_labels, unfit_size
 from focal_twins.tasks.segmentation.prediction_files import WRITERS, PredictionFiles
 from focal_twins.tasks.segmentation.preparation import ImagePreparation
-from focal_twins.tasks.task import Predictor, outputs_in_batches
+from focal_twins.tasks.task import PredictionOptions, Predictor, outputs_in_batches
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class SegmentPredictor(Predictor):
         preparation: ImagePreparation,
         batch_size: int | None,
         classes: tuple[str, ...] | None,
-        options,
+        options: PredictionOptions,
     ):
         self.answer, self.preparation, self.batch_size, self.options = answer, preparation, batch_size, options
         if options.classes:
