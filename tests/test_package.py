@@ -127,6 +127,8 @@ def test_program_without_a_command_lists_them(call):
     assert call("--version")[:2] == (0, f"focal-twins {focal_twins.__version__}\n")
     assert call("trian") == (1, "", "focal-twins: error: unknown command 'trian'; did you mean train?\n")
     assert {path.stem.replace("_", "-") for path in (PACKAGE / "commands").glob("[!_]*.py")} == {*program.COMMANDS}
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `focal-twins ([\w-]+)` \|", page, re.MULTILINE)) == {*program.COMMANDS}
 
 
 def test_flags_that_are_wrong_name_the_command(call):
