@@ -48,7 +48,7 @@ def multiply_accumulates(name: str, arguments: dict) -> int:
     return graph.multiply_accumulates(graph.compiled_operators(model, image))
 
 
-def alive_at_peak(name: str, arguments: dict, batch_size: int, mode: str, amp: str) -> list[dict]:
+def alive_at_peak(name: str, arguments: dict, batch_size: int, mode: str, amp: str, kernels: str) -> list[dict]:
     """List the tensors that a step's graph holds when they take most memory, most bytes first.
 
     Each entry has operator, shape, number and bytes of tensors. The order of the compiled graph decides; parameters and
@@ -59,10 +59,11 @@ def alive_at_peak(name: str, arguments: dict, batch_size: int, mode: str, amp: s
 
     from focal_twins.measuring import graph
     from focal_twins.models import create_model
+    from focal_twins.models.device_options import set_device_options
     from focal_twins.models.precision import apply_precision
-    from scripts.benchmark_own import update
+    from scripts.benchmark_own import KERNELS, update
 
-    model = create_model(name, **arguments)
+    model = set_device_options(create_model(name, **arguments), kernels=KERNELS[kernels])
     network = apply_precision(model, amp)
     images = ms.Tensor(np.zeros((batch_size, model.in_chans, *model.img_size), np.float32))
     if mode == "train":
@@ -144,7 +145,7 @@ def measure(name: str, arguments: dict, batch_size: int, options) -> dict:
         products *= TRAINING_PRODUCTS if options.mode == "train" else 1
         result["multiply_accumulates_per_second"] = products / result["median_seconds"]
     if options.memory:
-        result["alive_at_peak"] = alive_at_peak(name, arguments, batch_size, options.mode, options.amp)
+        result["alive_at_peak"] = alive_at_peak(name, arguments, batch_size, options.mode, options.amp, options.kernels)
     for code in workers:
         if code != "own":
             result[code] = used[code] | compare_steps(steps["own"], steps[code], batch_size)
@@ -260,8 +261,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--kernels",
         choices=("auto", "none"),
-        default="none",
-        help="as runtime.kernels: auto for compiled kernels; default: none, MindSpore's operators alone",
+        default="auto",
+        help="as runtime.kernels: compiled kernels (auto, the default), or MindSpore's operators alone",
     )
     parser.add_argument("--warmup", type=int, default=2, help="calls before the measured ones, beside the first")
     parser.add_argument("--repeats", type=int, default=7)

@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--arguments", required=True, metavar="JSON")
     parser.add_argument("--mode", required=True, choices=("infer", "train"))
     parser.add_argument("--amp", default="O0")
-    parser.add_argument("--kernels", choices=tuple(KERNELS), default="none")
+    parser.add_argument("--kernels", choices=tuple(KERNELS), default="auto")
     parser.add_argument("--images", required=True, type=int, nargs=4, help="batch size, channels, height, width")
     options = parser.parse_args()
     serve(lambda: prepare(options))

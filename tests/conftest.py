@@ -16,6 +16,8 @@ os.environ.setdefault("GLOG_v", "4")  # before MindSpore is imported
 
 import mindspore as ms
 
+from focal_twins.training.open_gradients import drop_open_gradients
+
 ms.set_device("CPU")  # can be set only before the first operator runs
 # An operator at a time, the calling thread waiting for each: threads that hand operators on wait in busy loops, which
 # takes twenty times the processor time of a small network.
@@ -167,9 +169,10 @@ def run_script(capsys, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _operator_by_operator():
-    """MindSpore's mode before each test, whatever ran before it: training and evaluation set the configured one."""
+    """MindSpore's state before each test, whatever ran before it: its mode, and no gradient that an error left open."""
     yield
     ms.set_context(mode=ms.PYNATIVE_MODE)
+    drop_open_gradients()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import numpy as np
 
 from focal_twins.device_checks.networks import formula_value
 from focal_twins.models import create_model
+from focal_twins.models.device_options import set_device_options
 
 FOLDER = Path(__file__).parent / "reference"
 
@@ -35,9 +36,10 @@ def images(shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
-def trajectory_backbone(size: tuple[int, int]):
+def trajectory_backbone(size: tuple[int, int], kernels: str):
     """The backbone of the dense networks whose first training steps are among the figures, for images of a size."""
-    return create_model(
+    model = create_model(
         "focal", features_only=True, img_size=list(size), pretrain_size=224, embed_dim=32, depths=[1, 1, 2, 1],
         num_heads=[1, 2, 4, 8], focal_levels=[2, 2, 2, 2], drop_path_rate=0.0,
     )  # fmt: skip
+    return set_device_options(model, kernels=kernels)

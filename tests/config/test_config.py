@@ -272,15 +272,14 @@ def test_images_are_grey_or_rgb():
 @pytest.mark.parametrize(
     ("device", "overrides", "expected"),
     [
-        ("CPU", [], ("unfold", "products", "polynomial", "none", False)),
+        ("CPU", [], ("unfold", "products", "polynomial", "compiled", False)),
         ("Ascend", [], ("conv2d", "operator", "erf", "none", False)),
-        ("CPU", ["runtime.conv_implementation=conv2d"], ("conv2d", "products", "polynomial", "none", False)),
-        ("CPU", ["runtime.kernels=auto"], ("unfold", "products", "polynomial", "compiled", False)),
-        ("Ascend", ["runtime.kernels=auto"], ("conv2d", "operator", "erf", "none", False)),
+        ("CPU", ["runtime.conv_implementation=conv2d"], ("conv2d", "products", "polynomial", "compiled", False)),
+        ("CPU", ["runtime.kernels=none"], ("unfold", "products", "polynomial", "none", False)),
         ("Ascend", ["runtime.norm_gradient=products"], ("conv2d", "products", "erf", "none", False)),
         ("Ascend", ["runtime.gelu=polynomial"], ("conv2d", "operator", "polynomial", "none", False)),
-        ("CPU", ["train.recompute=true"], ("unfold", "products", "polynomial", "none", True)),
-        ("CPU", ["model.use_checkpoint=true"], ("unfold", "products", "polynomial", "none", True)),
+        ("CPU", ["train.recompute=true"], ("unfold", "products", "polynomial", "compiled", True)),
+        ("CPU", ["model.use_checkpoint=true"], ("unfold", "products", "polynomial", "compiled", True)),
     ],
 )
 def test_what_devices_and_options_make_of_the_model(device, overrides, expected, monkeypatch):

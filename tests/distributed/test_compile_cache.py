@@ -18,7 +18,7 @@ from focal_twins.distributed.ranks import Dist, start
 from focal_twins.errors import UserError
 from focal_twins.models.compiled import KernelLayer
 from tests.conftest import DIGITS_CONFIG, SMALL_MODEL, SOURCES
-from tests.kernels.test_kernels import needs_compiler
+from tests.kernels.compiler import needs_compiler
 from tests.processes import run, train_command
 from tests.training.states import assert_same_state, metrics
 
@@ -135,7 +135,7 @@ def test_key_tables_that_came_with_weights_are_in_the_key():
 def test_the_file_of_the_kernels_is_in_the_key():
     """A graph has its path, and its name has the compiler and the processor."""
     config = load_config(DIGITS_CONFIG, SMALL_MODEL)
-    by_kernels, by_operators = config.build_model("CPU", kernels="compiled"), config.build_model("CPU")
+    by_kernels, by_operators = config.build_model("CPU"), config.build_model("CPU", kernels="none")
     keys = [graph_key({}, model, model, ()) for model in (by_kernels, by_operators)]
     for _, cell in by_kernels.cells_and_names():
         if isinstance(cell, KernelLayer):

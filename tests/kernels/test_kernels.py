@@ -12,11 +12,8 @@ from scipy.special import ndtr
 
 from focal_twins.kernels import library as kernels
 from tests.conftest import SOURCES
+from tests.kernels.compiler import needs_compiler
 from tests.kernels.kernel_calls import call, status
-
-needs_compiler = pytest.mark.skipif(
-    not any(map(shutil.which, kernels.COMPILERS)), reason="there is no C++ compiler on this machine"
-)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from focal_twins.models.attention import GatheredAttention
 from focal_twins.models.compiled import KernelLayer
 from focal_twins.models.device_options import device_options, set_device_options
 from focal_twins.models.precision import apply_precision
-from tests.kernels.test_kernels import needs_compiler
+from tests.kernels.compiler import needs_compiler
 from tests.models.test_training_options import FAMILIES, Gradients, X, build
 
 pytestmark = needs_compiler

@@ -10,8 +10,10 @@ from mindspore import Tensor, nn, ops
 
 from focal_twins.files.weights import load_weights, official_names
 from focal_twins.models import create_model, list_models
+from focal_twins.models.device_options import set_device_options
 from focal_twins.training.optimizer import has_weight_decay
 from tests.conftest import one_of_each_kind_or_exhaustive
+from tests.kernels.compiler import EITHER
 from tests.reference import figures, formula_weights, images
 
 LOGITS = figures("logits")
@@ -42,8 +44,8 @@ class WithStages(nn.Cell):
         return self.model.head(self.model.norm(outputs[-1]).mean(1)), outputs
 
 
-def filled(name):
-    model = create_model(name).set_train(False)
+def filled(name, kernels):
+    model = set_device_options(create_model(name), kernels=kernels).set_train(False)
     load_weights(model, formula_weights(model, KEY_TABLES if name.startswith("focalv2") else None))
     return model
 
@@ -56,10 +58,11 @@ def test_every_published_model_has_figures():
     assert set(list_models()) - RECONSTRUCTED == set(LOGITS)
 
 
+@pytest.mark.parametrize("kernels", EITHER)
 @pytest.mark.parametrize("name", one_of_each_kind_or_exhaustive(LOGITS))
-def test_logits_and_stages(name):
+def test_logits_and_stages(name, kernels):
     reference = LOGITS[name]
-    model = filled(name)
+    model = filled(name, kernels)
     x = Tensor(images(reference["input"]))
     logits, stages = WithStages(model)(x) if reference["stages"] else (model(x), ())
     logits = logits.asnumpy()
@@ -83,10 +86,11 @@ def test_logits_and_stages(name):
     assert len(parameters) - decayed == reference["no_decay_params"]
 
 
+@pytest.mark.parametrize("kernels", EITHER)
 @pytest.mark.parametrize("name", WITH_GRADIENTS)
-def test_loss_and_gradients(name):
+def test_loss_and_gradients(name, kernels):
     reference = LOGITS[name]
-    model = filled(name)
+    model = filled(name, kernels)
     parameters = model.trainable_params()
 
     def loss(x, labels):

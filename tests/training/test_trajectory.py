@@ -8,10 +8,12 @@ from focal_twins.config.schema import OptimizerConfig
 from focal_twins.data.mixup import soft_targets
 from focal_twins.files.weights import load_weights
 from focal_twins.models import create_model
+from focal_twins.models.device_options import set_device_options
 from focal_twins.tasks.classification.loss import SoftTargetCrossEntropy
 from focal_twins.training.ema import ExponentialMovingAverage
 from focal_twins.training.optimizer import create_optimizer
 from focal_twins.training.train_step import LossScale, TrainStep
+from tests.kernels.compiler import COMPILED_OR_EXHAUSTIVE
 from tests.reference import figures, formula_weights, images
 from tests.training.test_train_step import take
 
@@ -29,6 +31,7 @@ NANO = {
 }
 
 
+@pytest.mark.parametrize("kernels", COMPILED_OR_EXHAUSTIVE)
 @pytest.mark.parametrize(
     ("family", "arguments", "key_tables"),
     [
@@ -37,9 +40,9 @@ NANO = {
     ],
     ids=["focal", "focalv2"],
 )
-def test_twenty_steps_equal_the_original(family, arguments, key_tables, graph_mode):
+def test_twenty_steps_equal_the_original(family, arguments, key_tables, kernels, graph_mode):
     reference = figures("trajectory")[f"{family}_nano_112"]
-    model = create_model(family, **NANO, **arguments)
+    model = set_device_options(create_model(family, **NANO, **arguments), kernels=kernels)
     load_weights(model, formula_weights(model, key_tables))
     x = Tensor(images((2, 3, 112, 112)))
     np.testing.assert_allclose(model.set_train(False)(x).asnumpy(), reference["initial_logits"], atol=1e-5)

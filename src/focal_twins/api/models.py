@@ -172,7 +172,7 @@ def _build(name: str, config: Config | None, given: dict, features_only: bool, o
     if isinstance(given.get("backbone"), FeatureMaps):
         given = given | {"backbone": given["backbone"].backbone}
     model = registry.create_model(family, features_only, out_indices, **given)
-    return set_device_options(model, **DEVICE_DEFAULTS[_device()] | {"kernels": "none"})  # as runtime.kernels is
+    return set_device_options(model, **DEVICE_DEFAULTS[_device()])
 
 
 def _with_arguments(name: str, config: Config, given: dict) -> Config:

@@ -163,7 +163,7 @@ class RuntimeConfig(Section):
     gelu: Literal["auto", "polynomial", "erf"] = "auto"  # auto: polynomial on CPU, erf on Ascend
     # auto: compiled kernels in place of chains of operators, on CPU, in float32, where there is a C++ compiler; they
     # come before norm_gradient and gelu. none: operators alone, as on Ascend and in exported files.
-    kernels: Literal["auto", "none"] = "none"
+    kernels: Literal["auto", "none"] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     output: PathText = "auto"  # folder of the run; auto: runs/<name of the configuration>
     # Folder where compiled graphs are kept for later processes (CPU); null: none are. A graph is taken up again only

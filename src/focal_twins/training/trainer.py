@@ -22,6 +22,7 @@ from focal_twins.tasks.task import Result, evaluate
 from focal_twins.training.assemble import assemble
 from focal_twins.training.best_epoch import BestEpoch
 from focal_twins.training.interruption import Interruption, Stopped
+from focal_twins.training.open_gradients import no_open_gradients
 from focal_twins.training.opening_lines import opening_lines
 from focal_twins.training.outcomes import Diverged, Outcome, Outcomes
 from focal_twins.training.progress import ProgressLog, duration
@@ -206,7 +207,8 @@ class Trainer:
         for part, batch in enumerate(batches):
             self.watchdog.at("in", update + 1)
             completes = part + 1 == config.train.accumulation_steps
-            with missing_kernels_named(self.precision, self.dist.device_target), collective_failures_named():
+            kernels_named = missing_kernels_named(self.precision, self.dist.device_target)
+            with kernels_named, collective_failures_named(), no_open_gradients():
                 returned = self.compile_cache.call(
                     self.step,
                     Tensor(rate, ms.float32),

@@ -13,6 +13,7 @@ from focal_twins.models import ArgumentError, create_model
 from focal_twins.models.backbones.backbone import FeatureMap, share_parameters
 from focal_twins.models.device_options import device_options, set_device_options
 from focal_twins.models.layers import DropPath
+from tests.kernels.compiler import EITHER
 from tests.models.test_training_options import FAMILIES
 from tests.reference import FOLDER, figures, formula_value, images
 
@@ -77,11 +78,13 @@ def assert_equal(model, maps, expected, arrays, name, sample):
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=pytest.mark.slow if case == "tiny_conv" else ()) for case in FOCAL_CASES]
 )
-def test_focal_maps_equal_the_originals(case, pynative):
+@pytest.mark.parametrize("kernels", EITHER)
+def test_focal_maps_equal_the_originals(case, kernels, pynative):
     name, arguments, size = FOCAL_CASES[case]
     expected = figures("dense/focal_backbone")["cases"][case]
     # Built at the size of pre-training, and taken from there: the way that users go.
-    model = filled(create_model(name, features_only=True, img_size=224, **arguments).at(size))
+    model = create_model(name, features_only=True, img_size=224, **arguments)
+    model = filled(set_device_options(model, kernels=kernels).at(size))
     assert sum(parameter.size for parameter in model.trainable_params()) == expected["parameters"]
     x = Tensor(images((expected["outputs"][0]["shape"][0], 3, *size)))
     arrays = np.load(FOLDER / "dense/focal_backbone.npz")
@@ -114,9 +117,11 @@ def test_focal_maps_equal_the_originals(case, pynative):
         for case in TWINS_CASES
     ],
 )
-def test_twins_maps_equal_the_originals(case, pynative):
+@pytest.mark.parametrize("kernels", EITHER)
+def test_twins_maps_equal_the_originals(case, kernels, pynative):
     arguments, size = TWINS_CASES[case]
-    model = filled(create_model("twins", features_only=True, **arguments).at(size), scale=1.0)
+    model = create_model("twins", features_only=True, **arguments)
+    model = filled(set_device_options(model, kernels=kernels).at(size), scale=1.0)
     expected = figures("dense/twins_backbone")["cases"][case]
     arrays = np.load(FOLDER / "dense/twins_backbone.npz")
     maps = as_maps(model, model(Tensor(images((1, 3, *size)))))

@@ -20,6 +20,7 @@ from focal_twins.models.detectors.retinanet import RetinaHead, RetinaNetLoss, Re
 from focal_twins.models.detectors.selection import SelectionRule, select_detections
 from focal_twins.models.pyramid import FPN
 from focal_twins.training.optimizer import create_optimizer
+from tests.kernels.compiler import COMPILED_OR_EXHAUSTIVE
 from tests.reference import FOLDER, figures, formula_value, trajectory_backbone
 
 CANVAS = (128, 160)
@@ -179,9 +180,10 @@ def test_pyramids_with_further_levels_equal_the_originals(name, channels, sizes,
         assert close(output.asnumpy().transpose(0, 2, 1).reshape(expected.shape), expected, 1e-4), level
 
 
-def test_ten_steps_of_retinanet_equal_the_original():
+@pytest.mark.parametrize("kernels", COMPILED_OR_EXHAUSTIVE)
+def test_ten_steps_of_retinanet_equal_the_original(kernels):
     """Bounds of losses and outputs are what a relative noise of 2e-7 in the weights does to the original."""
-    backbone = trajectory_backbone(CANVAS)
+    backbone = trajectory_backbone(CANVAS, kernels)
     model = create_model("retinanet", backbone=backbone, num_classes=CLASSES, neck_channels=32, channels=32)
     filled(model, lambda name: {"backbone": 0.5, "neck": 1.0, "bbox_head": 1.4}[name.split(".")[0]])
     options = OptimizerConfig(weight_decay=0.05, no_weight_decay=["norm", "relative_position_bias_table"])

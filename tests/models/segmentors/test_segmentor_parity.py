@@ -19,6 +19,7 @@ from focal_twins.models.segmentors.semantic_fpn import FPNHead
 from focal_twins.models.segmentors.upernet import FCNHead, UPerHead
 from focal_twins.tasks.segmentation.loss import PixelCrossEntropy
 from focal_twins.training.optimizer import create_optimizer, has_weight_decay
+from tests.kernels.compiler import COMPILED_OR_EXHAUSTIVE
 from tests.reference import FOLDER, figures, formula_value, images, trajectory_backbone
 
 CHANNELS = (16, 32, 64, 128)
@@ -154,13 +155,14 @@ def test_whole_image_logits_equal_the_originals():
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 
 
-def test_ten_steps_of_upernet_equal_the_original():
+@pytest.mark.parametrize("kernels", COMPILED_OR_EXHAUSTIVE)
+def test_ten_steps_of_upernet_equal_the_original(kernels):
     """Bounds of losses and logits are what a relative noise of 2e-7 in the weights does to the original.
 
     Pooling to one bin normalises two values for a channel, one of each image: where these come close, as in the eighth
     step, that noise moves the norm of the gradients by percents.
     """
-    backbone = trajectory_backbone((136, 152))
+    backbone = trajectory_backbone((136, 152), kernels)
     model = create_model(
         "upernet", backbone=backbone, num_classes=CLASSES, channels=32, auxiliary_channels=16, dropout=0.0
     )
