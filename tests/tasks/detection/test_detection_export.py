@@ -147,3 +147,26 @@ def test_two_stages_are_exported_with_masks(tmp_path, run_script):
     assert (code, err) == (0, "")
     entries = json.loads(out)
     assert entries and all(entry["segmentation"]["size"] == [48, 80] for entry in entries)
+
+
+# Networks whose files hold what the others' do not: attention among proposals, and deformable convolution.
+SETS_AND_POINTS = {
+    "sparse_rcnn": {
+        "channels": 16, "proposals": 12, "stages": 2, "num_heads": 2, "hidden": 24, "dynamic_channels": 4,
+        "max_boxes": 4,
+    },
+    "reppoints_v2": {"channels": 32, "corner_channels": 32, "levels": 3, "max_boxes": 4, "candidates_per_level": 50},
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETS_AND_POINTS)
+def test_sets_and_points_are_exported(name, tmp_path):
+    """With the weights that a network starts with: a proposal's box needs positive sides."""
+    section = {"name": name, "num_classes": len(CLASSES)} | SETS_AND_POINTS[name]
+    config = load_config(write_config(tmp_path, make_data(tmp_path / "data"), section))
+    values = {key: Tensor(p.asnumpy()) for key, p in official_names(config.build_model("CPU")).items()}
+    write_checkpoint(tmp_path / "x.ckpt", values, {CONFIG_KEY: config.to_yaml(), NAMES_KEY: json.dumps(CLASSES)})
+    target = export_checkpoint(config, Dist(), tmp_path / "x.ckpt", "auto", "ONNX", tmp_path / "x")
+    described = json.loads(target.with_name("x.onnx.json").read_text())
+    assert described["verified"]["equal_share"] >= 0.98

@@ -95,7 +95,9 @@ class CornerRefinement(nn.Cell):
         self.stride, self.width = stride, width
         self.last_row, self.last_column = float(max(height - 2, 0)), float(max(width - 2, 0))
         down, across = min(1, height - 1), min(1, width - 1)
-        self.around = Tensor(np.array([0, across, down * width, down * width + across], np.int32).reshape(1, 1, 4))
+        steps = np.array([[0, 0], [across, 0], [0, down], [across, down]])  # (x, y) of the four cells
+        self.steps = Tensor(steps.astype(np.float32))
+        self.around = Tensor((steps[:, 1] * width + steps[:, 0]).astype(np.int32).reshape(1, 1, 4))
         self.hottest = ops.Argmax(-1)
 
     def construct(self, boxes, heat_logits, offsets):
@@ -112,9 +114,7 @@ class CornerRefinement(nn.Cell):
             cell = row.astype(ms.int32) * self.width + column.astype(ms.int32)  # [B, n]
             cells = (cell.reshape((batch, count, 1)) + self.around).reshape((batch, -1))
             heat = gather_rows(ops.sigmoid(heat_logits[..., i : i + 1]), cells).reshape((batch, count, 4))
-            best = self.hottest(heat).reshape((batch, count, 1))
-            cell = ops.gather_elements(cells.reshape((batch, count, 4)), 2, best).reshape((batch, count))
-            row = cell // self.width
-            place = ops.stack((cell - row * self.width, row), 2).astype(ms.float32)  # Ascend has no % of whole numbers
+            place = ops.stack((column, row), 2) + ops.gather(self.steps, self.hottest(heat), 0)
+            cell = place[..., 1].astype(ms.int32) * self.width + place[..., 0].astype(ms.int32)
             corners = corners + ((place + gather_rows(offsets[..., 2 * i : 2 * i + 2], cell)) * self.stride,)
         return ops.concat(corners, 2)
