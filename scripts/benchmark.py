@@ -86,7 +86,8 @@ def commands(name: str, arguments: dict, shape: list[int], options) -> dict[str,
     """Return the commands of the processes that take turns, by the code they run: "own" and the originals asked for."""
     shared = ["--mode", options.mode, "--images", *shape, "--arguments", json.dumps(arguments)]
     own = [sys.executable, SCRIPTS / "benchmark_own.py", "--model", name, "--amp", options.amp]
-    result = {"own": [*own, "--kernels", options.kernels, *shared]}
+    own += ["--kernels", options.kernels, "--matmul-precision", options.matmul_precision]
+    result = {"own": [*own, *shared]}
     if options.reference:
         script = [options.reference_python, SCRIPTS / "benchmark_reference.py", "--family", name.split("_")[0]]
         result["reference"] = [*script, "--repository", options.reference, *shared]
@@ -128,6 +129,7 @@ def measure(name: str, arguments: dict, batch_size: int, options) -> dict:
         "mode": options.mode,
         "amp": options.amp,
         "kernels": options.kernels,
+        "matmul_precision": options.matmul_precision,
         "images": shape,
         **used["own"],
         "wait_policy": options.wait_policy,
@@ -263,6 +265,12 @@ def main(arguments: list[str]) -> None:
         choices=("auto", "none"),
         default="auto",
         help="as runtime.kernels: compiled kernels (auto, the default), or MindSpore's operators alone",
+    )
+    parser.add_argument(
+        "--matmul-precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="as runtime.matmul_precision: bfloat16 is faster and less exact where the processor has units for it",
     )
     parser.add_argument("--warmup", type=int, default=2, help="calls before the measured ones, beside the first")
     parser.add_argument("--repeats", type=int, default=7)

@@ -20,6 +20,7 @@ from focal_twins.data.mixup import soft_targets
 from focal_twins.measuring.turns import serve
 from focal_twins.models import create_model
 from focal_twins.models.device_options import set_device_options
+from focal_twins.models.matmul_precision import MATMUL_PRECISIONS, set_matmul_precision
 from focal_twins.models.precision import apply_precision
 from focal_twins.tasks.classification.loss import SoftTargetCrossEntropy
 from focal_twins.training.optimizer import create_optimizer
@@ -109,6 +110,7 @@ def prepare(options) -> dict:
     """Build the model; return the functions that benchmark.py calls, by name."""
     # As many threads for operators as the other side has; MindSpore's default is one for each core of the machine.
     ms.set_context(mode=ms.GRAPH_MODE, runtime_num_threads=len(os.sched_getaffinity(0)))
+    set_matmul_precision(options.matmul_precision)
     model = create_model(options.model, **json.loads(options.arguments))
     set_device_options(model, kernels=KERNELS[options.kernels])
     network = apply_precision(model, options.amp)
@@ -130,6 +132,7 @@ def main() -> None:
     parser.add_argument("--mode", required=True, choices=("infer", "train"))
     parser.add_argument("--amp", default="O0")
     parser.add_argument("--kernels", choices=tuple(KERNELS), default="auto")
+    parser.add_argument("--matmul-precision", choices=MATMUL_PRECISIONS, default="float32")
     parser.add_argument("--images", required=True, type=int, nargs=4, help="batch size, channels, height, width")
     options = parser.parse_args()
     serve(lambda: prepare(options))

@@ -164,6 +164,9 @@ class RuntimeConfig(Section):
     # auto: compiled kernels in place of chains of operators, on CPU, in float32, where there is a C++ compiler; they
     # come before norm_gradient and gelu. none: operators alone, as on Ascend and in exported files.
     kernels: Literal["auto", "none"] = "auto"
+    # Of float32 numbers on CPU. bfloat16 rounds the factors of every product, where the processor has units for it:
+    # faster and less exact (docs/performance.md).
+    matmul_precision: Literal["float32", "bfloat16"] = "float32"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     output: PathText = "auto"  # folder of the run; auto: runs/<name of the configuration>
     # Folder where compiled graphs are kept for later processes (CPU); null: none are. A graph is taken up again only

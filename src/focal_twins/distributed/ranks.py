@@ -24,12 +24,16 @@ from focal_twins.distributed.launch import (
 )
 from focal_twins.distributed.scheduler import claim_port, serve
 from focal_twins.errors import UserError
+from focal_twins.models.matmul_precision import has_bfloat16_units, set_matmul_precision
 
 # Settings that may differ between machines, and so between processes.
 OF_THE_MACHINE = ("data.path", "data.workers", "data.prefetch", "data.numa", "runtime.device_id")
 OWN_CACHE = (
     "warning: MS_COMPILER_CACHE_ENABLE=1: MindSpore runs the graphs of an earlier process, whatever sources, "
     "configuration and shapes are now; unset it, and use runtime.compile_cache=FOLDER"
+)
+NO_BFLOAT16 = (
+    "runtime.matmul_precision: this processor does not multiply bfloat16 numbers; products are computed in float32"
 )
 GATHERED_VALUES = 2**22  # float32 that one collective of `gather` brings to each rank: 16 MiB
 COLLECTIVE_SECONDS = 600  # ranks may be further apart than MindSpore's 30 on CPU, e.g. in reading or compiling
@@ -258,8 +262,13 @@ def start(config: Config) -> Dist:
         _check_devices(launch, device_id)
         ms.set_device("Ascend", device_id)
         ms.device_context.ascend.op_precision.precision_mode(runtime.precision_mode)
+        if runtime.matmul_precision != "float32":
+            raise UserError("runtime.matmul_precision: bfloat16 is for CPU; Ascend has amp.level")
     else:
         ms.set_device("CPU")
+        if runtime.matmul_precision == "bfloat16" and launch.rank == 0 and not has_bfloat16_units():
+            print(NO_BFLOAT16, file=sys.stderr, flush=True)
+        set_matmul_precision(runtime.matmul_precision)
     if runtime.jit_level == "O2" and device_target != "Ascend":
         raise UserError("runtime.jit_level: O2 is the graph engine of Ascend; CPU has O0 and O1")
     if runtime.jit_level != "auto":
