@@ -11,8 +11,8 @@ PLACES = {  # each figure with the documents that state it, and with how they do
         ("README.md", r"28 epochs in (\d+) s, compilation included"),
         ("configs/quickstart/focalv2_digits.yaml", r"in (\d+) s on two quiet cores"),
     ],
-    "quickstart: top-1 after the last epoch": [
-        ("README.md", r"both classify ([\d.]+%) of the held-out images"),
+    "quickstart: top-1 of the best averaged weights": [
+        ("README.md", r"ema weights    top-1 ([\d.]+%)"),
         ("README.md", r"\| ([\d.]+%) top-1 \|"),
         ("configs/quickstart/focalv2_digits.yaml", r"Expect ([\d.]+%) top-1"),
     ],
