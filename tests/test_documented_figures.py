@@ -42,8 +42,8 @@ PLACES = {  # each figure with the documents that state it, and with how they do
         ("configs/quickstart/retinanet_digits.yaml", r"([\d.]+%) AP50"),
     ],
     "detection: minutes": [
-        ("docs/detection.md", r"The run takes ([\d.]+) minutes of CPU time"),
-        ("configs/quickstart/retinanet_digits.yaml", r"([\d.]+) minutes of CPU time"),
+        ("docs/detection.md", r"The run takes ([\d.]+) minutes on one core"),
+        ("configs/quickstart/retinanet_digits.yaml", r"([\d.]+) minutes on one core"),
     ],
     "images a second that a core prepares": [
         ("docs/data.md", r"One core prepares about ([\d,]+) images a second"),
