@@ -12,7 +12,7 @@ PLACES = {  # each figure with the documents that state it, and with how they do
         ("configs/quickstart/focalv2_digits.yaml", r"in (\d+) s on two quiet cores"),
     ],
     "quickstart: top-1 of the best averaged weights": [
-        ("README.md", r"ema weights    top-1 ([\d.]+%)"),
+        ("README.md", r"ema weights top-1 ([\d.]+%)"),
         ("README.md", r"\| ([\d.]+%) top-1 \|"),
         ("configs/quickstart/focalv2_digits.yaml", r"Expect ([\d.]+%) top-1"),
     ],
