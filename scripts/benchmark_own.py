@@ -17,10 +17,11 @@ from mindspore import Tensor, ops
 
 from focal_twins.config.schema import OptimizerConfig
 from focal_twins.data.mixup import soft_targets
+from focal_twins.errors import UserError
 from focal_twins.measuring.turns import serve
 from focal_twins.models import create_model
 from focal_twins.models.device_options import set_device_options
-from focal_twins.models.matmul_precision import MATMUL_PRECISIONS, set_matmul_precision
+from focal_twins.models.matmul_precision import MATMUL_PRECISIONS, has_bfloat16_units, set_matmul_precision
 from focal_twins.models.precision import apply_precision
 from focal_twins.tasks.classification.loss import SoftTargetCrossEntropy
 from focal_twins.training.optimizer import create_optimizer
@@ -110,6 +111,8 @@ def prepare(options) -> dict:
     """Build the model; return the functions that benchmark.py calls, by name."""
     # As many threads for operators as the other side has; MindSpore's default is one for each core of the machine.
     ms.set_context(mode=ms.GRAPH_MODE, runtime_num_threads=len(os.sched_getaffinity(0)))
+    if options.matmul_precision == "bfloat16" and not has_bfloat16_units():
+        raise UserError("--matmul-precision: this processor does not multiply bfloat16 numbers")
     set_matmul_precision(options.matmul_precision)
     model = create_model(options.model, **json.loads(options.arguments))
     set_device_options(model, kernels=KERNELS[options.kernels])

@@ -72,6 +72,6 @@ def test_faults_are_named(monkeypatch):
         ("model name\t: bf16 of a maker", False),
     ],
 )
-def test_units_are_read_from_the_processor(flags, expected, monkeypatch, tmp_path):
+def test_units_are_read_from_the_processor(flags, expected, monkeypatch):
     monkeypatch.setattr(matmul_precision.Path, "read_text", lambda *_, **__: f"processor\t: 0\n{flags}\n")
     assert has_bfloat16_units() is expected

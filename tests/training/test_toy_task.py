@@ -6,6 +6,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 import yaml
+from mindspore import Tensor
 
 from focal_twins.config.load import ConfigError, load_config
 from focal_twins.distributed.ranks import Dist, start
@@ -54,6 +55,20 @@ def test_it_learns_and_leaves_the_files_of_a_run(toy):
         "weights" not in line or line["weights"] == "raw"))  # fmt: skip
     assert update["loss"] == pytest.approx(update["square"] + update["absolute"], rel=1e-6)
     assert {"fit", "error"} < evaluated.keys()
+
+
+def test_a_run_that_fails_leaves_no_gradient_open(toy, monkeypatch):
+    """MindSpore would take the next gradient for a gradient of it (training/open_gradients.py)."""
+    run = toy("failing")
+
+    def fails(*inputs):
+        raise ValueError("a loss that fails")
+
+    monkeypatch.setattr(run.step.losses, "construct", fails)
+    with pytest.raises(ValueError, match="a loss that fails"):
+        run.run()
+    slope = ms.grad(lambda x: (x * x)[1].sum())(Tensor(np.ones((2, 3), np.float32)))
+    np.testing.assert_array_equal(slope.asnumpy(), [[0, 0, 0], [2, 2, 2]])
 
 
 def test_accumulated_batches_are_the_large_batch(toy):

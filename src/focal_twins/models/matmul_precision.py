@@ -8,12 +8,13 @@ from pathlib import Path
 import mindspore as ms
 
 from focal_twins.errors import UserError
+from focal_twins.kernels.library import processor
 from focal_twins.models.registry import ArgumentError
 
 # The values of dnnl_fpmath_mode_t in oneDNN's C interface (dnnl_common_types.h): strict, and bf16.
 _MODES = {"float32": 0, "bfloat16": 1}
 MATMUL_PRECISIONS = tuple(_MODES)
-_UNITS = re.compile(r"^(?:flags|Features)\b.*\b(?:amx_bf16|avx512_bf16|bf16)\b", re.MULTILINE)
+_UNITS = re.compile(r"(?:flags|Features)\b.*\b(?:amx_bf16|avx512_bf16|bf16)\b")
 
 
 def set_matmul_precision(precision: str) -> None:
@@ -44,10 +45,7 @@ def set_matmul_precision(precision: str) -> None:
 
 def has_bfloat16_units() -> bool:
     """Tell whether this machine's processor multiplies bfloat16 numbers (AMX, AVX-512 or Arm's bf16)."""
-    try:
-        return bool(_UNITS.search(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")))
-    except OSError:
-        return False
+    return any(map(_UNITS.match, processor()))
 
 
 @cache

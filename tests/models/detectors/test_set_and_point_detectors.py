@@ -14,14 +14,8 @@ from focal_twins.models.detectors.selection import SelectionRule
 from focal_twins.models.detectors.set_losses import SetLosses
 from tests.models.test_training_options import FAMILIES
 from tests.reference import formula_value, images
+from tests.tasks.detection.small_detection import SETS_AND_POINTS
 
-SMALL = {
-    "sparse_rcnn": {
-        "channels": 16, "proposals": 12, "stages": 2, "num_heads": 2, "hidden": 24, "dynamic_channels": 4,
-        "max_boxes": 4,
-    },
-    "reppoints_v2": {"channels": 32, "corner_channels": 32, "levels": 3, "max_boxes": 4, "candidates_per_level": 5000},
-}  # fmt: skip
 CANVAS = (32, 64)
 X = Tensor(images((2, 3, *CANVAS)))
 EXTENTS = ((32, 30), (20, 64))
@@ -33,7 +27,7 @@ def small(name, family="focal", canvas=CANVAS, **options):
     arguments = {key: value for key, value in FAMILIES[family].items() if key != "num_classes"}
     arguments |= {"img_size": list(canvas)} | ({} if family == "twins" else {"pretrain_size": 32})
     on = create_model(family, features_only=True, **arguments)
-    model = create_model(name, backbone=on, **{"num_classes": 3} | SMALL[name] | options)
+    model = create_model(name, backbone=on, **{"num_classes": 3} | SETS_AND_POINTS[name] | options)
     for key, parameter in official_names(model).items():
         if "topk_cloest" not in key and "proposal_bboxes" not in key:  # a box needs positive sides
             parameter.set_data(Tensor(np.asarray(formula_value(key, parameter.shape))))
@@ -56,7 +50,7 @@ def losses_of(model, objects=OBJECTS):
     return sums.asnumpy(), weights.asnumpy()
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", SETS_AND_POINTS)
 @pytest.mark.parametrize("family", ["focal", "twins"])
 def test_training_and_detection(name, family):
     model = small(name, family)
@@ -71,7 +65,7 @@ def test_training_and_detection(name, family):
     assert (candidates[..., 4:] >= 0).all() and (candidates[..., 4:] <= 1).all()
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", SETS_AND_POINTS)
 def test_images_without_objects_have_a_loss(name):
     """Sparse R-CNN's divisor is then 0, which loss_floors replace."""
     model = small(name)
@@ -81,7 +75,7 @@ def test_images_without_objects_have_a_loss(name):
     assert np.maximum(weights, model.loss_floors).min() > 0
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", SETS_AND_POINTS)
 def test_a_batch_is_the_sum_of_its_images(name):
     """So that ranks and accumulated batches can be added up."""
     model, extents = small(name), np.array(EXTENTS, np.int32)
@@ -123,7 +117,7 @@ def test_gradients_past_the_compiled_matching_equal_those_of_operators(graph_mod
         np.testing.assert_allclose(found.asnumpy(), expected.asnumpy(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", SETS_AND_POINTS)
 def test_another_canvas_has_the_same_parameters(name):
     model = small(name)
     other = model.at((64, 32))
@@ -142,7 +136,7 @@ def test_candidates_in_padding_have_no_score():
 
 
 def test_proposals_begin_at_the_image_and_not_at_the_canvas():
-    model = create_model("sparse_rcnn", backbone=small("sparse_rcnn").backbone, **SMALL["sparse_rcnn"])
+    model = create_model("sparse_rcnn", backbone=small("sparse_rcnn").backbone, **SETS_AND_POINTS["sparse_rcnn"])
     boxes, _ = model.rpn_head(Tensor(np.array([[[30, 20, 30, 20]]], np.float32)))
     np.testing.assert_array_equal(boxes.asnumpy()[0], np.tile([[0, 0, 30, 20]], (12, 1)))
 

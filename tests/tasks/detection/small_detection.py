@@ -51,6 +51,15 @@ MASK_RCNN: dict[str, Any] = {
     "proposals": 40, "proposals_per_level": 40, "samples": 16, "max_boxes": 4, "masks": True,
 }  # fmt: skip
 
+# Sparse R-CNN and RepPoints v2 as small, but for the number of classes.
+SETS_AND_POINTS: dict[str, dict[str, Any]] = {
+    "sparse_rcnn": {
+        "channels": 16, "proposals": 12, "stages": 2, "num_heads": 2, "hidden": 24, "dynamic_channels": 4,
+        "max_boxes": 4,
+    },
+    "reppoints_v2": {"channels": 32, "corner_channels": 32, "levels": 3, "max_boxes": 4, "candidates_per_level": 5000},
+}  # fmt: skip
+
 
 def make_split(root: Path, split: str, count: int) -> None:
     """Write images with two rectangles each, and their COCO JSON; the ids of categories have a gap."""

@@ -23,7 +23,7 @@ from focal_twins.inference.evaluate import evaluate_checkpoint
 from focal_twins.inference.export import export_checkpoint
 from focal_twins.tasks.find_task import create_task
 from tests.examples import run_example
-from tests.tasks.detection.small_detection import CLASSES, MASK_RCNN, make_data, write_config
+from tests.tasks.detection.small_detection import CLASSES, MASK_RCNN, SETS_AND_POINTS, make_data, write_config
 from tests.trained import with_formula_weights
 
 
@@ -147,16 +147,6 @@ def test_two_stages_are_exported_with_masks(tmp_path, run_script):
     assert (code, err) == (0, "")
     entries = json.loads(out)
     assert entries and all(entry["segmentation"]["size"] == [48, 80] for entry in entries)
-
-
-# Networks whose files hold what the others' do not: attention among proposals, and deformable convolution.
-SETS_AND_POINTS = {
-    "sparse_rcnn": {
-        "channels": 16, "proposals": 12, "stages": 2, "num_heads": 2, "hidden": 24, "dynamic_channels": 4,
-        "max_boxes": 4,
-    },
-    "reppoints_v2": {"channels": 32, "corner_channels": 32, "levels": 3, "max_boxes": 4, "candidates_per_level": 50},
-}  # fmt: skip
 
 
 @pytest.mark.slow
