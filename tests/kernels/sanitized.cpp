@@ -1,4 +1,5 @@
 // Calls every kernel on shapes that are no whole vectors, with memory of exactly the size that each may touch.
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -9,7 +10,8 @@
 using Kernel = int(int, void**, int*, int64_t**, const char**, void*, void*);
 extern "C" Kernel bias_gelu, bias_gelu_gradient, layer_norm, layer_norm_gradient;
 extern "C" Kernel column_sums, depthwise_convolution, depthwise_convolution_gradient;
-extern "C" Kernel window_attention, window_attention_gradient;
+extern "C" Kernel scaled_branch, scaled_branch_gradient;
+extern "C" Kernel window_attention, window_attention_gradient, self_attention_gradient;
 extern "C" void focal_twins_set_threads(int);
 
 using Shape = std::vector<int64_t>;
@@ -60,22 +62,28 @@ std::vector<Tensor> tensors(std::vector<Shape> shapes) {
 
 void attention(int64_t batch, int64_t heads, int64_t dim, int64_t length, int64_t rows, int64_t windows, int64_t queries,
                int64_t keys, bool has_bias) {
-  const Shape q{batch, length + 1, heads * dim}, k{batch, rows, heads * dim}, out{batch, length, heads * dim};
+  const int64_t channels = heads * dim;
+  const Shape q{batch, length + 1, channels}, kv{batch, rows, 2 * channels}, both{batch, length + 1, 3 * channels};
+  const Shape out{batch, length, channels};
   const Shape bias = has_bias ? Shape{2, heads, queries, keys} : Shape{1};
-  auto inputs = [&] {
-    std::vector<Tensor> made = tensors({q, k, k, bias});
+  auto inputs = [&](const Shape& of_queries, const Shape& of_keys) {
+    auto added = [&](const Shape& rows) { return has_bias ? Shape{rows[2]} : Shape{1}; };
+    std::vector<Tensor> made = tensors({of_queries, of_keys, added(of_queries), added(of_keys), bias});
     made.push_back({{windows}, 2});
     if (!has_bias) made.back().end = 1;
     made.push_back({{windows, queries}, length + 2});  // the last two are padding, one of them beyond the queries' rows
-    made.push_back({{windows, keys}, rows});
+    made.push_back({{windows, keys}, std::min(rows, length)});
     made.push_back({{heads}});
     made.push_back({out});
     return made;
   };
-  run(window_attention, inputs());
-  std::vector<Tensor> all = inputs();
-  for (Tensor& output : tensors({q, k, k, bias})) all.push_back({output.shape});
+  run(window_attention, inputs(q, kv));
+  run(window_attention, inputs(both, both));
+  std::vector<Tensor> all = inputs(q, kv), of_both = inputs(both, both);
+  for (Tensor& output : tensors({q, kv, bias})) all.push_back({output.shape});
+  for (Tensor& output : tensors({both, bias})) of_both.push_back({output.shape});
   run(window_attention_gradient, std::move(all));
+  run(self_attention_gradient, std::move(of_both));
 }
 
 void depthwise(int64_t batch, int64_t height, int64_t width, int64_t channels, int64_t side) {
@@ -93,10 +101,14 @@ int main() {
     for (Shape shape : {Shape{1, 1}, {3, 7}, {130, 33}, {2, 20000}, {0, 5}}) {
       const Shape width{shape[1]}, height{shape[0]};
       run(bias_gelu, tensors({shape, width, shape}));
-      run(bias_gelu_gradient, tensors({shape, width, shape, shape, width}));
+      run(bias_gelu_gradient, tensors({shape, width, shape, shape, width, shape}));
       run(column_sums, tensors({shape, width}));
       run(layer_norm, tensors({shape, width, width, {1}, shape, height, height}));
       run(layer_norm_gradient, tensors({shape, width, height, height, shape, shape, width, width}));
+    }
+    for (Shape shape : {Shape{1, 1, 1}, {3, 7, 5}, {2, 1, 20000}, {0, 4, 5}}) {
+      run(scaled_branch, tensors({shape, shape, {shape[0]}, shape}));
+      run(scaled_branch_gradient, tensors({shape, {shape[0]}, shape}));
     }
     depthwise(2, 5, 7, 19, 3);
     depthwise(1, 1, 1, 4, 5);

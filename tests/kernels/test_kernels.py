@@ -52,7 +52,8 @@ def test_gelu_is_exact(shape, library, threads):
     slope = ndtr(z) + z * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
     (found,) = call(library, "bias_gelu", [rows, bias], shape)
     np.testing.assert_allclose(found, z * ndtr(z), rtol=0, atol=1e-6)
-    to_rows, to_bias = call(library, "bias_gelu_gradient", [rows, bias, gradient], shape, shape[1:])
+    to_rows, to_bias, again = call(library, "bias_gelu_gradient", [rows, bias, gradient], shape, shape[1:], shape)
+    np.testing.assert_array_equal(again, found)
     np.testing.assert_allclose(to_rows, gradient * slope, rtol=0, atol=4e-6)
     np.testing.assert_allclose(to_bias, (gradient * slope).sum(0), rtol=0, atol=1e-6 * (shape[0] + 1))
 
@@ -73,10 +74,10 @@ def test_gelu_of_special_values(library):
     expected = np.array([[np.nan, np.inf, 3e38, 1e30, 100, 0, 0, 0, 0]], np.float32)
     np.testing.assert_array_equal(found, expected)
     one = np.ones_like(x)
-    to_rows, _ = call(library, "bias_gelu_gradient", [x, np.zeros(9, np.float32), one], x.shape, (9,))
+    to_rows, _, _ = call(library, "bias_gelu_gradient", [x, np.zeros(9, np.float32), one], x.shape, (9,), x.shape)
     assert np.isnan(to_rows[0, 0])
     np.testing.assert_array_equal(to_rows[0, 4:], [1, 0, 0, 0, 0.5])
-    to_rows, to_bias = call(library, "bias_gelu_gradient", [one, one[0], x], x.shape, (9,))
+    to_rows, to_bias, _ = call(library, "bias_gelu_gradient", [one, one[0], x], x.shape, (9,), x.shape)
     for found in (to_rows[0], to_bias):
         assert np.isnan(found[0])
         assert found[1] == np.inf
@@ -114,15 +115,29 @@ def test_layer_norm_of_special_values(library):
     np.testing.assert_array_equal(found[3], beta)  # a constant row
 
 
-def attention_case(batch, heads, dim, rows, length, key_rows, windows, queries, keys, kinds, bias_heads=None, seed=3):
+@needs_compiler
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 5), (2, 130, 33), (3, 1, 40000), (0, 4, 8)], ids=str)
+def test_scaled_branches_are_exact(shape, library, threads):
+    shortcut, branch, scales, gradient = drawn(7, shape, shape, shape[:1], shape)
+    scales[1:2] = 0
+    (found,) = call(library, "scaled_branch", [shortcut, branch, scales], shape)
+    np.testing.assert_allclose(found, shortcut + branch * scales[:, None, None], rtol=0, atol=1e-6)
+    (found,) = call(library, "scaled_branch_gradient", [gradient, scales], shape)
+    np.testing.assert_array_equal(found, gradient * scales[:, None, None])
+
+
+def attention_case(
+    batch, heads, dim, rows, length, key_rows, windows, queries, keys, kinds, bias_heads=None, adds=True, seed=3
+):
     """Inputs of the attention kernels: every query is one of one window, keys repeat, the last queries are padding."""
     generator = np.random.default_rng(seed)
     channels = heads * dim
-    q, k, v, gradient = drawn(
+    q, kv, of_q, of_kv, gradient = drawn(
         seed,
         (batch, rows, channels),
-        (batch, key_rows, channels),
-        (batch, key_rows, channels),
+        (batch, key_rows, 2 * channels),
+        (channels if adds else 1,),
+        (2 * channels if adds else 1,),
         (batch, length, channels),
     )
     bias = np.zeros(1, np.float32)
@@ -133,14 +148,17 @@ def attention_case(batch, heads, dim, rows, length, key_rows, windows, queries, 
     key_index = generator.integers(0, key_rows, (windows, keys)).astype(np.int32)
     kind = generator.integers(0, max(kinds, 1), windows).astype(np.int32)
     scale = np.full(heads, dim**-0.5, np.float32)
-    return [q, k, v, bias, kind, query_index, key_index, scale], gradient
+    return [q, kv, of_q, of_kv, bias, kind, query_index, key_index, scale], gradient
 
 
 def exact_attention(inputs, gradient):
-    """The result and the gradients by q, k, v and bias, in float64, window by window."""
-    q, k, v, bias, kind, query_index, key_index, scale = inputs
-    q, k, v, bias = (array.astype(np.float64) for array in (q, k, v, bias))
+    """The result and the gradients by q, k and v together, and bias, in float64, window by window."""
+    q, kv, of_q, of_kv, bias, kind, query_index, key_index, scale = inputs
+    q, kv, bias = (array.astype(np.float64) for array in (q, kv, bias))
     batch, length, channels = gradient.shape
+    if len(of_q) > 1:
+        q, kv = q + of_q, kv + of_kv
+    k, v = kv[..., :channels], kv[..., channels:]
     heads = len(scale)
     dim = channels // heads
     out = np.zeros(gradient.shape)
@@ -166,15 +184,15 @@ def exact_attention(inputs, gradient):
                 to_q[image, queries, part] += scale[head] * of_scores @ of_k
                 if bias.ndim == 4:
                     to_bias[at][: len(queries)] += of_scores
-    return out, (to_q, to_k, to_v, to_bias)
+    return out, (to_q, np.concatenate([to_k, to_v], -1), to_bias)
 
 
 # Images, heads, their dimension; rows of queries, of the result, of keys; windows, their queries and keys; kinds of
-# bias, and its heads where they are not all.
+# bias, and its heads where they are not all; whether the projections have biases.
 ATTENTION_CASES = {
     "focal": (2, 3, 32, 98, 98, 120, 2, 49, 230, 2),
     "padding": (3, 2, 16, 26, 25, 26, 3, 9, 9, 0),
-    "odd": (1, 1, 5, 11, 11, 7, 1, 11, 3, 1),
+    "odd": (1, 1, 5, 11, 11, 7, 1, 11, 3, 1, None, False),
     "wide": (1, 2, 36, 4, 4, 9, 4, 1, 17, 3),
     "mask": (2, 2, 8, 8, 8, 8, 2, 4, 4, 2, 1),
 }
@@ -187,24 +205,40 @@ def test_attention_is_exact(case, library, threads):
     expected, gradients = exact_attention(inputs, gradient)
     (found,) = call(library, "window_attention", inputs, gradient.shape)
     assert_within(found, expected, 2e-6)
-    learns_bias = inputs[3].ndim == 4 and inputs[3].shape[1] == len(inputs[7])
-    shapes = [array.shape for array in inputs[:3]] + [inputs[3].shape if learns_bias else (1,)]
+    bias, scale = inputs[4], inputs[8]
+    learns_bias = bias.ndim == 4 and bias.shape[1] == len(scale)
+    shapes = [array.shape for array in inputs[:2]] + [bias.shape if learns_bias else (1,)]
     outputs = call(library, "window_attention_gradient", [*inputs, gradient], *shapes)
-    for values, exact in zip(outputs[: 3 + learns_bias], gradients, strict=False):
+    for values, exact in zip(outputs[: 2 + learns_bias], gradients, strict=False):
         assert_within(values, exact, 5e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", ["padding", "mask"])  # which have as many rows of queries as of keys
+def test_attention_of_a_matrix_to_itself_is_attention(case, library, threads):
+    inputs, gradient = attention_case(*ATTENTION_CASES[case])
+    shapes = [array.shape for array in inputs[:2]]
+    to_q, to_kv, _ = call(library, "window_attention_gradient", [*inputs, gradient], *shapes, (1,))
+    both, of_both = np.concatenate(inputs[:2], -1), np.concatenate(inputs[2:4])
+    same = [both, both, of_both, of_both, *inputs[4:]]
+    (expected,) = call(library, "window_attention", inputs, gradient.shape)
+    (found,) = call(library, "window_attention", same, gradient.shape)
+    np.testing.assert_array_equal(found, expected)
+    to_both, _ = call(library, "self_attention_gradient", [*same, gradient], both.shape, (1,))
+    np.testing.assert_array_equal(to_both, np.concatenate([to_q, to_kv], -1))
 
 
 @needs_compiler
 def test_attention_of_special_values(library):
     inputs, gradient = attention_case(*ATTENTION_CASES["focal"])
     (plain,) = call(library, "window_attention", inputs, gradient.shape)
-    query = inputs[5][0, 0]
+    query = inputs[6][0, 0]
     inputs[0][0, query] = np.nan
-    inputs[3][:, :, 1, :200] = -np.inf  # masked for good
-    inputs[3][:, :, 2, :] -= 1e4  # a constant changes nothing
+    inputs[4][:, :, 1, :200] = -np.inf  # masked for good
+    inputs[4][:, :, 2, :] -= 1e4  # a constant changes nothing
     (found,) = call(library, "window_attention", inputs, gradient.shape)
     assert np.isnan(found[0, query]).all()
-    rest = np.setdiff1d(np.arange(98), inputs[5][:, :3])
+    rest = np.setdiff1d(np.arange(98), inputs[6][:, :3])
     np.testing.assert_array_equal(found[:, rest], plain[:, rest])
     inputs[0][0, query] = 0
     (found,) = call(library, "window_attention", inputs, gradient.shape)
@@ -249,8 +283,11 @@ def test_threads_change_no_bit(library):
     for count in (1, 2, 3):
         ctypes.CDLL(str(library)).focal_twins_set_threads(count)
         found.append([
-            *call(library, "window_attention_gradient", [*inputs, gradient], *[array.shape for array in inputs[:4]]),
-            *call(library, "bias_gelu_gradient", [rows, bias, of_rows], rows.shape, bias.shape),
+            *call(
+                library, "window_attention_gradient", [*inputs, gradient],
+                *[array.shape for array in (*inputs[:2], inputs[4])],
+            ),
+            *call(library, "bias_gelu_gradient", [rows, bias, of_rows], rows.shape, bias.shape, rows.shape),
         ])  # fmt: skip
     ctypes.CDLL(str(library)).focal_twins_set_threads(1)
     for others in found[1:]:

@@ -2,7 +2,8 @@
 //
 // By operators these are a sum, nine products and sums and a sigmoid, and as many again backwards, each of which reads
 // and writes the largest activations of a network. Phi, the normal distribution function, is sigmoid(z P(z^2)) as in
-// layers.Gelu: within 1e-7 after the multiplication by z. The gradient keeps x alone and computes Phi again.
+// layers.Gelu: within 1e-7 after the multiplication by z. The gradient needs x alone: it computes Phi again, and the
+// result as well, so that a network need not keep that for the gradient of the layer that follows.
 #include "threads.h"
 #include "vectors.h"
 
@@ -34,18 +35,20 @@ void forward(const Arguments& a) {
   });
 }
 
-// rows [R, C], bias [C], gradient [R, C] -> gradient by the rows [R, C], by the bias [C]
+// rows [R, C], bias [C], gradient [R, C] -> gradient by the rows [R, C], by the bias [C], gelu [R, C]
 void backward(const Arguments& a) {
   const float *rows = a.floats(0), *bias = a.floats(1), *gradient = a.floats(2);
-  float* to_rows = a.floats(3);
+  float *to_rows = a.floats(3), *out = a.floats(5);
   const int64_t width = a.size(1, 0);
   const auto to_bias = Blocks(a.size(0, 0), width).sum(width, [=](int64_t first, int64_t end, float* sums) {
     for (int64_t at = first * width; at < end * width; at += width)
       each_vector(width, [=](int64_t i, auto n) {
         const Vec z = load(rows + at + i, n) + load(bias + i, n);
-        const Vec slope = distribution(z) + z * (exponential(z * z * -0.5f) * 0.3989422804f);
+        const Vec phi = distribution(z);
+        const Vec slope = phi + z * (exponential(z * z * -0.5f) * 0.3989422804f);
         const Vec part = load(gradient + at + i, n) * slope;
         store(to_rows + at + i, part, n);
+        store(out + at + i, z * phi, n);
         store(sums + i, load(sums + i, n) + part, n);
       });
   });
@@ -66,5 +69,5 @@ void sum_columns(const Arguments& a) {
 }  // namespace
 
 FOCAL_TWINS_KERNEL(bias_gelu, "fff", forward)
-FOCAL_TWINS_KERNEL(bias_gelu_gradient, "fffff", backward)
+FOCAL_TWINS_KERNEL(bias_gelu_gradient, "ffffff", backward)
 FOCAL_TWINS_KERNEL(column_sums, "ff", sum_columns)

@@ -5,7 +5,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.ops.functional import is_sequence_value_unknown
 
-from focal_twins.models.compiled import NO_BIAS, CompiledAttention, KernelLayer
+from focal_twins.models.compiled import NO_BIAS, CompiledAttention, CompiledSelfAttention, KernelLayer
 from focal_twins.models.gathers import RowGather
 from focal_twins.models.layers import Dense, Dropout, SlicedDense
 
@@ -26,6 +26,7 @@ class GatheredAttention(nn.Cell, KernelLayer):
 
     has_bias = False
     learns_bias = True  # where it has one
+    attends_to_itself = False  # queries and keys are always rows of one matrix
 
     def __init__(self, dim, num_heads, qkv_bias=True, qk_scale=None, attn_drop=0.0, proj_drop=0.0, index=0):
         super().__init__()
@@ -67,12 +68,14 @@ class GatheredAttention(nn.Cell, KernelLayer):
         self.use_kernels(self.library)  # which hold the tables, too
 
     def make_kernel(self, library):
-        return CompiledAttention(
+        kernel = CompiledSelfAttention if self.attends_to_itself else CompiledAttention
+        return kernel(
             library,
             self.query_index,
             self.key_index,
             self.kind.asnumpy(),
             self.length,
+            self.dim,
             self.num_heads,
             self.scale,
             self.has_bias and self.learns_bias,
@@ -120,13 +123,19 @@ class GatheredAttention(nn.Cell, KernelLayer):
 
     def attended(self, queries, tokens):
         """Do the same as `attend`, but for dropout and the last projection, by a kernel."""
-        q = self.qkv(queries.reshape((-1, self.dim)), 0).reshape((-1, *queries.shape[1:]))
-        k = self.qkv(tokens.reshape((-1, self.dim)), 1).reshape((-1, *tokens.shape[1:]))
-        v = self.qkv(tokens.reshape((-1, self.dim)), 2).reshape((-1, *tokens.shape[1:]))
         bias = NO_BIAS
         if self.has_bias:
             bias = self.position_bias() if self.folded_bias is None else self.folded_bias
-        return self.kernel(q, k, v, bias)
+        rows = tokens.reshape((-1, self.dim))
+        if self.attends_to_itself:
+            qkv = self.qkv.product(rows, 0, 3).reshape((-1, tokens.shape[1], 3 * self.dim))
+            return self.kernel(qkv, self.qkv.bias if self.qkv.has_bias else NO_BIAS, bias)
+        q = self.qkv.product(queries.reshape((-1, self.dim)), 0, 1).reshape((-1, *queries.shape[1:]))
+        kv = self.qkv.product(rows, 1, 3).reshape((-1, tokens.shape[1], 2 * self.dim))
+        of_q, of_kv = NO_BIAS, NO_BIAS
+        if self.qkv.has_bias:
+            of_q, of_kv = self.qkv.bias[: self.dim], self.qkv.bias[self.dim :]
+        return self.kernel(q, kv, of_q, of_kv, bias)
 
     def attend(self, queries, tokens, dropout_seed):
         """Attend from queries [B, L or more, C] to tokens [B, T, C], which the tables number: [B, L, C]."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-NO_BIAS = Tensor(np.zeros(1, np.float32))  # what CompiledAttention takes in place of one
+NO_BIAS = Tensor(np.zeros(1, np.float32))  # what CompiledAttention takes in place of a bias
 
 
 class KernelLayer:
@@ -35,22 +35,30 @@ def custom(library: str, function: str, shapes, types) -> ops.Custom:
     return ops.Custom(f"{library}:{function}", shapes, types, func_type="aot")
 
 
-class CompiledBiasGelu(nn.Cell):
-    """Adds a bias [C] to rows [R, C] and applies exact GELU (kernels/bias.cpp)."""
+class CompiledGeluProduct(nn.Cell):
+    """Adds a bias [H] to rows [R, H], applies exact GELU and multiplies by a weight [C, H]: [R, C] (kernels/bias.cpp).
+
+    The product is a part of this cell so that the result of GELU, the largest activation of a network, is not kept for
+    its gradient. The kernel of GELU's gradient has it anyway.
+    """
 
     def __init__(self, library):
         super().__init__()
         self.forward = custom(library, "bias_gelu", lambda rows, bias: rows, lambda rows, bias: rows)
         self.backward = custom(
-            library, "bias_gelu_gradient", lambda rows, bias, gradient: (rows, bias),
-            lambda rows, bias, gradient: (rows, bias),
+            library, "bias_gelu_gradient", lambda rows, bias, gradient: (rows, bias, rows),
+            lambda rows, bias, gradient: (rows, bias, rows),
         )  # fmt: skip
+        self.product = ops.MatMul(transpose_b=True)
+        self.by_hidden = ops.MatMul()
+        self.by_weight = ops.MatMul(transpose_a=True)
 
-    def construct(self, rows, bias):
-        return self.forward(rows, bias)
+    def construct(self, rows, bias, weight):
+        return self.product(self.forward(rows, bias), weight)
 
-    def bprop(self, rows, bias, out, gradient):
-        return self.backward(rows, bias, gradient)
+    def bprop(self, rows, bias, weight, out, gradient):
+        to_rows, to_bias, hidden = self.backward(rows, bias, self.by_hidden(gradient, weight))
+        return to_rows, to_bias, self.by_weight(gradient, hidden)
 
 
 class CompiledColumnSums(nn.Cell):
@@ -87,48 +95,115 @@ class CompiledLayerNorm(nn.Cell):
         return self.backward(rows, gamma, out[1], out[2], gradient[0])
 
 
-class CompiledAttention(nn.Cell):
-    """Attends within windows whose queries and keys are rows of token matrices (kernels/attention.cpp).
+class CompiledBranch(nn.Cell):
+    """Adds a branch [B, L, C] to a shortcut, after scaling each sample by one of the scales [B] (kernels/residual.cpp).
+
+    The scales have no gradient.
+    """
+
+    def __init__(self, library):
+        super().__init__()
+        self.forward = custom(
+            library, "scaled_branch", lambda shortcut, branch, scales: branch,
+            lambda shortcut, branch, scales: branch,
+        )  # fmt: skip
+        self.backward = custom(
+            library, "scaled_branch_gradient", lambda gradient, scales: gradient, lambda gradient, scales: gradient
+        )
+
+    def construct(self, shortcut, branch, scales):
+        return self.forward(shortcut, branch, scales)
+
+    def bprop(self, shortcut, branch, scales, out, gradient):
+        return gradient, self.backward(gradient, scales), ops.zeros_like(scales)
+
+
+class CompiledWindows(nn.Cell):
+    """Is what CompiledAttention and CompiledSelfAttention have in common.
 
     Args:
         query_index: [nW, N] rows of the queries; those from `length` on are padding, whose results are dropped.
         key_index: [nW, K] rows of the keys.
         kind: [nW] number of the bias that each window has.
         length: L, number of rows of the result.
+        channels: C, of queries, keys, values and results.
         num_heads: number of heads.
         scale: factor of the scores.
-        learns_bias: whether the bias needs a gradient.
+        learns_bias: whether the bias of the scores needs a gradient.
     """
 
-    def __init__(self, library, query_index, key_index, kind, length, num_heads, scale, learns_bias):
+    def __init__(self, library, query_index, key_index, kind, length, channels, num_heads, scale, learns_bias):
         super().__init__()
         self.tables = tuple(Tensor(table.astype(np.int32)) for table in (kind, query_index, key_index))
         self.scale = Tensor(np.full(num_heads, scale, np.float32))
         self.learns_bias = learns_bias
         self.forward = custom(
             library, "window_attention",
-            lambda q, k, v, bias, kind, queries, keys, scale: (q[0], length, q[2]),
-            lambda q, k, v, bias, kind, queries, keys, scale: q,
+            lambda q, kv, of_q, of_kv, bias, kind, queries, keys, scale: (q[0], length, channels),
+            lambda q, kv, of_q, of_kv, bias, kind, queries, keys, scale: q,
         )  # fmt: skip
+        self.column_sums = CompiledColumnSums(library)
+
+    def sum_of(self, to_rows, added):
+        """Sum the gradient of the rows of all samples, [B, T, C] to [C], which is that of what was added to them."""
+        return self.column_sums(to_rows.reshape((-1, to_rows.shape[2]))) if added.shape[0] > 1 else added
+
+
+class CompiledAttention(CompiledWindows):
+    """Attends within windows whose queries and keys are rows of token matrices (kernels/attention.cpp).
+
+    It adds the biases of their projections on the way. Arguments: see CompiledWindows.
+    """
+
+    def __init__(self, library, query_index, key_index, kind, length, channels, num_heads, scale, learns_bias):
+        super().__init__(library, query_index, key_index, kind, length, channels, num_heads, scale, learns_bias)
         self.backward = custom(
             library, "window_attention_gradient",
-            lambda q, k, v, bias, kind, queries, keys, scale, gradient: (q, k, v, bias if learns_bias else (1,)),
-            lambda q, k, v, bias, kind, queries, keys, scale, gradient: (q, k, v, bias),
+            lambda q, kv, of_q, of_kv, bias, *others: (q, kv, bias if learns_bias else (1,)),
+            lambda q, kv, of_q, of_kv, bias, *others: (q, kv, bias),
         )  # fmt: skip
 
-    def construct(self, q, k, v, bias):
-        """Map projected tokens q [B, Lq, C], k and v [B, T, C] and a bias to results [B, L, C].
+    def construct(self, q, kv, of_q, of_kv, bias):
+        """Map products of tokens and weights to results [B, L, C].
 
         Args:
+            q: [B, Lq, C], tokens times the weight of the queries.
+            kv: [B, T, 2 * C], tokens times the weight of the keys and of the values.
+            of_q, of_kv: the biases of these projections, [C] and [2 * C], or for none one number [1] each.
             bias: [kinds, heads, N, K], or for all heads the same [kinds, 1, N, K], or for none one number [1].
         """
         kind, queries, keys = self.tables
-        return self.forward(q, k, v, bias, kind, queries, keys, self.scale)
+        return self.forward(q, kv, of_q, of_kv, bias, kind, queries, keys, self.scale)
 
-    def bprop(self, q, k, v, bias, out, gradient):
+    def bprop(self, q, kv, of_q, of_kv, bias, out, gradient):
         kind, queries, keys = self.tables
-        to_q, to_k, to_v, to_bias = self.backward(q, k, v, bias, kind, queries, keys, self.scale, gradient)
-        return to_q, to_k, to_v, to_bias if self.learns_bias else ops.zeros_like(bias)
+        to_q, to_kv, to_bias = self.backward(q, kv, of_q, of_kv, bias, kind, queries, keys, self.scale, gradient)
+        to_bias = to_bias if self.learns_bias else ops.zeros_like(bias)
+        return to_q, to_kv, self.sum_of(to_q, of_q), self.sum_of(to_kv, of_kv), to_bias
+
+
+class CompiledSelfAttention(CompiledWindows):
+    """Does the same where queries and keys are rows of one matrix of tokens."""
+
+    def __init__(self, library, query_index, key_index, kind, length, channels, num_heads, scale, learns_bias):
+        super().__init__(library, query_index, key_index, kind, length, channels, num_heads, scale, learns_bias)
+        self.backward = custom(
+            library, "self_attention_gradient",
+            lambda qkv, same, of_qkv, of_same, bias, *others: (qkv, bias if learns_bias else (1,)),
+            lambda qkv, same, of_qkv, of_same, bias, *others: (qkv, bias),
+        )  # fmt: skip
+
+    def construct(self, qkv, of_qkv, bias):
+        """Map products [B, T, 3 * C] of tokens and weights to results [B, L, C]; of_qkv, [3 * C], is added to them."""
+        kind, queries, keys = self.tables
+        return self.forward(qkv, qkv, of_qkv, of_qkv, bias, kind, queries, keys, self.scale)
+
+    def bprop(self, qkv, of_qkv, bias, out, gradient):
+        kind, queries, keys = self.tables
+        to_qkv, to_bias = self.backward(
+            qkv, qkv, of_qkv, of_qkv, bias, kind, queries, keys, self.scale, gradient
+        )  # fmt: skip
+        return to_qkv, self.sum_of(to_qkv, of_qkv), to_bias if self.learns_bias else ops.zeros_like(bias)
 
 
 class CompiledDepthwise(nn.Cell):

@@ -5,7 +5,13 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
-from focal_twins.models.compiled import CompiledBiasGelu, CompiledColumnSums, CompiledLayerNorm, KernelLayer
+from focal_twins.models.compiled import (
+    CompiledBranch,
+    CompiledColumnSums,
+    CompiledGeluProduct,
+    CompiledLayerNorm,
+    KernelLayer,
+)
 
 # The originals draw with timm's trunc_normal_(std=0.02). It cuts at the absolute values -2 and 2, a hundred standard
 # deviations away, so this is a plain normal distribution.
@@ -130,12 +136,20 @@ class SlicedDense(nn.Cell):
     def __init__(self, dim, parts, has_bias=True):
         super().__init__()
         self.dim = dim
+        self.parts = parts
         self.weight = Parameter(initializer(WEIGHT_INIT, (parts * dim, dim), ms.float32), name="weight")
         self.has_bias = has_bias
         if has_bias:
             self.bias = Parameter(initializer("zeros", (parts * dim,), ms.float32), name="bias")
         self.matmul = ops.MatMul(transpose_b=True)
         self.add_bias = AddBias()
+
+    def product(self, rows, start, end):
+        """Multiply rows [R, C] by the weights of layers from `start` to `end`, without their biases."""
+        weight = self.weight
+        if end - start < self.parts:
+            weight = weight[start * self.dim : end * self.dim]
+        return self.matmul(rows, weight)
 
     def construct(self, rows, part):
         """Apply the part-th layer to rows [R, C]: [R, C]."""
@@ -147,8 +161,8 @@ class SlicedDense(nn.Cell):
         return projected
 
 
-class DropPath(nn.Cell):
-    """Scales each sample's residual branch by 0 or 1 / keep in training: stochastic depth (arXiv 1603.09382).
+class DropPath(nn.Cell, KernelLayer):
+    """Adds a residual branch, scaled for each sample by 0 or 1 / keep in training: stochastic depth (arXiv 1603.09382).
 
     The scales are drawn outside the graph by `draw_drop_path` and passed in, so that they belong to (seed, update,
     rank) rather than to the state of an operator, and a resumed run draws what an uninterrupted one would have.
@@ -159,15 +173,23 @@ class DropPath(nn.Cell):
         super().__init__()
         self.rate = rate
         self.index = index
+        self.kernel = None
 
-    def construct(self, x, scales):
+    def make_kernel(self, library):
+        return CompiledBranch(library)
+
+    def construct(self, shortcut, branch, scales):
+        """Add a branch [B, L, C] to its shortcut. `scales`: those of all branches, [branches, B]."""
         if not self.training or self.rate == 0.0:
-            return x
+            return shortcut + branch
         if scales is None:
             raise ValueError("a block that trains with drop_path_rate > 0 needs drop_path; a whole model draws its own")
+        if self.kernel is not None and branch.dtype == ms.float32:
+            return self.kernel(shortcut, branch, scales[self.index])
         # Spread over the sample first: on CPU a product that repeats one of its sides is slower and holds memory.
-        spread = ops.tile(scales[self.index].reshape((-1, 1)), (1, x.shape[1] * x.shape[2])).reshape(x.shape)
-        return x * spread.astype(x.dtype)
+        size = branch.shape[1] * branch.shape[2]
+        spread = ops.tile(scales[self.index].reshape((-1, 1)), (1, size)).reshape(branch.shape)
+        return shortcut + branch * spread.astype(branch.dtype)
 
 
 def draw_drop_path(rates: list[float], generator: np.random.Generator, batch_size: int) -> np.ndarray:
@@ -290,15 +312,11 @@ class Mlp(nn.Cell, KernelLayer):
         self.kernel = None
 
     def make_kernel(self, library):
-        return CompiledBiasGelu(library)
-
-    def hidden(self, x):
-        """Apply the first layer and GELU."""
-        if self.kernel is not None and x.dtype == ms.float32:
-            rows = self.kernel(self.fc1.product(x), self.fc1.bias)
-            return rows.reshape((-1, *x.shape[1:-1], self.fc1.out_channels))
-        return self.act(self.fc1(x))
+        return CompiledGeluProduct(library)
 
     def construct(self, x, dropout_seed=None):
-        x = self.drop1(self.hidden(x), dropout_seed)
+        if self.kernel is not None and x.dtype == ms.float32 and not self.drop1.is_active():
+            rows = self.kernel(self.fc1.product(x), self.fc1.bias, self.fc2.weight)
+            return self.fc2.add_bias(rows, self.fc2.bias).reshape((-1, *x.shape[1:-1], self.fc2.out_channels))
+        x = self.drop1(self.act(self.fc1(x)), dropout_seed)
         return self.drop2(self.fc2(x), dropout_seed)

@@ -345,11 +345,11 @@ class FocalBlock(nn.Cell):
         branch = self.focal_attention(self.norm1(x), dropout_seed)
         if self.use_layerscale:
             branch = self.gamma_1 * branch
-        x = x + self.drop_path1(branch, drop_path)
+        x = self.drop_path1(x, branch, drop_path)
         branch = self.mlp(self.norm2(x), dropout_seed)
         if self.use_layerscale:
             branch = self.gamma_2 * branch
-        return x + self.drop_path2(branch, drop_path)
+        return self.drop_path2(x, branch, drop_path)
 
     def original_buffers(self) -> dict[str, np.ndarray]:
         """Return the buffers that the original keeps in its checkpoints, by local name."""

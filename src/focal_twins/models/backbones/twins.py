@@ -43,6 +43,7 @@ class LocallyGroupedAttention(GatheredAttention):
     """
 
     learns_bias = False  # which is a mask
+    attends_to_itself = True
 
     def __init__(self, dim, map_size, num_heads, window_size, attn_drop, proj_drop, index, mask_padding=False):
         super().__init__(dim, num_heads, attn_drop=attn_drop, proj_drop=proj_drop, index=index)
@@ -108,7 +109,9 @@ class GlobalSubsampledAttention(nn.Cell, KernelLayer):
         queries = np.arange(groups * QUERIES_AT_A_TIME).reshape(groups, -1)  # those from self.queries on are padding
         keys = np.tile(np.arange(self.keys), (groups, 1))
         kind = np.zeros(groups, np.int32)
-        return CompiledAttention(library, queries, keys, kind, self.queries, self.num_heads, self.scale, False)
+        return CompiledAttention(
+            library, queries, keys, kind, self.queries, self.dim, self.num_heads, self.scale, False
+        )  # fmt: skip
 
     def heads_of(self, rows, split, length):
         """Split rows [B * length, C] into heads: [B, heads, length, head_dim]."""
@@ -131,9 +134,10 @@ class GlobalSubsampledAttention(nn.Cell, KernelLayer):
         """Map tokens [B, L, C] to [B, L, C]."""
         rows = self.subsampled(x)
         if self.kernel is not None and x.dtype == ms.float32 and not self.attn_drop.is_active():
-            k = self.kv(rows, 0).reshape((-1, self.keys, self.dim))
-            v = self.kv(rows, 1).reshape((-1, self.keys, self.dim))
-            return self.proj_drop(self.proj(self.kernel(self.q(x), k, v, NO_BIAS)), dropout_seed)
+            q = self.q.product(x).reshape(x.shape)
+            kv = self.kv.product(rows, 0, 2).reshape((-1, self.keys, 2 * self.dim))
+            out = self.kernel(q, kv, self.q.bias, self.kv.bias, NO_BIAS)
+            return self.proj_drop(self.proj(out), dropout_seed)
         weights = self.attn_drop(self.attention_weights(x, rows), dropout_seed)
         v = self.heads_of(self.kv(rows, 1), self.split_keys, self.keys)
         out = self.mix(weights.astype(v.dtype), v)  # [B, heads, L, head_dim]
@@ -172,8 +176,8 @@ class TwinsBlock(nn.Cell):
 
     def construct(self, x, drop_path=None, dropout_seed=None):
         """Map tokens [B, L, C] to [B, L, C]."""
-        x = x + self.drop_path1(self.attn(self.norm1(x), dropout_seed), drop_path)
-        return x + self.drop_path2(self.mlp(self.norm2(x), dropout_seed), drop_path)
+        x = self.drop_path1(x, self.attn(self.norm1(x), dropout_seed), drop_path)
+        return self.drop_path2(x, self.mlp(self.norm2(x), dropout_seed), drop_path)
 
 
 def check_twins(arguments: dict) -> None:
