@@ -105,7 +105,7 @@ def test_drop_path_scales_whole_branches():
     np.testing.assert_array_equal(stage(x, Tensor(np.zeros((6, 2), np.float32))).asnumpy(), x.asnumpy())
     assert np.abs(stage(x, Tensor(np.ones((6, 2), np.float32))).asnumpy() - x.asnumpy()).max() > 1e-3
     with pytest.raises(ValueError, match="a block that trains with drop_path_rate > 0 needs drop_path"):
-        model.layers[1].blocks[0].drop_path1(x, None)
+        model.layers[1].blocks[0].drop_path1(x, x, None)
 
 
 @pytest.mark.parametrize(
