@@ -9,8 +9,8 @@
 
 using Kernel = int(int, void**, int*, int64_t**, const char**, void*, void*);
 extern "C" Kernel bias_gelu, bias_gelu_gradient, layer_norm, layer_norm_gradient;
-extern "C" Kernel column_sums, depthwise_convolution, depthwise_convolution_gradient;
-extern "C" Kernel scaled_branch, scaled_branch_gradient;
+extern "C" Kernel affine, affine_gradient, column_sums, depthwise_convolution, depthwise_convolution_gradient;
+extern "C" Kernel scaled_branch, scaled_branch_gradient, cross_entropy, cross_entropy_gradient;
 extern "C" Kernel window_attention, window_attention_gradient, self_attention_gradient;
 extern "C" void focal_twins_set_threads(int);
 
@@ -95,6 +95,21 @@ void depthwise(int64_t batch, int64_t height, int64_t width, int64_t channels, i
   run(depthwise_convolution_gradient, std::move(of_gradient));
 }
 
+void rows_of_logits(const Shape& shape) {
+  const Shape height{shape[0]};
+  auto inputs = [&] {
+    std::vector<Tensor> made = tensors({shape});
+    made.push_back({height, shape[1] + 2});  // some of no class
+    made.push_back({{1}, 1, {static_cast<int32_t>(shape[1])}});
+    made.push_back({height});
+    return made;
+  };
+  std::vector<Tensor> of_gradient = inputs();
+  of_gradient.push_back({shape});
+  run(cross_entropy, inputs());
+  run(cross_entropy_gradient, std::move(of_gradient));
+}
+
 int main() {
   for (int threads : {1, 3}) {
     focal_twins_set_threads(threads);
@@ -103,6 +118,9 @@ int main() {
       run(bias_gelu, tensors({shape, width, shape}));
       run(bias_gelu_gradient, tensors({shape, width, shape, shape, width, shape}));
       run(column_sums, tensors({shape, width}));
+      run(affine, tensors({shape, width, width, shape}));
+      run(affine_gradient, tensors({shape, width, shape, shape, width, width}));
+      rows_of_logits(shape);
       run(layer_norm, tensors({shape, width, width, {1}, shape, height, height}));
       run(layer_norm_gradient, tensors({shape, width, height, height, shape, shape, width, width}));
     }

@@ -126,6 +126,52 @@ def test_scaled_branches_are_exact(shape, library, threads):
     np.testing.assert_array_equal(found, gradient * scales[:, None, None])
 
 
+@needs_compiler
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_scale_and_shift_are_exact(shape, library, threads):
+    rows, scale, shift, gradient = drawn(9, shape, shape[1:], shape[1:], shape)
+    (found,) = call(library, "affine", [rows, scale, shift], shape)
+    np.testing.assert_allclose(found, rows * scale + shift, rtol=0, atol=1e-6)
+    outputs = call(library, "affine_gradient", [rows, scale, gradient], shape, shape[1:], shape[1:])
+    np.testing.assert_array_equal(outputs[0], gradient * scale)
+    of_rows = gradient.astype(np.float64)
+    for values, exact in zip(outputs[1:], ((of_rows * rows).sum(0), of_rows.sum(0)), strict=True):
+        np.testing.assert_allclose(values, exact, rtol=0, atol=1e-6 * (shape[0] + 1))
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [*SHAPES, (300, 150)], ids=str)
+def test_cross_entropy_is_exact(shape, library, threads):
+    logits, gradient = drawn(8, shape, shape[:1])
+    logits *= 30
+    labels = np.random.default_rng(8).integers(0, shape[1], shape[0]).astype(np.int32)
+    labels[2:4] = 255  # ignored
+    ignored = np.array([255], np.int32)
+    of_rows = logits.astype(np.float64)
+    shifted = of_rows - of_rows.max(1, keepdims=True)
+    log_sums = np.log(np.exp(shifted).sum(1, keepdims=True))
+    known = labels != 255
+    own = np.eye(shape[1])[np.where(known, labels, 0)]
+    (found,) = call(library, "cross_entropy", [logits, labels, ignored], shape[:1])
+    np.testing.assert_allclose(found, ((log_sums - shifted) * own).sum(1) * known, rtol=1e-6, atol=1e-6)
+    (found,) = call(library, "cross_entropy_gradient", [logits, labels, ignored, gradient], shape)
+    exact = (np.exp(shifted - log_sums) - own) * (gradient * known)[:, None]
+    np.testing.assert_allclose(found, exact, rtol=0, atol=2e-6)
+
+
+@needs_compiler
+def test_cross_entropy_of_special_values(library):
+    logits = np.array([[np.nan, 0, 0], [np.inf, 0, 0], [-np.inf, 0, 0], [1, 2, 3]], np.float32)
+    labels, ignored = np.array([1, 1, 1, 7], np.int32), np.array([255], np.int32)
+    with np.errstate(invalid="ignore"):
+        (found,) = call(library, "cross_entropy", [logits, labels, ignored], (4,))
+        (slope,) = call(library, "cross_entropy_gradient", [logits, labels, ignored, np.ones(4, np.float32)], (4, 3))
+    np.testing.assert_array_equal(np.isnan(found), [True, True, False, True])  # the last label is of no class
+    assert found[2] == pytest.approx(np.log(2))
+    np.testing.assert_allclose(slope[2], [0, -0.5, 0.5], atol=1e-6)
+    assert np.isnan(slope[:2]).any(1).all()
+
+
 def attention_case(
     batch, heads, dim, rows, length, key_rows, windows, queries, keys, kinds, bias_heads=None, adds=True, seed=3
 ):

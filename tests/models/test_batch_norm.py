@@ -6,6 +6,8 @@ import pytest
 from mindspore import Tensor, nn, ops
 
 from focal_twins.models.batch_norm import BatchNorm, running_statistics_kept, synchronise_batch_norms
+from focal_twins.models.device_options import set_device_options
+from tests.kernels.compiler import EITHER
 
 CHANNELS = 5
 
@@ -21,9 +23,9 @@ class WeightedSum(nn.Cell):
         return (self.layer(x, counted) * factors).sum()
 
 
-def build():
+def build(kernels="none"):
     """A layer whose scale, shift and running statistics are drawn."""
-    layer = BatchNorm(CHANNELS)
+    layer = set_device_options(BatchNorm(CHANNELS), kernels=kernels)
     for name, values in drawn().items():
         getattr(layer, name).set_data(Tensor(values))
     return layer
@@ -73,25 +75,28 @@ def assert_equal(actual, reference):
 
 
 @pytest.mark.parametrize("shape", [(12, CHANNELS), (2, 6, CHANNELS)], ids=["rows", "batches of tokens"])
-def test_training_equals_the_formulas(shape):
+@pytest.mark.parametrize("kernels", EITHER)
+def test_training_equals_the_formulas(shape, kernels):
     x, factors = tokens(shape)
     rows = (12, CHANNELS)
-    assert_equal(measured(build(), x, factors), expected(x.reshape(rows), factors.reshape(rows)))
+    assert_equal(measured(build(kernels), x, factors), expected(x.reshape(rows), factors.reshape(rows)))
 
 
-def test_rows_that_do_not_count_leave_the_statistics_alone():
+@pytest.mark.parametrize("kernels", EITHER)
+def test_rows_that_do_not_count_leave_the_statistics_alone(kernels):
     """They are normalised like the others. Here nothing is made of them, so that their gradients are zero."""
     x, factors = tokens((12, CHANNELS))
     counts = np.array([1, 0, 1, 1, 0, 1, 1, 1, 0, 0, 1, 0], np.float32)
     x[counts == 0] += 100
     factors[counts == 0] = 0
-    out, by_tokens, *others = measured(build(), x, factors, counts)
+    out, by_tokens, *others = measured(build(kernels), x, factors, counts)
     assert_equal([out[counts == 1], by_tokens[counts == 1], *others], expected(x[counts == 1], factors[counts == 1]))
     assert not by_tokens[counts == 0].any()
 
 
-def test_evaluation_is_an_affine_map():
-    layer = build().set_train(False)
+@pytest.mark.parametrize("kernels", EITHER)
+def test_evaluation_is_an_affine_map(kernels):
+    layer = build(kernels).set_train(False)
     values = drawn()
     x = tokens((2, 6, CHANNELS))[0]
     out = layer(Tensor(x)).asnumpy()

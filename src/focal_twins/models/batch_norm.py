@@ -7,8 +7,11 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
+from focal_twins.models.compiled import CompiledAffine, KernelLayer
+from focal_twins.models.layers import AddBias
 
-class BatchNorm(nn.Cell):
+
+class BatchNorm(nn.Cell, KernelLayer):
     """Normalises each channel of tokens by its mean and variance over all tokens, torch.nn.BatchNorm's arithmetic.
 
     In training, statistics are those of the batch, and the running ones take them in: new = (1 - momentum) * old +
@@ -48,6 +51,11 @@ class BatchNorm(nn.Cell):
         self.all_reduce = None  # see synchronise_batch_norms
         self.keeps_running = False  # see running_statistics_kept
         self.sum = ops.ReduceSum()
+        self.add = AddBias()
+        self.kernel = None
+
+    def make_kernel(self, library):
+        return CompiledAffine(library)
 
     def construct(self, x, counted=None):
         """Normalise tokens [R, C] or [B, L, C], in training the same number on every rank; the shape stays.
@@ -63,18 +71,23 @@ class BatchNorm(nn.Cell):
                 counted = counted.reshape((-1, 1)).astype(ms.float32)
                 total = ops.maximum(self.sum_over_ranks(self.sum(counted)), Tensor(2.0, ms.float32))
             mean = self.sum_over_ranks(self.sum(self.of_counted(rows, counted), 0)) / total
-            centred = rows - mean
+            centred = self.centred(rows, mean)
             squares = self.sum_over_ranks(self.sum(self.of_counted(centred * centred, counted), 0))
             variance = squares / total
             if not self.keeps_running:
                 centred = ops.depend(centred, self.take_in(self.running_mean, mean))
                 centred = ops.depend(centred, self.take_in(self.running_var, squares / (total - 1)))
         else:
-            centred = rows - self.running_mean
+            centred = self.centred(rows, self.running_mean)
             variance = self.running_var
         # Not by Rsqrt, which MindSpore cannot write to ONNX.
-        out = centred * (self.weight / ops.sqrt(variance + self.eps)) + self.bias
+        scale = self.weight / ops.sqrt(variance + self.eps)
+        out = centred * scale + self.bias if self.kernel is None else self.kernel(centred, scale, self.bias)
         return out.reshape(x.shape).astype(x.dtype)
+
+    def centred(self, rows, mean):
+        """Subtract a mean [C] from rows [R, C]."""
+        return rows - mean if self.kernel is None else self.add(rows, -mean)
 
     def of_counted(self, rows, counted):
         """Set the rows [R, C] that statistics leave out to zero."""

@@ -118,6 +118,50 @@ class CompiledBranch(nn.Cell):
         return gradient, self.backward(gradient, scales), ops.zeros_like(scales)
 
 
+class CompiledAffine(nn.Cell):
+    """Multiplies rows [R, C] by a scale [C] and adds a shift [C] (kernels/affine.cpp)."""
+
+    def __init__(self, library):
+        super().__init__()
+        self.forward = custom(library, "affine", lambda rows, scale, shift: rows, lambda rows, scale, shift: rows)
+        self.backward = custom(
+            library, "affine_gradient", lambda rows, scale, gradient: (rows, scale, scale),
+            lambda rows, scale, gradient: (rows, scale, scale),
+        )  # fmt: skip
+
+    def construct(self, rows, scale, shift):
+        return self.forward(rows, scale, shift)
+
+    def bprop(self, rows, scale, shift, out, gradient):
+        return self.backward(rows, scale, gradient)
+
+
+class CompiledCrossEntropy(nn.Cell):
+    """Computes the cross entropy of rows of logits, 0 where the label is to be ignored (kernels/cross_entropy.cpp).
+
+    It is for a cell that has a gradient of its own, which calls `gradient`.
+    """
+
+    def __init__(self, library, ignore_index):
+        super().__init__()
+        self.ignored = Tensor(np.array([ignore_index], np.int32))
+        self.forward = custom(
+            library, "cross_entropy", lambda logits, labels, ignored: labels, lambda logits, labels, ignored: logits
+        )
+        self.backward = custom(
+            library, "cross_entropy_gradient", lambda logits, labels, ignored, gradient: logits,
+            lambda logits, labels, ignored, gradient: logits,
+        )  # fmt: skip
+
+    def construct(self, logits, labels):
+        """Map logits [R, classes] and labels [R], int32, to losses [R]."""
+        return self.forward(logits, labels, self.ignored)
+
+    def gradient(self, logits, labels, of_losses):
+        """Return the gradient by the logits, from that by the losses [R]."""
+        return self.backward(logits, labels, self.ignored, of_losses)
+
+
 class CompiledWindows(nn.Cell):
     """Is what CompiledAttention and CompiledSelfAttention have in common.
 

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
+from focal_twins.models.device_options import set_device_options
 from focal_twins.models.resize import bilinear_matrix
 from focal_twins.tasks.segmentation.loss import PixelLosses
+from tests.kernels.compiler import EITHER
 
 IGNORED, CLASSES, SIZE = 255, 4, (8, 12)
 MAPS, FACTORS = ((4, 6), (2, 3)), (1.0, 0.4)
@@ -21,7 +23,7 @@ class Heads(nn.Cell):
         return logits
 
 
-def build(mean, dtype=np.float32):
+def build(mean, dtype=np.float32, kernels="none"):
     model = SimpleNamespace(
         head_names=("decode", "auxiliary"),
         head_weights=FACTORS,
@@ -33,7 +35,7 @@ def build(mean, dtype=np.float32):
     logits = [generator.standard_normal((2, h * w, CLASSES)).astype(dtype) for h, w in MAPS]
     labels = generator.integers(0, CLASSES, (2, SIZE[0] * SIZE[1])).astype(np.int32)
     labels[0, :70], labels[1, 5] = IGNORED, IGNORED
-    return PixelLosses(Heads(), model, IGNORED, mean), logits, labels
+    return set_device_options(PixelLosses(Heads(), model, IGNORED, mean), kernels=kernels), logits, labels
 
 
 def expected(logits, labels):
@@ -57,9 +59,10 @@ def test_the_mean_over_all_pixels_counts_ignored_ones():
     np.testing.assert_allclose(parts.asnumpy(), np.array(expected(logits, labels)[0]) / labels.size, rtol=1e-6)
 
 
-def test_the_mean_over_valid_pixels_is_a_sum_and_its_weight():
+@pytest.mark.parametrize("kernels", EITHER)
+def test_the_mean_over_valid_pixels_is_a_sum_and_its_weight(kernels):
     """Sums and weights add up over ranks and accumulated batches, see Losses."""
-    losses, logits, labels = build("valid")
+    losses, logits, labels = build("valid", kernels=kernels)
     parts, weights = losses(tuple(map(Tensor, logits)), Tensor(labels))
     np.testing.assert_allclose(parts.asnumpy(), expected(logits, labels)[0], rtol=1e-6)
     np.testing.assert_array_equal(weights.asnumpy(), [labels.size - 71] * 2)
@@ -75,11 +78,12 @@ def test_half_precision_logits_give_a_float32_loss():
     np.testing.assert_allclose(parts.asnumpy(), np.array(expected(logits, labels)[0]) / labels.size, rtol=1e-6)
 
 
+@pytest.mark.parametrize("kernels", EITHER)
 @pytest.mark.parametrize("mode", ["pynative", "graph"])
-def test_the_gradient_is_that_of_the_loss(mode):
+def test_the_gradient_is_that_of_the_loss(mode, kernels):
     """In a graph, other cells still have the functions that this one uses: MindSpore loses those of a bprop."""
     ms.set_context(mode=ms.GRAPH_MODE if mode == "graph" else ms.PYNATIVE_MODE)
-    losses, logits, labels = build("all")
+    losses, logits, labels = build("all", kernels=kernels)
 
     class Total(nn.Cell):
         def construct(self, decode, auxiliary, labels):
