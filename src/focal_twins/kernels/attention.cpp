@@ -19,22 +19,28 @@ inline int64_t whole_vectors(int64_t count) { return (count + kWidth - 1) / kWid
 // What both directions get. Rows of queries [B, Lq, C or 3 C] begin with q, rows of keys [B, T, 2 C or 3 C] end with k
 // and v, so that both can be one matrix; and so do the two rows that are added to them (or one number each: nothing).
 // Further: bias [kinds, heads or 1, N, K] (or one number: none), the kind of each window [nW], rows of its queries
-// [nW, N] and of its keys [nW, K], scale [heads]. The last is of shape [B, L, C]; rows of queries from L on are dropped.
+// [nW, N] and of its keys [nW, K], scale [heads]. Argument 9, the result or its gradient, is [B, L, C]; rows of queries
+// from L on are dropped.
 struct Windows {
   const float *q, *k, *v, *add_q, *add_k, *add_v, *bias, *scale;
   const int32_t *kind, *queries, *keys;
-  int64_t batch, query_rows, query_width, key_rows, key_width, windows, count, key_count, heads, length, channels, dim;
+  int64_t length, channels, batch, query_rows, query_width, key_rows, key_width, windows, count, key_count, heads, dim;
   int64_t padded_keys, padded_dim, bias_heads;
 
   explicit Windows(const Arguments& a)
-      : q(a.floats(0)), k(a.floats(1) + a.size(1, 2) - 2 * a.size(9, 2)), v(k + a.size(9, 2)),
-        add_q(a.size(2, 0) > 1 ? a.floats(2) : nullptr),
-        add_k(add_q ? a.floats(3) + a.size(3, 0) - 2 * a.size(9, 2) : nullptr),
-        add_v(add_q ? add_k + a.size(9, 2) : nullptr), bias(a.ranks[4] == 4 ? a.floats(4) : nullptr),
-        scale(a.floats(8)), kind(a.integers(5)), queries(a.integers(6)), keys(a.integers(7)), batch(a.size(0, 0)),
-        query_rows(a.size(0, 1)), query_width(a.size(0, 2)), key_rows(a.size(1, 1)), key_width(a.size(1, 2)),
-        windows(a.size(6, 0)), count(a.size(6, 1)), key_count(a.size(7, 1)), heads(a.size(8, 0)), length(a.size(9, 1)),
-        channels(a.size(9, 2)), dim(channels / heads), padded_keys(whole_vectors(key_count)), padded_dim(whole_vectors(dim)), bias_heads(bias ? a.size(4, 1) : 1) {}
+      : bias(a.ranks[4] == 4 ? a.floats(4) : nullptr), scale(a.floats(8)), kind(a.integers(5)), queries(a.integers(6)),
+        keys(a.integers(7)), length(a.size(9, 1)), channels(a.size(9, 2)), batch(a.size(0, 0)), query_rows(a.size(0, 1)),
+        query_width(a.size(0, 2)), key_rows(a.size(1, 1)), key_width(a.size(1, 2)), windows(a.size(6, 0)),
+        count(a.size(6, 1)), key_count(a.size(7, 1)), heads(a.size(8, 0)), dim(channels / heads),
+        padded_keys(whole_vectors(key_count)), padded_dim(whole_vectors(dim)), bias_heads(bias ? a.size(4, 1) : 1) {
+    const bool adds = a.size(2, 0) > 1;
+    q = a.floats(0);
+    k = a.floats(1) + key_width - 2 * channels;
+    v = k + channels;
+    add_q = adds ? a.floats(2) : nullptr;
+    add_k = adds ? a.floats(3) + a.size(3, 0) - 2 * channels : nullptr;
+    add_v = adds ? add_k + channels : nullptr;
+  }
 
   int64_t bias_at(int64_t window, int64_t head) const {
     return (kind[window] * bias_heads + (bias_heads > 1 ? head : 0)) * count * key_count;

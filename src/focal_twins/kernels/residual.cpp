@@ -7,11 +7,11 @@
 namespace {
 using namespace focal_twins;
 
-// Calls function(place, scale, count) for every vector of [B, L, C].
+// Calls function(place, scale, count) for every vector of the first argument, [B, L, C].
 template <typename Function>
-void each_scaled(const Arguments& a, int tokens, const float* scales, Function function) {
-  const int64_t width = a.size(tokens, 2), length = a.size(tokens, 1);
-  Blocks(a.size(tokens, 0) * length, width).each([=](int64_t first, int64_t end, int64_t) {
+void each_scaled(const Arguments& a, const float* scales, Function function) {
+  const int64_t width = a.size(0, 2), length = a.size(0, 1);
+  Blocks(a.size(0, 0) * length, width).each([=](int64_t first, int64_t end, int64_t) {
     for (int64_t row = first; row < end; ++row) {
       const float scale = scales[row / length];
       each_vector(width, [=](int64_t i, auto n) { function(row * width + i, scale, n); });
@@ -23,7 +23,7 @@ void each_scaled(const Arguments& a, int tokens, const float* scales, Function f
 void forward(const Arguments& a) {
   const float *shortcut = a.floats(0), *branch = a.floats(1);
   float* out = a.floats(3);
-  each_scaled(a, 0, a.floats(2), [=](int64_t i, float scale, auto n) {
+  each_scaled(a, a.floats(2), [=](int64_t i, float scale, auto n) {
     store(out + i, load(shortcut + i, n) + load(branch + i, n) * scale, n);
   });
 }
@@ -32,7 +32,7 @@ void forward(const Arguments& a) {
 void backward(const Arguments& a) {
   const float* gradient = a.floats(0);
   float* out = a.floats(2);
-  each_scaled(a, 0, a.floats(1), [=](int64_t i, float scale, auto n) { store(out + i, load(gradient + i, n) * scale, n); });
+  each_scaled(a, a.floats(1), [=](int64_t i, float scale, auto n) { store(out + i, load(gradient + i, n) * scale, n); });
 }
 
 }  // namespace

@@ -176,6 +176,9 @@ class CompiledWindows(nn.Cell):
         learns_bias: whether the bias of the scores needs a gradient.
     """
 
+    gradient_kernel: str
+    matrices: int  # of tokens, each of which has a gradient
+
     def __init__(self, library, query_index, key_index, kind, length, channels, num_heads, scale, learns_bias):
         super().__init__()
         self.tables = tuple(Tensor(table.astype(np.int32)) for table in (kind, query_index, key_index))
@@ -185,6 +188,12 @@ class CompiledWindows(nn.Cell):
             library, "window_attention",
             lambda q, kv, of_q, of_kv, bias, kind, queries, keys, scale: (q[0], length, channels),
             lambda q, kv, of_q, of_kv, bias, kind, queries, keys, scale: q,
+        )  # fmt: skip
+        matrices = self.matrices
+        self.backward = custom(
+            library, self.gradient_kernel,
+            lambda *inputs: (*inputs[:matrices], inputs[4] if learns_bias else (1,)),
+            lambda *inputs: (*inputs[:matrices], inputs[4]),
         )  # fmt: skip
         self.column_sums = CompiledColumnSums(library)
 
@@ -199,13 +208,7 @@ class CompiledAttention(CompiledWindows):
     It adds the biases of their projections on the way. Arguments: see CompiledWindows.
     """
 
-    def __init__(self, library, query_index, key_index, kind, length, channels, num_heads, scale, learns_bias):
-        super().__init__(library, query_index, key_index, kind, length, channels, num_heads, scale, learns_bias)
-        self.backward = custom(
-            library, "window_attention_gradient",
-            lambda q, kv, of_q, of_kv, bias, *others: (q, kv, bias if learns_bias else (1,)),
-            lambda q, kv, of_q, of_kv, bias, *others: (q, kv, bias),
-        )  # fmt: skip
+    gradient_kernel, matrices = "window_attention_gradient", 2
 
     def construct(self, q, kv, of_q, of_kv, bias):
         """Map products of tokens and weights to results [B, L, C].
@@ -229,13 +232,7 @@ class CompiledAttention(CompiledWindows):
 class CompiledSelfAttention(CompiledWindows):
     """Does the same where queries and keys are rows of one matrix of tokens."""
 
-    def __init__(self, library, query_index, key_index, kind, length, channels, num_heads, scale, learns_bias):
-        super().__init__(library, query_index, key_index, kind, length, channels, num_heads, scale, learns_bias)
-        self.backward = custom(
-            library, "self_attention_gradient",
-            lambda qkv, same, of_qkv, of_same, bias, *others: (qkv, bias if learns_bias else (1,)),
-            lambda qkv, same, of_qkv, of_same, bias, *others: (qkv, bias),
-        )  # fmt: skip
+    gradient_kernel, matrices = "self_attention_gradient", 1
 
     def construct(self, qkv, of_qkv, bias):
         """Map products [B, T, 3 * C] of tokens and weights to results [B, L, C]; of_qkv, [3 * C], is added to them."""

@@ -149,15 +149,15 @@ class SlicedDense(nn.Cell):
         weight = self.weight
         if end - start < self.parts:
             weight = weight[start * self.dim : end * self.dim]
-        return self.matmul(rows, weight)
+        # Mixed precision casts parameters, not slices of them: the slices follow the activations.
+        return self.matmul(rows, weight.astype(rows.dtype))
 
     def construct(self, rows, part):
         """Apply the part-th layer to rows [R, C]: [R, C]."""
-        start = part * self.dim
-        # Mixed precision casts parameters, not slices of them: the slices follow the activations.
-        projected = self.matmul(rows, self.weight[start : start + self.dim].astype(rows.dtype))
+        projected = self.product(rows, part, part + 1)
         if self.has_bias:
-            projected = self.add_bias(projected, self.bias[start : start + self.dim].astype(rows.dtype))
+            bias = self.bias[part * self.dim : (part + 1) * self.dim]
+            projected = self.add_bias(projected, bias.astype(rows.dtype))
         return projected
 
 
