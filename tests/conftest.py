@@ -67,7 +67,6 @@ ONE_OF_EACH_KIND = (
 LONGEST_FIRST = (
     "tests/test_documented_commands.py",
     "tests/training/test_processes.py",
-    "tests/test_quickstart.py",
     "tests/training/test_kills.py",
     "tests/training/test_resume.py",
     "tests/test_ascend_readiness.py",
@@ -82,7 +81,15 @@ def one_of_each_kind_or_exhaustive(names: Iterable[str]) -> list:
     return [pytest.param(n, marks=[] if n in ONE_OF_EACH_KIND else pytest.mark.exhaustive) for n in names]
 
 
+# The tests that take more than six seconds, whatever their parameters: `slow`, see pyproject.toml.
+SLOW_TESTS = frozenset((ROOT / "tests" / "slow_tests.txt").read_text(encoding="utf-8").split())
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items):
+    for item in items:
+        if f"{item.path.relative_to(ROOT).as_posix()}::{item.originalname}" in SLOW_TESTS:
+            item.add_marker(pytest.mark.slow)
     places = {ROOT / name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
 

@@ -60,6 +60,7 @@ TESTS_IN_THE_COPY = (
     "reference.py",
     "reference/dense_schedules.json",
     "reference/schedule.json",
+    "slow_tests.txt",
     "training/conftest.py",
     "training/states.py",
     "training/test_schedule.py",
@@ -114,7 +115,17 @@ def once(statements: list[Statement]) -> list[Statement]:
 
 
 STATEMENTS = every_statement()
-TO_TYPE = [pytest.param(s, id=str(s)) for s in once(STATEMENTS) if s.kind != "elsewhere"]
+# What a new user types first, each time. The other pages take ten minutes.
+EACH_TIME = ("README.md", "docs/export.md", "docs/models.md", "docs/training.md", "docs/tutorial.md", "docs/weights.md")
+TO_TYPE = [
+    pytest.param(
+        statement,
+        id=str(statement),
+        marks=[] if statement.block.document in EACH_TIME else pytest.mark.exhaustive,
+    )
+    for statement in once(STATEMENTS)
+    if statement.kind != "elsewhere"
+]
 
 
 def write_images(folder: Path, names: list[str]) -> None:
@@ -311,7 +322,6 @@ def quickstart(workshop) -> str:
     return workshop.type("bash scripts/quickstart.sh")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("statement", TO_TYPE)
 def test_does_what_it_says(statement, workshop, weights, request):
     if statement.kind == "run":
@@ -335,7 +345,6 @@ def test_what_is_not_run_is_said_by_a_rule_that_something_needs():
             assert set(re.findall(r'"(.+?)"', statement.text)) <= set(lines)
 
 
-@pytest.mark.slow
 def test_quickstart_ends_as_the_readme_shows(quickstart):
     """The same lines, other numbers."""
     (shown,) = (block.text for block in blocks_of("README.md") if block.text.startswith("focalv2_digits:"))

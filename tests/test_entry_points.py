@@ -43,7 +43,9 @@ OTHER_FAMILIES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("family", OTHER_FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[] if name == "twins" else pytest.mark.exhaustive) for name in OTHER_FAMILIES]
+)
 def test_other_families_train_evaluate_and_export(family, digits, run_script, tmp_path):
     config = tmp_path / f"{family}.yaml"
     config.write_text(

@@ -27,7 +27,7 @@ def quickstart(digits, tmp_path_factory) -> list[str]:
     return options
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_quickstart_configuration_reaches_its_accuracy(quickstart, run_script):
     code, out, _ = run_script("eval.py", *quickstart)
     assert code == 0
@@ -35,7 +35,7 @@ def test_quickstart_configuration_reaches_its_accuracy(quickstart, run_script):
     assert float(out.split("top-1 ")[1].split("%")[0]) >= 98.5
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_quickstart_network_fine_tunes_to_five_digits_of_another_size(quickstart, tmp_path):
     digits5 = tmp_path / "digits5"
     python("scripts/prepare_digits.py", "--classes", 0, 1, 2, 3, 4, "--output", digits5)
@@ -44,12 +44,12 @@ def test_quickstart_network_fine_tunes_to_five_digits_of_another_size(quickstart
     assert summary["best"] >= 98
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_segmentation_quickstart_trains_from_the_digit_classifier(quickstart, digit_scenes, tmp_path):
     trains_from_the_digit_classifier(quickstart, "upernet_digits", "miou", digit_scenes, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_detection_quickstart_trains_from_the_digit_classifier(quickstart, digit_scenes, tmp_path):
     trains_from_the_digit_classifier(quickstart, "retinanet_digits", "box_ap50", digit_scenes, tmp_path)
 

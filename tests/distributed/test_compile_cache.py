@@ -350,7 +350,6 @@ def test_a_cache_of_the_users_own_gets_a_warning(value, warns, monkeypatch, caps
     assert all(line.startswith("warning: MS_COMPILER_CACHE_ENABLE=1: ") for line in lines)
 
 
-@pytest.mark.slow
 def test_a_run_that_reads_its_graphs_has_the_same_bits(digits, tmp_path):
     """Ten updates and an evaluation, with two graphs for an update; without the cache, writing, and reading."""
     for name, cache in (("plain", "null"), ("writes", tmp_path / "graphs"), ("reads", tmp_path / "graphs")):

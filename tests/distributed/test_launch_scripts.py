@@ -31,7 +31,7 @@ def checkpoint(digits, tmp_path_factory):
     return write_digits_checkpoint(config, path, tuple("0123456789"))
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.exhaustive), 2])
 def test_performance_prints_and_writes_what_the_reports_do(ranks, toy, digits, tmp_path):
     name = "run_performance_1p.sh" if ranks == 1 else "run_performance_8p.sh"
     done = script(name, f"--data_path={digits}", f"--cfg={DIGITS_CONFIG}", f"--output={tmp_path}", "--batch_size=24",

@@ -16,7 +16,7 @@ def output_of(ranks):
     return done.stdout + (done.stderr if done.returncode else "")
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.exhaustive), 3])
 @pytest.mark.parametrize("check", [check.__name__ for check in CHECKS])
 def test_ranks_have_it_in_common(check, ranks):
     output = output_of(ranks)

@@ -34,7 +34,6 @@ def test_a_published_depth_trains(name, tmp_path):
     assert result["images_per_second"] > 0
 
 
-@pytest.mark.slow
 def test_a_large_image_fits_into_6_gigabytes(tmp_path):
     """Its first stage, of the largest maps, is what takes most; one block of it is as much as two."""
     flags = ["--img-size", "896", "--batch-size", "1", "--warmup", "0", "--repeats", "1", "depths=[1,1,1,1]"]

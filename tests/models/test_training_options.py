@@ -56,7 +56,9 @@ def test_a_graph_has_the_gradients_of_operators(family):
         np.testing.assert_allclose(value.asnumpy(), of_operators.asnumpy(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["focalv2", "twins"])  # v1's stages are v2's
+@pytest.mark.parametrize(
+    "family", ["focalv2", pytest.param("twins", marks=pytest.mark.exhaustive)]
+)  # v1's stages are v2's
 def test_recomputation_changes_the_graph_and_not_the_gradients(family):
     kept, recomputed = (Gradients(build(family, **SHALLOW, use_checkpoint=flag)) for flag in (False, True))
     expected = kept(X)

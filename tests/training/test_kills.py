@@ -64,7 +64,6 @@ def kill(process, checkpoints, in_save, moments):
     process.communicate()
 
 
-@pytest.mark.slow
 def test_a_killed_run_ends_as_the_uninterrupted_one(train, tmp_path, pytestconfig):
     kills = pytestconfig.getoption("--kills")
     epochs = max(4, kills // 2)

@@ -53,10 +53,10 @@ def alone(ten_updates, digits, tmp_path_factory):
 @pytest.mark.parametrize(
     ("launcher", "ranks"),
     [
-        ("mpirun", 2),
         ("msrun", 2),
-        pytest.param("mpirun", 1, marks=pytest.mark.slow),
         pytest.param("mpirun", 3, marks=pytest.mark.slow),
+        pytest.param("mpirun", 2, marks=pytest.mark.exhaustive),
+        pytest.param("mpirun", 1, marks=pytest.mark.exhaustive),
     ],
 )
 def test_ten_updates_of_several_processes_are_those_of_one(launcher, ranks, ten_updates, digits, alone, tmp_path):
@@ -119,7 +119,6 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.mark.slow
 def test_evaluation_of_101_images_on_three_ranks_counts_each_once(digits, alone, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(digits / "train", data / "train")
@@ -180,7 +179,7 @@ def ended(job, threads, seconds):
     return code
 
 
-@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.exhaustive), 1])
 def test_a_rank_that_dies_ends_the_job_with_the_cause_named(killed, digits, shared_graphs, tmp_path, started):
     job, errors, threads = started(
         mpirun(2, *train_command(digits, tmp_path / "run", *ENDLESS, shared_graphs, "data.workers=2"))
@@ -227,7 +226,7 @@ def test_different_weights_under_one_name_are_one_line(ten_updates, digits, alon
     assert "the processes start from different weights" in done.stderr
 
 
-@pytest.mark.parametrize("launcher", ["mpirun", "msrun"])
+@pytest.mark.parametrize("launcher", ["mpirun", pytest.param("msrun", marks=pytest.mark.exhaustive)])
 def test_a_taken_port_is_one_line(launcher, ten_updates, digits, tmp_path):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -245,7 +244,6 @@ def test_a_taken_port_is_one_line(launcher, ten_updates, digits, tmp_path):
     assert str(port) in output
 
 
-@pytest.mark.slow
 def test_a_signal_stops_all_ranks_after_one_update_and_the_run_goes_on(
     digits, shared_graphs, tmp_path, trainer, capsys, started
 ):
@@ -276,7 +274,6 @@ def test_a_signal_stops_all_ranks_after_one_update_and_the_run_goes_on(
     assert again.state.progress.images == images // 40 * 40
 
 
-@pytest.mark.slow
 def test_the_rank_that_others_wait_for_is_named(digits, shared_graphs, tmp_path, started):
     job, errors, threads = started(
         mpirun(2, *train_command(digits, tmp_path / "run", *ENDLESS, shared_graphs, "train.stall_seconds=2"))

@@ -75,6 +75,7 @@ def test_the_cooldown_is_the_trainers(trainer):
     assert [run.train_batches.samples.transform.mode(epoch) for epoch in range(3)] == ["all", "crop", "crop"]
 
 
+@pytest.mark.exhaustive
 def test_resuming_within_an_epoch_with_another_batch_repeats_at_most_part_of_an_update(trainer):
     run_until(trainer("run", "train.save_interval=5"), 16)  # saved at update 15, the first of the second epoch
     again = trainer("run", "train.resume=auto", "train.batch_size=40")

@@ -91,7 +91,9 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(trainer):
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("level", ["O1", "O2", "O3"])
+@pytest.mark.parametrize(
+    "level", ["O1", *(pytest.param(level, marks=pytest.mark.exhaustive) for level in ("O2", "O3"))]
+)
 def test_mixed_precision_trains_and_keeps_float32_weights(trainer, level):
     run = trainer("run", f"amp.level={level}", "train.epochs=1")
     before = run.model.head.weight.asnumpy().copy()

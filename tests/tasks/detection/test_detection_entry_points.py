@@ -23,7 +23,6 @@ def options(tmp_path_factory):
     return ["--config", str(path), f"runtime.output={folder / 'run'}"]
 
 
-@pytest.mark.slow
 def test_an_exported_file_has_the_figures_of_the_checkpoint(options, run_script, tmp_path):
     """Of images that lie on the file's canvas; others it gets smaller."""
     lying = tmp_path / "lying.txt"

@@ -133,7 +133,6 @@ def test_a_file_of_candidates_is_evaluated(trained, onnx_file, tmp_path, capsys)
         export_checkpoint(config, Dist(), path, batch_size=None)
 
 
-@pytest.mark.slow
 def test_two_stages_are_exported_with_masks(tmp_path, run_script):
     config, path = checkpoint_of(tmp_path, MASK_RCNN)
     target = export_checkpoint(config, Dist(), path, "auto", "ONNX", tmp_path / "x", 1, "detections")
@@ -149,8 +148,7 @@ def test_two_stages_are_exported_with_masks(tmp_path, run_script):
     assert entries and all(entry["segmentation"]["size"] == [48, 80] for entry in entries)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SETS_AND_POINTS)
+@pytest.mark.parametrize("name", ["sparse_rcnn", pytest.param("reppoints_v2", marks=pytest.mark.exhaustive)])
 def test_sets_and_points_are_exported(name, tmp_path):
     """With the weights that a network starts with: a proposal's box needs positive sides."""
     section = {"name": name, "num_classes": len(CLASSES)} | SETS_AND_POINTS[name]
