@@ -81,7 +81,7 @@ def one_of_each_kind_or_exhaustive(names: Iterable[str]) -> list:
     return [pytest.param(n, marks=[] if n in ONE_OF_EACH_KIND else pytest.mark.exhaustive) for n in names]
 
 
-# The tests that take more than six seconds, whatever their parameters: `slow`, see pyproject.toml.
+# The tests that take more than five seconds, whatever their parameters: `slow`, see pyproject.toml.
 SLOW_TESTS = frozenset((ROOT / "tests" / "slow_tests.txt").read_text(encoding="utf-8").split())
 
 
