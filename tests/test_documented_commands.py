@@ -115,7 +115,7 @@ def once(statements: list[Statement]) -> list[Statement]:
 
 
 STATEMENTS = every_statement()
-# What a new user types first, each time. The other pages take ten minutes, and need nothing of these but the quickstart.
+# What a new user types first, each time. The other pages take ten minutes; they need only the quickstart of these.
 EACH_TIME = ("README.md", "docs/models.md", "docs/training.md", "docs/tutorial.md", "docs/weights.md")
 TO_TYPE = [
     pytest.param(
