@@ -76,9 +76,9 @@ LONGEST_FIRST = (
 )
 
 
-def one_of_each_kind_or_exhaustive(names: Iterable[str]) -> list:
-    """Parameters for a test of every published model, by name."""
-    return [pytest.param(n, marks=[] if n in ONE_OF_EACH_KIND else pytest.mark.exhaustive) for n in names]
+def others_exhaustive(values: Iterable, each_time: Iterable = ONE_OF_EACH_KIND) -> list:
+    """Parameters for a test, which runs for those of `each_time` each time; the default is for published models."""
+    return [pytest.param(value, marks=[] if value in each_time else pytest.mark.exhaustive) for value in values]
 
 
 # The tests that take more than five seconds, whatever their parameters: `slow`, see pyproject.toml.

@@ -48,7 +48,7 @@ from focal_twins.tasks.classification.loss import SoftTargetCrossEntropy
 from focal_twins.training.ema import ExponentialMovingAverage
 from focal_twins.training.optimizer import create_optimizer
 from focal_twins.training.train_step import LossScale, TrainStep
-from tests.conftest import ROOT, SOURCES
+from tests.conftest import ROOT, SOURCES, others_exhaustive
 from tests.training.test_train_step import Linear
 
 TABLE_FILE = ROOT / "tests" / "reference" / "ascend_primitives.yaml"
@@ -59,10 +59,7 @@ IMAGES = (BATCH, 3, SIDE, SIDE)
 # Every backbone is in the graphs of one network. What a classifier adds to v1 and PCPVT, a head and dropout, is that of
 # v2 and SVT. One network of each task is listed each time.
 EACH_TIME = ("focalv2", "upernet", "mask_rcnn")
-NETWORKS = [
-    pytest.param(name, marks=[] if name in EACH_TIME else pytest.mark.exhaustive)
-    for name in ("focalv2", "twins_svt", *SEGMENTORS, *DETECTORS)
-]
+NETWORKS = others_exhaustive(("focalv2", "twins_svt", *SEGMENTORS, *DETECTORS), EACH_TIME)
 
 
 def levels_of(name):
@@ -315,10 +312,7 @@ def test_every_gradient_is_reduced_once(name):
     assert sorted(operator.outputs[0].shape for operator in reduced) == sorted([*shapes, told])
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["upernet", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("semantic_fpn", "cascade_rcnn"))],
-)
+@pytest.mark.parametrize("name", others_exhaustive((*SEGMENTORS, "cascade_rcnn"), EACH_TIME))
 def test_batch_norm_sums_over_the_devices(name):
     """Twice in each layer, and as often for the gradient; beside that, a number of rows is counted in some."""
     graph = graphs_of(name)[f"train {levels_of(name)[0]}"]

@@ -14,7 +14,7 @@ from focal_twins.config.load import load_config
 from focal_twins.errors import UserError
 from focal_twins.inference.export import verify
 from focal_twins.tasks.find_task import create_task
-from tests.conftest import DIGITS_CONFIG, PACKAGE, ROOT, TOY_MODEL
+from tests.conftest import DIGITS_CONFIG, PACKAGE, ROOT, TOY_MODEL, others_exhaustive
 
 TINY = "focalv2_tiny_useconv_patch4_window7_224"
 
@@ -43,9 +43,7 @@ OTHER_FAMILIES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=[] if name == "twins" else pytest.mark.exhaustive) for name in OTHER_FAMILIES]
-)
+@pytest.mark.parametrize("family", others_exhaustive(OTHER_FAMILIES, ("twins",)))
 def test_other_families_train_evaluate_and_export(family, digits, run_script, tmp_path):
     config = tmp_path / f"{family}.yaml"
     config.write_text(

@@ -16,7 +16,7 @@ from focal_twins.device_checks.running import run_apart, run_here
 from focal_twins.distributed.ranks import Dist
 from focal_twins.models.device_options import DEVICE_DEFAULTS, set_device_options
 from focal_twins.models.precision import apply_precision
-from tests.conftest import ROOT
+from tests.conftest import ROOT, others_exhaustive
 from tests.processes import run
 
 HERE = Device(Dist(), read_figures(CPU_FIGURES))
@@ -32,9 +32,7 @@ def test_every_network_has_figures_at_every_level():
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in EACH_TIME else pytest.mark.exhaustive) for name in NETWORKS]
-)
+@pytest.mark.parametrize("name", others_exhaustive(NETWORKS, EACH_TIME))
 def test_steps_are_those_of_the_stored_figures(name, level):
     outcome = CHECKS[f"step/{name}/{level}"](HERE)
     assert outcome.result == "passed", outcome.found

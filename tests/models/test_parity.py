@@ -12,7 +12,7 @@ from focal_twins.files.weights import load_weights, official_names
 from focal_twins.models import create_model, list_models
 from focal_twins.models.device_options import set_device_options
 from focal_twins.training.optimizer import has_weight_decay
-from tests.conftest import one_of_each_kind_or_exhaustive
+from tests.conftest import others_exhaustive
 from tests.kernels.compiler import EITHER
 from tests.reference import figures, formula_weights, images
 
@@ -59,7 +59,7 @@ def test_every_published_model_has_figures():
 
 
 @pytest.mark.parametrize("kernels", EITHER)
-@pytest.mark.parametrize("name", one_of_each_kind_or_exhaustive(LOGITS))
+@pytest.mark.parametrize("name", others_exhaustive(LOGITS))
 def test_logits_and_stages(name, kernels):
     reference = LOGITS[name]
     model = filled(name, kernels)

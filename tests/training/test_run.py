@@ -18,6 +18,7 @@ from focal_twins.models.layers import LayerNorm
 from focal_twins.models.precision import apply_precision, level_on, missing_kernels_named
 from focal_twins.tasks.task import evaluate
 from focal_twins.training.checkpoint import CheckpointError
+from tests.conftest import others_exhaustive
 from tests.processes import holding, train_command
 from tests.reference import images
 from tests.training.states import tensors
@@ -91,9 +92,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(trainer):
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize(
-    "level", ["O1", *(pytest.param(level, marks=pytest.mark.exhaustive) for level in ("O2", "O3"))]
-)
+@pytest.mark.parametrize("level", others_exhaustive(("O1", "O2", "O3"), ("O1",)))
 def test_mixed_precision_trains_and_keeps_float32_weights(trainer, level):
     run = trainer("run", f"amp.level={level}", "train.epochs=1")
     before = run.model.head.weight.asnumpy().copy()

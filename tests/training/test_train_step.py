@@ -272,7 +272,6 @@ class ManyWeights(Linear):
         return x
 
 
-@pytest.mark.exhaustive  # published models, whose training graphs test_graph_limits.py compiles, have 300
 def test_a_step_of_many_weights_compiles():
     """A loop over them in the graph, as for their norm, would exceed the compiler's call depth."""
     model, step, _, _ = build(clip_norm=1.0, ema_decay=0.9, model=ManyWeights())

@@ -22,6 +22,7 @@ from focal_twins.files.weights import official_names, write_checkpoint
 from focal_twins.inference.evaluate import evaluate_checkpoint
 from focal_twins.inference.export import export_checkpoint
 from focal_twins.tasks.find_task import create_task
+from tests.conftest import others_exhaustive
 from tests.examples import run_example
 from tests.tasks.detection.small_detection import CLASSES, MASK_RCNN, SETS_AND_POINTS, make_data, write_config
 from tests.trained import with_formula_weights
@@ -148,7 +149,7 @@ def test_two_stages_are_exported_with_masks(tmp_path, run_script):
     assert entries and all(entry["segmentation"]["size"] == [48, 80] for entry in entries)
 
 
-@pytest.mark.parametrize("name", ["sparse_rcnn", pytest.param("reppoints_v2", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("name", others_exhaustive(SETS_AND_POINTS, ("sparse_rcnn",)))
 def test_sets_and_points_are_exported(name, tmp_path):
     """With the weights that a network starts with: a proposal's box needs positive sides."""
     section = {"name": name, "num_classes": len(CLASSES)} | SETS_AND_POINTS[name]
