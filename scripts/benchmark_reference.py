@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from focal_twins.measuring.turns import serve
 
-# The package index's torchvision does not load beside a PyTorch without CUDA, because these operators are missing. timm
-# imports torchvision; no model here uses it.
+# timm imports torchvision, whose compiled part does not load beside a PyTorch without CUDA. Then these operators are
+# missing, and it cannot be imported. No model here uses them.
 UNUSED_OPERATORS = ("nms", "qnms")
 # Arguments of our models that the official Focal Transformer and timm's Twins do not have.
 UNKNOWN_TO_FOCAL = ("pretrain_size",)
@@ -27,13 +27,23 @@ UNKNOWN_TO_TIMM = (*UNKNOWN_TO_FOCAL, "use_checkpoint", "mask_padding")
 
 
 def import_timm():
-    """Import timm, also beside a torchvision that misses operators."""
-    library = torch.library.Library("torchvision", "DEF")
-    for name in UNUSED_OPERATORS:
-        library.define(f"{name}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+    """Import timm, also beside a torchvision that misses operators.
+
+    Returns:
+        timm, and the operators that were defined, which must live as long as they are used; None if there are none.
+    """
+    library = None
+    try:
+        import torchvision  # noqa: F401  (it defines its operators while it is imported)
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]  # the parts that were imported before the error
+        library = torch.library.Library("torchvision", "DEF")
+        for name in UNUSED_OPERATORS:
+            library.define(f"{name}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
     import timm
 
-    return timm, library  # the library must live as long as its operators
+    return timm, library
 
 
 def leave_out(arguments: dict, names: tuple[str, ...]) -> dict:
