@@ -59,10 +59,14 @@ struct Arguments {
   float* floats(int i) const { return static_cast<float*>(data[i]); }
   const int32_t* integers(int i) const { return static_cast<const int32_t*>(data[i]); }
   int64_t size(int i, int axis) const { return shapes[i][axis < 0 ? ranks[i] + axis : axis]; }
-  bool are(const char* wanted) const {  // one letter for each argument: f is float32, i is int32
-    if (static_cast<int>(std::strlen(wanted)) != count) return false;
+  // One letter for each argument: f is float32, i is int32. A star at the end: any number, all like the last.
+  bool are(const char* wanted) const {
+    const int length = static_cast<int>(std::strlen(wanted));
+    const bool any_number = wanted[length - 1] == '*';
+    if (!any_number && length != count) return false;
     for (int i = 0; i < count; ++i)
-      if (std::strcmp(types[i], wanted[i] == 'f' ? "float32" : "int32") != 0) return false;
+      if (std::strcmp(types[i], wanted[any_number ? std::min(i, length - 2) : i] == 'f' ? "float32" : "int32") != 0)
+        return false;
     return true;
   }
 };

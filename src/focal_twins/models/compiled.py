@@ -272,3 +272,54 @@ class CompiledDepthwise(nn.Cell):
 
     def bprop(self, tokens, weight, bias, out, gradient):
         return self.backward(tokens, weight, self.size, gradient)
+
+
+class CompiledSquares(nn.Cell):
+    """Sums the squares of all values of a tuple of tensors (kernels/update.cpp). It has no gradient."""
+
+    def __init__(self, library):
+        super().__init__()
+        self.squares = custom(library, "sum_of_squares", lambda *tensors: (1,), lambda *tensors: tensors[0])
+
+    def construct(self, tensors):
+        """Return a float32 scalar."""
+        return self.squares(*tensors)[0]
+
+
+def custom_update(library: str, function: str) -> ops.Custom:
+    """Return a function that writes some of its inputs where they are, as an operator: its result is 0 [1].
+
+    MindSpore runs it after whatever reads these inputs before it in the program, and before whatever does so later.
+    """
+    operator = custom(library, function, lambda *inputs: (1,), lambda *inputs: inputs[0])
+    operator.add_prim_attr("side_effect_mem", True)
+    return operator
+
+
+class CompiledAdamW(nn.Cell):
+    """Updates all weights and their moments by AdamW, where they are (kernels/update.cpp).
+
+    Args:
+        decays, rate_scales: the weight decay of each weight, and the factor of its learning rate.
+    """
+
+    def __init__(self, library, decays, rate_scales):
+        super().__init__()
+        self.decays, self.rate_scales = (Tensor(np.array(each, np.float32)) for each in (decays, rate_scales))
+        self.update = custom_update(library, "adamw_update")
+
+    def construct(self, numbers, weights, moment1, moment2, gradients):
+        """Update tuples of weights and moments. `numbers`: [6], see the kernel."""
+        return self.update(numbers, self.decays, self.rate_scales, *weights, *moment1, *moment2, *gradients)
+
+
+class CompiledAverage(nn.Cell):
+    """Moves averages a share of the way to weights, where they are (kernels/update.cpp)."""
+
+    def __init__(self, library):
+        super().__init__()
+        self.update = custom_update(library, "average_update")
+
+    def construct(self, share, averages, weights):
+        """Update a tuple of averages by a tuple of weights. `share`: a float32 scalar."""
+        return self.update(share.reshape(1), *averages, *weights)

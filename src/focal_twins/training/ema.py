@@ -6,6 +6,7 @@ import mindspore as ms
 from mindspore import ParameterTuple, Tensor, nn, ops
 
 from focal_twins.files.weights import EMA_PREFIX
+from focal_twins.models.compiled import CompiledAverage, KernelLayer
 
 approach = ops.MultitypeFuncGraph("approach")
 
@@ -15,7 +16,7 @@ def _approach(weight, average, parameter):
     return ops.assign(average, average + (parameter - average) * weight)
 
 
-class ExponentialMovingAverage(nn.Cell):
+class ExponentialMovingAverage(nn.Cell, KernelLayer):
     """Keeps an average of the weights: average = decay * average + (1 - decay) * weight after every update.
 
     It starts at the initial weights. Only trained parameters are averaged. The averaged model has the newest buffers,
@@ -35,6 +36,10 @@ class ExponentialMovingAverage(nn.Cell):
         self.map = ops.HyperMap()
         self.parameters = ParameterTuple(parameters)
         self.averages = ParameterTuple([self._clone(parameter) for parameter in parameters])
+        self.kernel = None
+
+    def make_kernel(self, library):
+        return CompiledAverage(library)
 
     @staticmethod
     def _clone(parameter):
@@ -52,6 +57,8 @@ class ExponentialMovingAverage(nn.Cell):
         weight = self.weight
         if self.warmup:
             weight = ops.maximum(weight, 1.0 - (1.0 + step) / (10.0 + step))
+        if self.kernel is not None:
+            return ops.depend(step, self.kernel(weight, self.averages, self.parameters))
         self.map(ops.partial(approach, weight), self.averages, self.parameters)
         return step
 

@@ -7,6 +7,14 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from focal_twins.config.schema import OptimizerConfig
 from focal_twins.files.weights import OPTIMIZER_PREFIX, official_name
+from focal_twins.models.compiled import CompiledAdamW, KernelLayer
+
+multiply = ops.MultitypeFuncGraph("multiply")
+
+
+@multiply.register("Tensor", "Tensor")
+def _multiply(factor, gradient):
+    return gradient * factor
 
 
 def has_weight_decay(
@@ -41,8 +49,9 @@ class Optimizer(nn.Cell):
     """Holds what all optimizers have: parameters with their decay and rate, moments, the count of updates.
 
     A subclass lists its moments, tuples in the order of the parameters, in `moments`, and defines
-    `construct(gradients, learning_rate)`, which updates the parameters in place and returns the float number of updates
-    made, this one included. Gradients are in the order of the parameters, the learning rate is a scalar tensor.
+    `construct(gradients, learning_rate, factor)`, which updates the parameters in place by factor * gradients and
+    returns the float number of updates made, this one included. Gradients are in the order of the parameters; learning
+    rate and factor are scalar tensors.
 
     Args:
         weight_decays: weight decay of each parameter.
@@ -65,6 +74,10 @@ class Optimizer(nn.Cell):
     def state(self) -> list[Parameter]:
         """List the tensors that a checkpoint must hold."""
         return [self.step, *(moment for moments in self.moments for moment in moments)]
+
+    def multiplied(self, gradients, factor):
+        """Multiply all gradients by a factor."""
+        return self.map(ops.partial(multiply, factor), gradients)
 
     def count_step(self):
         """Count this update; return the number of updates made, this one included, as a float scalar."""
@@ -91,7 +104,7 @@ def _adam_update(
     return adam(parameter, moment1, moment2, uncorrected, uncorrected, rate, beta1, beta2, eps, gradient)[0]
 
 
-class AdamW(Optimizer):
+class AdamW(Optimizer, KernelLayer):
     """Updates parameters by AdamW with bias correction (arXiv 1711.05101), as torch.optim.AdamW does.
 
     At step t, with gradient g: p *= 1 - lr * decay; m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2;
@@ -112,14 +125,23 @@ class AdamW(Optimizer):
         self.uncorrected = Tensor(0.0, ms.float32)
         self.adam = ops.Adam()
         self.expm1 = ops.Expm1()
+        self.kernel = None
 
-    def construct(self, gradients, learning_rate):
+    def make_kernel(self, library):
+        return CompiledAdamW(library, self.weight_decays, self.rate_scales)
+
+    def construct(self, gradients, learning_rate, factor):
         step = self.count_step()
         correction1 = -self.expm1(step * self.log_betas[0])  # 1 - b1^t
         correction2 = ops.sqrt(-self.expm1(step * self.log_betas[1]))
         rate = learning_rate * correction2 / correction1
         eps = self.eps * correction2
         beta1, beta2 = self.betas
+        if self.kernel is not None:
+            numbers = ops.stack((learning_rate, rate, beta1, beta2, eps, factor))
+            done = self.kernel(numbers, self.parameters, self.moment1, self.moment2, gradients)
+            return ops.depend(step, done)
+        gradients = self.multiplied(gradients, factor)
         update = ops.partial(adam_update, self.adam, learning_rate, rate, beta1, beta2, eps, self.uncorrected)
         self.map(update, self.weight_decays, self.rate_scales, self.parameters, self.moment1, self.moment2, gradients)
         return step
@@ -156,8 +178,9 @@ class SGD(Optimizer):
         self.nesterov = nesterov
         self.apply_momentum = ops.ApplyMomentum()
 
-    def construct(self, gradients, learning_rate):
+    def construct(self, gradients, learning_rate, factor):
         step = self.count_step()
+        gradients = self.multiplied(gradients, factor)
         update = ops.partial(sgd_update, self.apply_momentum, learning_rate, self.momentum, self.nesterov)
         self.map(update, self.weight_decays, self.rate_scales, self.parameters, self.velocity, gradients)
         return step
@@ -203,8 +226,9 @@ class LAMB(Optimizer):
         self.eps = eps
         self.expm1 = ops.Expm1()
 
-    def construct(self, gradients, learning_rate):
+    def construct(self, gradients, learning_rate, factor):
         step = self.count_step()
+        gradients = self.multiplied(gradients, factor)
         correction1, correction2 = -self.expm1(step * self.log_betas[0]), -self.expm1(step * self.log_betas[1])
         beta1, beta2 = self.betas
         update = ops.partial(lamb_update, learning_rate, correction1, correction2, beta1, beta2, self.eps)

@@ -9,18 +9,14 @@ from mindspore.ops.operations.math_ops import NPUClearFloatStatusV2, NPUGetFloat
 
 from focal_twins.files.weights import STATE_PREFIX
 from focal_twins.models.batch_norm import batch_norms, running_statistics_kept
+from focal_twins.models.compiled import CompiledSquares, KernelLayer
+from focal_twins.models.device_options import device_options, set_device_options
 
 # Operations on every gradient go through HyperMap: loops over hundreds of parameters exceed the compiler's depth.
-multiply = ops.MultitypeFuncGraph("multiply")
 add_part = ops.MultitypeFuncGraph("add_part")
 clear = ops.MultitypeFuncGraph("clear")
 square_sum = ops.MultitypeFuncGraph("square_sum")
 reduce_sum = ops.ReduceSum()  # there are two for every parameter, and Tensor.sum takes longer to compile
-
-
-@multiply.register("Tensor", "Tensor")
-def _multiply(factor, gradient):
-    return gradient * factor
 
 
 @add_part.register("Number", "Tensor", "Tensor")
@@ -48,6 +44,23 @@ def _zeros(name, shape):
 def outcome(loss, norm, finite, votes, scale, parts):
     """Join scalars and parts [K] into the vector [5 + K] that a step returns."""
     return ops.concat((ops.stack((loss, norm, finite, votes, scale)), parts))
+
+
+class GlobalNorm(nn.Cell, KernelLayer):
+    """Computes the L2 norm of all values of a tuple of tensors together, a float32 scalar."""
+
+    def __init__(self):
+        super().__init__(auto_prefix=False)
+        self.map = ops.HyperMap()
+        self.kernel = None
+
+    def make_kernel(self, library):
+        return CompiledSquares(library)
+
+    def construct(self, tensors):
+        if self.kernel is not None:
+            return ops.sqrt(self.kernel(tensors))
+        return ops.sqrt(ops.addn(self.map(square_sum, tensors)))
 
 
 class LossScale(nn.Cell):
@@ -196,6 +209,10 @@ class TrainStep(nn.Cell):
         self.ema = ema
         self.clip_norm = clip_norm
         self.map = ops.HyperMap()
+        self.global_norm = GlobalNorm()
+        for cell in (self.global_norm, optimizer, ema):  # they run as the network does
+            if cell is not None:
+                set_device_options(cell, kernels=device_options(losses)["kernels"])
         self.reducer = reducer
         self.ranks = ranks
         self.all_reduce: Any = ops.AllReduce() if reducer is not None else None
@@ -311,11 +328,7 @@ class TrainStep(nn.Cell):
 
     def apply(self, gradients, factor, learning_rate):
         """Run the optimizer, then the EMA."""
-        step = self.optimizer(self.map(ops.partial(multiply, factor), gradients), learning_rate)
+        step = self.optimizer(gradients, learning_rate, factor)
         if self.ema is not None:
             self.ema(step)
         return step
-
-    def global_norm(self, gradients):
-        """Compute the L2 norm of all values of a tuple of tensors together, a float32 scalar."""
-        return ops.sqrt(ops.addn(self.map(square_sum, gradients)))
