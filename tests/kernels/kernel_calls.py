@@ -21,7 +21,7 @@ def status(library: Path, function: str, inputs: Sequence[np.ndarray], outputs: 
 
 def call(library: Path, function: str, inputs: Sequence[np.ndarray], *shapes: tuple[int, ...]) -> list[np.ndarray]:
     """The outputs of a function, float32 of these shapes."""
-    inputs = [np.ascontiguousarray(array) for array in inputs]
+    inputs = [np.asarray(array, order="C") for array in inputs]
     outputs = [np.full(shape, 1e30, np.float32) for shape in shapes]
     assert status(library, function, inputs, outputs) == 0
     return outputs

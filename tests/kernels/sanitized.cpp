@@ -11,6 +11,7 @@ using Kernel = int(int, void**, int*, int64_t**, const char**, void*, void*);
 extern "C" Kernel bias_gelu, bias_gelu_gradient, layer_norm, layer_norm_gradient;
 extern "C" Kernel affine, affine_gradient, column_sums, depthwise_convolution, depthwise_convolution_gradient;
 extern "C" Kernel scaled_branch, scaled_branch_gradient, cross_entropy, cross_entropy_gradient;
+extern "C" Kernel sum_of_squares, adamw_update, average_update;
 extern "C" Kernel window_attention, window_attention_gradient, self_attention_gradient;
 extern "C" void focal_twins_set_threads(int);
 
@@ -110,6 +111,18 @@ void rows_of_logits(const Shape& shape) {
   run(cross_entropy_gradient, std::move(of_gradient));
 }
 
+void updates(const std::vector<Shape>& weights) {
+  const Shape count{static_cast<int64_t>(weights.size())};
+  auto inputs = [&](std::vector<Shape> first, int kinds) {
+    for (int kind = 0; kind < kinds; ++kind) first.insert(first.end(), weights.begin(), weights.end());
+    first.push_back({1});
+    return tensors(first);
+  };
+  run(sum_of_squares, inputs({}, 1));
+  run(adamw_update, inputs({{6}, count, count}, 4));
+  run(average_update, inputs({{1}}, 2));
+}
+
 int main() {
   for (int threads : {1, 3}) {
     focal_twins_set_threads(threads);
@@ -128,6 +141,7 @@ int main() {
       run(scaled_branch, tensors({shape, shape, {shape[0]}, shape}));
       run(scaled_branch_gradient, tensors({shape, {shape[0]}, shape}));
     }
+    updates({{}, {7}, {3, 5}, {0, 2}, {20001}});
     depthwise(2, 5, 7, 19, 3);
     depthwise(1, 1, 1, 4, 5);
     attention(2, 3, 32, 40, 60, 2, 21, 33, true);

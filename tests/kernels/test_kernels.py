@@ -31,7 +31,7 @@ def threads(request, library):
 
 def drawn(seed, *shapes):
     generator = np.random.default_rng(seed)
-    return [generator.standard_normal(shape).astype(np.float32) for shape in shapes]
+    return [np.asarray(generator.standard_normal(shape), np.float32) for shape in shapes]
 
 
 def assert_within(found, exact, bound):
@@ -113,6 +113,56 @@ def test_layer_norm_of_special_values(library):
     assert np.isfinite(found[0]).all()
     assert np.isnan(found[1:3]).all()
     np.testing.assert_array_equal(found[3], beta)  # a constant row
+
+
+# Of weights: of no, one, two and four dimensions, without values, and longer than what one thread takes at once.
+WEIGHTS = [(), (1,), (7, 5), (0, 3), (3, 2, 5, 1), (40001,)]
+
+
+@needs_compiler
+def test_the_sum_of_squares_of_all_tensors_is_exact(library, threads):
+    tensors = drawn(11, *WEIGHTS)
+    (found,) = call(library, "sum_of_squares", tensors, (1,))
+    exact = sum(np.square(tensor.astype(np.float64)).sum() for tensor in tensors)
+    np.testing.assert_allclose(found, exact, rtol=3e-7)
+    for value in (np.nan, np.inf, 1e30):  # the last one's square is none of float32
+        tensors[2][3, 1] = value
+        (found,) = call(library, "sum_of_squares", tensors, (1,))
+        np.testing.assert_array_equal(found, np.nan if np.isnan(value) else np.inf)
+
+
+@needs_compiler
+def test_adamw_is_exact_and_in_place(library, threads):
+    weights, means, squares, gradients = (drawn(seed, *WEIGHTS) for seed in range(12, 16))
+    squares = [np.abs(each, out=each) for each in squares]
+    learning_rate, rate, beta1, beta2, epsilon, factor = numbers = np.array(
+        [0.1, 0.2, 0.9, 0.99, 1e-3, 0.5], np.float64
+    )
+    count = len(WEIGHTS)
+    decays, scales = np.linspace(0, 0.5, count), np.linspace(1, 0.25, count)
+    expected = []
+    for w, m, v, g, decay, scale in zip(weights, means, squares, gradients, decays, scales, strict=True):
+        w, g = w.astype(np.float64), g * factor
+        m, v = m * beta1 + g * (1 - beta1), v * beta2 + np.square(g) * (1 - beta2)
+        step = rate * scale * m / (np.sqrt(v) + epsilon)
+        expected.append((w * (1 - learning_rate * scale * decay) - step, m, v))
+    kept = [gradient.copy() for gradient in gradients]
+    given = [each.astype(np.float32) for each in (numbers, decays, scales)]
+    call(library, "adamw_update", [*given, *weights, *means, *squares, *gradients], (1,))
+    for found, exact in zip(zip(weights, means, squares, strict=True), expected, strict=True):
+        for values, exact_values in zip(found, exact, strict=True):
+            np.testing.assert_allclose(values, exact_values, rtol=2e-6, atol=2e-6)
+    for gradient, before in zip(gradients, kept, strict=True):
+        np.testing.assert_array_equal(gradient, before)
+
+
+@needs_compiler
+def test_the_average_of_weights_is_exact_and_in_place(library, threads):
+    averages, weights = drawn(16, *WEIGHTS), drawn(17, *WEIGHTS)
+    expected = [a + (w.astype(np.float64) - a) * 0.25 for a, w in zip(averages, weights, strict=True)]
+    call(library, "average_update", [np.array([0.25], np.float32), *averages, *weights], (1,))
+    for found, exact in zip(averages, expected, strict=True):
+        np.testing.assert_allclose(found, exact, rtol=1e-6, atol=1e-6)
 
 
 @needs_compiler

@@ -8,7 +8,9 @@ from mindspore import Tensor
 from focal_twins.config.schema import OptimizerConfig
 from focal_twins.measuring.graph import compiled_operators
 from focal_twins.models import create_model
+from focal_twins.models.device_options import set_device_options
 from focal_twins.training.optimizer import LAMB, SGD, AdamW, create_optimizer, layer_rate_scales
+from tests.kernels.compiler import needs_compiler
 from tests.models.test_training_options import FAMILIES
 
 BETAS = (0.9, 0.999)
@@ -59,15 +61,20 @@ class NumpyLAMB(NumpyOptimizer):
 
 OPTIMIZERS = {
     "adamw": (AdamW, NumpyAdamW, {}),
+    "adamw_by_kernel": (AdamW, NumpyAdamW, {}),
     "sgd": (SGD, NumpySGD, {"nesterov": False}),
     "nesterov": (SGD, NumpySGD, {"nesterov": True}),
     "lamb": (LAMB, NumpyLAMB, {"eps": 1e-6}),
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_twelve_steps_equal_numpy(name):
+@pytest.mark.parametrize("mode", [ms.PYNATIVE_MODE, ms.GRAPH_MODE], ids=["pynative", "graph"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=needs_compiler if name.endswith("kernel") else ()) for name in OPTIMIZERS]
+)
+def test_twelve_steps_equal_numpy(name, mode):
     """With groups of every kind: decay or none, rates scaled or not, weights that start at zero."""
+    ms.set_context(mode=mode)
     own, reference, options = OPTIMIZERS[name]
     generator = np.random.default_rng(0)
     decays, scales = [0.05, 0.0, 0.1, 0.0, 0.05], [1.0, 1.0, 0.5, 0.25, 1.0]
@@ -76,11 +83,13 @@ def test_twelve_steps_equal_numpy(name):
     weights[4] *= 0
     parameters = [ms.Parameter(Tensor(w, ms.float32), name=f"p{i}") for i, w in enumerate(weights)]
     optimizer, expected = own(parameters, decays, rate_scales=scales, **options), reference(decays, scales, **options)
+    set_device_options(optimizer, kernels="compiled" if name.endswith("kernel") else "none")
     for t in range(12):
         # From so small that epsilon matters to large.
         gradients = [generator.standard_normal(shape) * 10.0 ** (t % 4 * 2 - 7) for shape in shapes]
         rate = 1e-3 * (t + 1)
-        step = optimizer(tuple(Tensor(g, ms.float32) for g in gradients), Tensor(rate, ms.float32))
+        halves = tuple(Tensor(g / 2, ms.float32) for g in gradients)
+        step = optimizer(halves, Tensor(rate, ms.float32), Tensor(2.0, ms.float32))
         weights = expected.step(weights, gradients, rate)
         assert float(step.asnumpy()) == t + 1
         for parameter, value in zip(parameters, weights, strict=True):
@@ -90,7 +99,8 @@ def test_twelve_steps_equal_numpy(name):
 def test_lamb_takes_the_whole_step_where_there_is_no_direction_or_no_weight():
     parameters = [ms.Parameter(Tensor(np.full((2, 2), w), ms.float32), name=f"p{w}") for w in (0.0, 1.0)]
     optimizer = LAMB(parameters, [0.05, 1e-30], eps=1e-6)
-    optimizer((Tensor(np.ones((2, 2)), ms.float32), Tensor(np.zeros((2, 2)), ms.float32)), Tensor(0.1, ms.float32))
+    gradients = (Tensor(np.ones((2, 2)), ms.float32), Tensor(np.zeros((2, 2)), ms.float32))
+    optimizer(gradients, Tensor(0.1, ms.float32), Tensor(1.0, ms.float32))
     np.testing.assert_allclose(parameters[0].asnumpy(), -0.1, rtol=1e-5)
     np.testing.assert_array_equal(parameters[1].asnumpy(), 1)
 
@@ -156,7 +166,7 @@ def test_no_layer_decay_adds_nothing_to_the_graph():
         scales = None if layer_decay is None else layer_rate_scales(model, names, layer_decay)
         optimizer = AdamW(parameters, [0.0] * len(parameters), rate_scales=scales)
         gradients = tuple(Tensor(p.asnumpy()) for p in parameters)
-        operators = compiled_operators(optimizer, gradients, Tensor(0.1, ms.float32))
+        operators = compiled_operators(optimizer, gradients, *2 * [Tensor(0.1, ms.float32)])
         graphs[layer_decay] = sorted(operator.name for operator in operators)
     assert graphs[None] == graphs[1.0]
     assert len(graphs[0.5]) > len(graphs[1.0])

@@ -11,10 +11,12 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn
 from focal_twins.config.schema import OptimizerConfig
 from focal_twins.data.mixup import soft_targets
 from focal_twins.models import create_model
+from focal_twins.models.device_options import set_device_options
 from focal_twins.tasks.classification.loss import SoftTargetCrossEntropy
 from focal_twins.training.ema import ExponentialMovingAverage
 from focal_twins.training.optimizer import create_optimizer, has_weight_decay
 from focal_twins.training.train_step import LossScale, TrainStep
+from tests.kernels.compiler import EITHER
 from tests.training.test_optimizer import NumpyAdamW
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -40,6 +42,7 @@ def build(
     dynamic=True,
     optimizer="adamw",
     model=None,
+    kernels="none",
 ):
     ms.set_seed(1)
     model = Linear() if model is None else model
@@ -55,6 +58,7 @@ def build(
         clip_norm=clip_norm,
         accumulation_steps=accumulation_steps,
     ).set_train()
+    set_device_options(step, kernels=kernels)
     return model, step, scale, ema
 
 
@@ -103,10 +107,11 @@ def test_decay_is_for_matrices_only():
     assert named["layers.0.blocks.0.attn.coord2rpb_all.0.0.weight"] == 0.05
 
 
+@pytest.mark.parametrize("kernels", EITHER)
 @pytest.mark.parametrize("clip_norm", [None, 0.05])
-def test_step_equals_numpy(clip_norm):
+def test_step_equals_numpy(clip_norm, kernels):
     """Loss scale, clipping by global norm, AdamW and EMA together, five steps."""
-    model, step, _, ema = build(clip_norm=clip_norm, ema_decay=0.9)
+    model, step, _, ema = build(clip_norm=clip_norm, ema_decay=0.9, kernels=kernels)
     weights = [w.astype(np.float64) for w in values(model)]
     average, optimizer = list(weights), NumpyAdamW([0.05, 0.0])
     for t in range(5):
@@ -127,8 +132,9 @@ def test_step_equals_numpy(clip_norm):
             np.testing.assert_allclose(parameter.asnumpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_overflow_skips_the_step_and_halves_the_scale():
-    model, step, scale, ema = build(ema_decay=0.5)
+@pytest.mark.parametrize("kernels", EITHER)
+def test_overflow_skips_the_step_and_halves_the_scale(kernels):
+    model, step, scale, ema = build(ema_decay=0.5, kernels=kernels)
     x, targets = batch(0)
     take(step, x, targets)
     state = [*values(model), *(p.asnumpy().copy() for p in [*step.optimizer.state(), *ema.state()])]
@@ -272,9 +278,10 @@ class ManyWeights(Linear):
         return x
 
 
-def test_a_step_of_many_weights_compiles():
+@pytest.mark.parametrize("kernels", EITHER)
+def test_a_step_of_many_weights_compiles(kernels):
     """A loop over them in the graph, as for their norm, would exceed the compiler's call depth."""
-    model, step, _, _ = build(clip_norm=1.0, ema_decay=0.9, model=ManyWeights())
+    model, step, _, _ = build(clip_norm=1.0, ema_decay=0.9, model=ManyWeights(), kernels=kernels)
     assert len(model.trainable_params()) == 702
     before = values(model)[-1]
     x, targets = batch(0)

@@ -49,9 +49,9 @@ class Optimizer(nn.Cell):
     """Holds what all optimizers have: parameters with their decay and rate, moments, the count of updates.
 
     A subclass lists its moments, tuples in the order of the parameters, in `moments`, and defines
-    `construct(gradients, learning_rate, factor)`, which updates the parameters in place by factor * gradients and
-    returns the float number of updates made, this one included. Gradients are in the order of the parameters; learning
-    rate and factor are scalar tensors.
+    `construct(gradients, learning_rate, factor)`, which updates the parameters in place and returns the float number of
+    updates made, this one included. Gradients are in the order of the parameters; learning rate and factor, by which
+    gradients are multiplied first, are scalar tensors.
 
     Args:
         weight_decays: weight decay of each parameter.

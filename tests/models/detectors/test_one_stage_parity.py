@@ -206,7 +206,7 @@ def test_ten_steps_of_retinanet_equal_the_original(kernels):
         total = np.sqrt(sum(norm(g) ** 2 for g in gradients))
         assert abs(total / expected["grad_norms"][t] - 1) < 1e-3
         rate = 1e-3 * min(t / 3, 1) * (1 - t / 20)
-        optimizer(gradients, Tensor(rate, ms.float32))
+        optimizer(gradients, Tensor(rate, ms.float32), Tensor(1.0, ms.float32))
     x = np.random.default_rng(0).standard_normal((1, 3, *CANVAS)).astype(np.float32)
     outputs = [output.asnumpy() for output in model.set_train(False).outputs(Tensor(x))]
     levels = model.anchors.levels[1:]

@@ -192,7 +192,7 @@ def test_ten_steps_of_upernet_equal_the_original(kernels):
         norm = np.sqrt(sum(np.square(g.asnumpy().astype(np.float64)).sum() for g in gradients))
         assert abs(norm / expected["grad_norms"][t] - 1) < (1e-3 if t < 7 else 0.15)
         rate = 1e-3 * min(t / 3, 1) * (1 - t / 20)
-        optimizer(gradients, Tensor(rate, ms.float32))
+        optimizer(gradients, Tensor(rate, ms.float32), Tensor(1.0, ms.float32))
     logits = as_maps(model.set_train(False)(Tensor(images((1, 3, 136, 152)))), model.map_size)
     assert np.abs(logits - np.load(FOLDER / "dense/upernet_trajectory.npz")["final_logits"]).max() < 0.1
 
