@@ -9,7 +9,7 @@
 
 using Kernel = int(int, void**, int*, int64_t**, const char**, void*, void*);
 extern "C" Kernel bias_gelu, bias_gelu_gradient, layer_norm, layer_norm_gradient;
-extern "C" Kernel affine, affine_gradient, column_sums, depthwise_convolution, depthwise_convolution_gradient;
+extern "C" Kernel fit_columns, affine, affine_gradient, column_sums, depthwise_convolution, depthwise_convolution_gradient;
 extern "C" Kernel scaled_branch, scaled_branch_gradient, cross_entropy, cross_entropy_gradient;
 extern "C" Kernel sum_of_squares, adamw_update, average_update;
 extern "C" Kernel window_attention, window_attention_gradient, self_attention_gradient;
@@ -127,10 +127,13 @@ int main() {
   for (int threads : {1, 3}) {
     focal_twins_set_threads(threads);
     for (Shape shape : {Shape{1, 1}, {3, 7}, {130, 33}, {2, 20000}, {0, 5}}) {
-      const Shape width{shape[1]}, height{shape[0]};
+      const Shape width{shape[1]}, height{shape[0]}, wide{shape[0], shape[1] + 3};
       run(bias_gelu, tensors({shape, width, shape}));
       run(bias_gelu_gradient, tensors({shape, width, shape, shape, width, shape}));
+      run(bias_gelu_gradient, tensors({shape, width, shape, wide, width, wide}));
       run(column_sums, tensors({shape, width}));
+      run(fit_columns, tensors({shape, wide}));
+      run(fit_columns, tensors({wide, shape}));
       run(affine, tensors({shape, width, width, shape}));
       run(affine_gradient, tensors({shape, width, shape, shape, width, width}));
       rows_of_logits(shape);

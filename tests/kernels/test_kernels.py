@@ -52,10 +52,22 @@ def test_gelu_is_exact(shape, library, threads):
     slope = ndtr(z) + z * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
     (found,) = call(library, "bias_gelu", [rows, bias], shape)
     np.testing.assert_allclose(found, z * ndtr(z), rtol=0, atol=1e-6)
-    to_rows, to_bias, again = call(library, "bias_gelu_gradient", [rows, bias, gradient], shape, shape[1:], shape)
-    np.testing.assert_array_equal(again, found)
-    np.testing.assert_allclose(to_rows, gradient * slope, rtol=0, atol=4e-6)
-    np.testing.assert_allclose(to_bias, (gradient * slope).sum(0), rtol=0, atol=1e-6 * (shape[0] + 1))
+    for padding in (0, 5):
+        wide = (shape[0], shape[1] + padding)
+        outputs = call(library, "bias_gelu_gradient", [rows, bias, gradient], wide, shape[1:], wide)
+        to_rows, to_bias, again = outputs
+        np.testing.assert_array_equal(again, np.pad(found, ((0, 0), (0, padding))))
+        expected = np.pad(gradient * slope, ((0, 0), (0, padding)))
+        np.testing.assert_allclose(to_rows, expected, rtol=0, atol=4e-6)
+        np.testing.assert_allclose(to_bias, (gradient * slope).sum(0), rtol=0, atol=1e-6 * (shape[0] + 1))
+
+
+@needs_compiler
+@pytest.mark.parametrize("width", [1, 6, 7, 40])
+def test_matrices_are_made_narrower_and_wider(width, library, threads):
+    (rows,) = drawn(18, (70, 7))
+    (found,) = call(library, "fit_columns", [rows], (70, width))
+    np.testing.assert_array_equal(found, np.pad(rows, ((0, 0), (0, max(width - 7, 0))))[:, :width])
 
 
 @needs_compiler

@@ -3,12 +3,13 @@
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import ParameterTuple, Tensor, ops
 
 from focal_twins.models import ArgumentError
 from focal_twins.models.attention import GatheredAttention
-from focal_twins.models.compiled import KernelLayer
+from focal_twins.models.compiled import CompiledMlp, KernelLayer
 from focal_twins.models.device_options import device_options, set_device_options
+from focal_twins.models.layers import Mlp
 from focal_twins.models.precision import apply_precision
 from tests.kernels.compiler import needs_compiler
 from tests.models.test_training_options import FAMILIES, Gradients, X, build
@@ -43,6 +44,25 @@ def test_a_graph_of_kernels_has_the_gradients_of_operators():
     ms.set_context(mode=ms.GRAPH_MODE)
     compiled = build("focalv2", depths=[1], num_heads=[2], focal_stages=[0], focal_levels=[2])
     assert_equal(Gradients(set_device_options(compiled, kernels="compiled"))(X), expected, 1e-4)
+
+
+@pytest.mark.parametrize("hidden", [1024, 3072])
+def test_hidden_layers_with_padded_gradients_have_those_of_operators(hidden):
+    results = []
+    for kernels in ("compiled", "none"):
+        mlp = Mlp(24, hidden)
+        for seed, parameter in enumerate(mlp.get_parameters()):
+            values = np.random.default_rng(seed).standard_normal(parameter.shape) * 0.2
+            parameter.set_data(Tensor(values, ms.float32))
+        set_device_options(mlp, kernels=kernels)
+        x = Tensor(np.random.default_rng(9).standard_normal((2, 35, 24)), ms.float32)
+        gradient = ms.value_and_grad(
+            lambda x, mlp=mlp: ops.square(mlp(x)).sum(), 0, ParameterTuple(mlp.get_parameters())
+        )
+        value, (to_x, to_parameters) = gradient(x)
+        results.append((value, to_x, *to_parameters))
+    assert CompiledMlp.PADDING and hidden % CompiledMlp.CONFLICT == 0
+    assert_equal(*results, 1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -35,22 +35,27 @@ void forward(const Arguments& a) {
   });
 }
 
-// rows [R, C], bias [C], gradient [R, C] -> gradient by the rows [R, C], by the bias [C], gelu [R, C]
+// rows [R, C], bias [C], gradient [R, C] -> gradient by the rows [R, D], by the bias [C], gelu [R, D]
+//
+// D is at least C. There are zeros in the columns from C on.
 void backward(const Arguments& a) {
   const float *rows = a.floats(0), *bias = a.floats(1), *gradient = a.floats(2);
   float *to_rows = a.floats(3), *out = a.floats(5);
-  const int64_t width = a.size(1, 0);
+  const int64_t width = a.size(1, 0), wide = a.size(3, 1);
   const auto to_bias = Blocks(a.size(0, 0), width).sum(width, [=](int64_t first, int64_t end, float* sums) {
-    for (int64_t at = first * width; at < end * width; at += width)
+    for (int64_t row = first; row < end; ++row) {
+      const int64_t at = row * width, to = row * wide;
       each_vector(width, [=](int64_t i, auto n) {
         const Vec z = load(rows + at + i, n) + load(bias + i, n);
         const Vec phi = distribution(z);
         const Vec slope = phi + z * (exponential(z * z * -0.5f) * 0.3989422804f);
         const Vec part = load(gradient + at + i, n) * slope;
-        store(to_rows + at + i, part, n);
-        store(out + at + i, z * phi, n);
+        store(to_rows + to + i, part, n);
+        store(out + to + i, z * phi, n);
         store(sums + i, load(sums + i, n) + part, n);
       });
+      for (float* padded : {to_rows, out}) std::fill(padded + to + width, padded + to + wide, 0.0f);
+    }
   });
   std::copy(to_bias.begin(), to_bias.end(), a.floats(4));
 }

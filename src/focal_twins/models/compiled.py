@@ -35,30 +35,52 @@ def custom(library: str, function: str, shapes, types) -> ops.Custom:
     return ops.Custom(f"{library}:{function}", shapes, types, func_type="aot")
 
 
-class CompiledGeluProduct(nn.Cell):
-    """Adds a bias [H] to rows [R, H], applies exact GELU and multiplies by a weight [C, H]: [R, C] (kernels/bias.cpp).
+class CompiledMlp(nn.Cell):
+    """Multiplies rows [R, C] by a weight [H, C], adds a bias [H], applies exact GELU and multiplies by a weight [D, H].
 
-    The product is a part of this cell so that the result of GELU, the largest activation of a network, is not kept for
-    its gradient. The kernel of GELU's gradient has it anyway.
+    The result, [R, D], has no bias. The kernel of GELU's gradient (kernels/bias.cpp) computes the result of GELU
+    again, so that this largest activation of a network is not kept for the gradient.
+
+    Where the rows of the hidden layer are a multiple of 4 KB apart, the numbers of a column compete for few places of a
+    cache, and products that sum over rows take up to twice as long. There its gradient has PADDING columns more.
     """
 
-    def __init__(self, library):
+    PADDING = 16  # a cache line
+    CONFLICT = 1024  # float32 numbers in 4 KB
+
+    def __init__(self, library, hidden):
         super().__init__()
+        self.padding = self.PADDING if hidden % self.CONFLICT == 0 else 0
+        wide = hidden + self.padding
         self.forward = custom(library, "bias_gelu", lambda rows, bias: rows, lambda rows, bias: rows)
         self.backward = custom(
-            library, "bias_gelu_gradient", lambda rows, bias, gradient: (rows, bias, rows),
+            library, "bias_gelu_gradient",
+            lambda rows, bias, gradient: ((rows[0], wide), bias, (rows[0], wide)),
             lambda rows, bias, gradient: (rows, bias, rows),
         )  # fmt: skip
-        self.product = ops.MatMul(transpose_b=True)
-        self.by_hidden = ops.MatMul()
-        self.by_weight = ops.MatMul(transpose_a=True)
+        self.times_transposed = ops.MatMul(transpose_b=True)
+        self.times = ops.MatMul()
+        self.over_rows = ops.MatMul(transpose_a=True)
+        if self.padding:
+            self.narrow = custom(library, "fit_columns", lambda x: (x[0], hidden), lambda x: x)
+            self.lengthen = custom(library, "fit_columns", lambda x: (1, x[1] // hidden * wide), lambda x: x)
+            self.shorten = custom(library, "fit_columns", lambda x: (1, x[1] // wide * hidden), lambda x: x)
 
-    def construct(self, rows, bias, weight):
-        return self.product(self.forward(rows, bias), weight)
+    def construct(self, rows, weight1, bias, weight2):
+        """Return the result, and the first product, which the gradient needs."""
+        inner = self.times_transposed(rows, weight1)
+        return self.times_transposed(self.forward(inner, bias), weight2), inner
 
-    def bprop(self, rows, bias, weight, out, gradient):
-        to_rows, to_bias, hidden = self.backward(rows, bias, self.by_hidden(gradient, weight))
-        return to_rows, to_bias, self.by_weight(gradient, hidden)
+    def bprop(self, rows, weight1, bias, weight2, out, gradient):
+        to_inner, to_bias, hidden = self.backward(out[1], bias, self.times(gradient[0], weight2))
+        to_weight1, to_weight2 = self.over_rows(to_inner, rows), self.over_rows(gradient[0], hidden)
+        wide1 = weight1
+        if self.padding:
+            channels = rows.shape[1]
+            wide1 = self.lengthen(weight1.reshape((1, -1))).reshape((-1, channels))
+            to_weight1 = self.shorten(to_weight1.reshape((1, -1))).reshape((-1, channels))
+            to_weight2 = self.narrow(to_weight2)
+        return self.times(to_inner, wide1), to_weight1, to_bias, to_weight2
 
 
 class CompiledColumnSums(nn.Cell):

@@ -8,8 +8,8 @@ from mindspore.common.initializer import Normal, initializer
 from focal_twins.models.compiled import (
     CompiledBranch,
     CompiledColumnSums,
-    CompiledGeluProduct,
     CompiledLayerNorm,
+    CompiledMlp,
     KernelLayer,
 )
 
@@ -312,11 +312,12 @@ class Mlp(nn.Cell, KernelLayer):
         self.kernel = None
 
     def make_kernel(self, library):
-        return CompiledGeluProduct(library)
+        return CompiledMlp(library, self.fc1.out_channels)
 
     def construct(self, x, dropout_seed=None):
         if self.kernel is not None and x.dtype == ms.float32 and not self.drop1.is_active():
-            rows = self.kernel(self.fc1.product(x), self.fc1.bias, self.fc2.weight)
+            rows = x.reshape((-1, self.fc1.in_channels))
+            rows, _ = self.kernel(rows, self.fc1.weight, self.fc1.bias, self.fc2.weight)
             return self.fc2.add_bias(rows, self.fc2.bias).reshape((-1, *x.shape[1:-1], self.fc2.out_channels))
         x = self.drop1(self.act(self.fc1(x)), dropout_seed)
         return self.drop2(self.fc2(x), dropout_seed)
