@@ -185,10 +185,12 @@ def test_fixed_scale_stays_and_still_skips():
     np.testing.assert_array_equal(values(model)[0], before[0])
 
 
+@pytest.mark.parametrize("kernels", EITHER)
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lamb"])
-def test_accumulation_equals_the_large_batch(optimizer):
-    model, step, _, _ = build(clip_norm=0.1, optimizer=optimizer)
-    accumulated, accumulated_step, _, _ = build(clip_norm=0.1, accumulation_steps=2, optimizer=optimizer)
+def test_accumulation_equals_the_large_batch(optimizer, kernels):
+    options = {"clip_norm": 0.1, "optimizer": optimizer, "kernels": kernels}
+    model, step, _, _ = build(**options)
+    accumulated, accumulated_step, _, _ = build(accumulation_steps=2, **options)
     for t in range(3):
         x, targets = batch(t, 16)
         loss, norm, _, *_ = take(step, x, targets)
