@@ -39,6 +39,17 @@ def members(group):
     return [int(pid) for pgid, pid, state in rows if int(pgid) == group and not state.startswith("Z")]
 
 
+def none_left(group, seconds=10):
+    """Whether all processes of a group are dead, or die within seconds: a killed one still frees its memory."""
+    deadline = time.monotonic() + seconds
+    while left := members(group):
+        if time.monotonic() > deadline:
+            print(f"still there: {left}")
+            return False
+        time.sleep(0.05)
+    return True
+
+
 def await_updates(process, count):
     """Read the log of a run until so many updates were made, or its end; returns whether they were."""
     for line in process.stdout:
@@ -81,7 +92,7 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(train, tmp_path, pytestconfi
         count = moments.randint(1, longest) if done < kills - 1 else UPDATES_PER_EPOCH + 5
         assert await_updates(process, count), "the run ended before it could be killed"
         kill(process, checkpoints, done % 2 == 0, moments)
-        assert not members(process.pid)
+        assert none_left(process.pid)
         done += 1
         within_saves += bool(unfinished(output))
         for path in checkpoints.glob("*.ckpt"):
