@@ -39,15 +39,12 @@ def members(group):
     return [int(pid) for pgid, pid, state in rows if int(pgid) == group and not state.startswith("Z")]
 
 
-def none_left(group, seconds=10):
-    """Whether all processes of a group are dead, or die within seconds: a killed one still frees its memory."""
+def survivors(group, seconds):
+    """The processes of a group that are not dead after so many seconds: a killed one still frees its memory."""
     deadline = time.monotonic() + seconds
-    while left := members(group):
-        if time.monotonic() > deadline:
-            print(f"still there: {left}")
-            return False
+    while members(group) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return True
+    return members(group)
 
 
 def await_updates(process, count):
@@ -92,7 +89,7 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(train, tmp_path, pytestconfi
         count = moments.randint(1, longest) if done < kills - 1 else UPDATES_PER_EPOCH + 5
         assert await_updates(process, count), "the run ended before it could be killed"
         kill(process, checkpoints, done % 2 == 0, moments)
-        assert none_left(process.pid)
+        assert not survivors(process.pid, 10)
         done += 1
         within_saves += bool(unfinished(output))
         for path in checkpoints.glob("*.ckpt"):
@@ -125,10 +122,7 @@ def test_data_workers_end_with_a_killed_process(train, tmp_path):
     process.kill()
     process.stdout.close()
     process.wait()
-    deadline = time.monotonic() + 60
-    while members(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    orphans = members(process.pid)
+    orphans = survivors(process.pid, 60)
     if orphans:
         os.killpg(process.pid, signal.SIGKILL)
     assert not orphans
