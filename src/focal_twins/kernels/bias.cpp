@@ -18,7 +18,9 @@ FOCAL_TWINS_INLINE Vec distribution(Vec z) {
   value = value * square - 6.40434163e-5f;
   value = value * square + 7.26651268e-2f;
   value = value * square + 1.59577012f;
-  return 1.0f / (1.0f + exponential(-z * value));
+  const Vec power = -z * value;
+  const Vec result = 1.0f / (1.0f + exponential(power));
+  return power > 88.0f ? Vec{} : result;
 }
 
 // rows [R, C], bias [C] -> gelu [R, C]

@@ -1,13 +1,14 @@
 // Products of small matrices that stay in the cache, the innermost part of attention.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 
 #include "vectors.h"
 
 namespace focal_twins {
 
-// Of a tile of sums: 21 of 32 registers hold them, or 8 of 16.
-constexpr int kTileRows = kWidth == 16 ? 7 : 4, kTileVectors = kWidth == 16 ? 3 : 2;
+// Of a tile of sums: 21 of 32 registers hold them, or 12 of 16.
+constexpr int kTileRows = kWidth == 16 ? 7 : 6, kTileVectors = kWidth == 16 ? 3 : 2;
 
 // Element (i, k) of a matrix is at data[i * row + k * column]: a matrix or its transpose, whichever way it is stored.
 struct View {
@@ -45,7 +46,7 @@ inline void strip(View a, const float* b, int64_t b_row, int64_t depth, float* o
 template <int kRows = kTileRows>
 inline void multiply(View a, const float* b, float* out, int64_t rows, int64_t depth, int64_t columns) {
   for (; rows >= kRows; rows -= kRows, a.data += kRows * a.row, out += kRows * columns)
-    strip<kRows, kTileVectors>(a, b, columns, depth, out, columns, columns / kWidth);
+    strip<kRows, std::min(kTileRows * kTileVectors / kRows, 8)>(a, b, columns, depth, out, columns, columns / kWidth);
   if constexpr (kRows > 1) multiply<kRows / 2>(a, b, out, rows, depth, columns);
 }
 

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #define FOCAL_TWINS_INLINE inline __attribute__((always_inline))
 
@@ -48,52 +49,49 @@ inline float largest(Vec x) {
   return x[0];
 }
 
-// e^x within 2e-7 of its size: 2^k e^r with |r| <= ln(2) / 2, where Taylor's polynomial of degree 7 is off by 5e-9.
-// Results below the smallest normal number are 0; NaN stays NaN.
+// e^x of numbers that are at most 88, within 2e-7 of its size: 2^k e^r with |r| <= ln(2) / 2, where the polynomial of
+// degree 6 whose largest error is least is off by 3e-9. Results below the smallest normal number may be 0; NaN stays NaN.
 inline Vec exponential(Vec x) {
-  const float lowest = -87.33f, highest = 88.37f, round = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  Vec inside = x < lowest ? Vec{} + lowest : x;
-  inside = inside > highest ? Vec{} + highest : inside;
-  const Vec shifted = inside * 1.44269504f + round;
+  const float lowest = -88.0f, round = 12582912.0f;  // 2^k is 0 there; 1.5 * 2^23: adding it rounds to an integer
+  x = x < lowest ? Vec{} + lowest : x;
+  const Vec shifted = x * 1.44269504f + round;
   const Vec k = shifted - round;
-  const Vec r = (inside - k * 0.693359375f) + k * 2.12194440e-4f;  // ln 2 in two parts, the first exact in 10 bits
-  Vec value = r * (1.0f / 5040) + 1.0f / 720;
-  value = value * r + 1.0f / 120;
-  value = value * r + 1.0f / 24;
-  value = value * r + 1.0f / 6;
+  const Vec r = (x - k * 0.693359375f) + k * 2.12194440e-4f;  // ln 2 in two parts, the first exact in 10 bits
+  Vec value = r * 1.38145988e-3f + 8.36871658e-3f;
+  value = value * r + 4.16683890e-2f;
+  value = value * r + 1.66665211e-1f;
   value = value * r + 0.5f;
   value = value * r + 1.0f;
   value = value * r + 1.0f;
-  const Vec power = (Vec)(((IntVec)shifted + 127) << 23);  // 2^k: the low bits of `shifted` are k
-  value = value * power;
-  value = x < lowest ? Vec{} : value;
-  return x > highest ? Vec{} + __builtin_inff() : value;
+  return value * (Vec)(((IntVec)shifted + 127) << 23);  // 2^k: the low bits of `shifted` are k
 }
 
-// Transposes a square of numbers that kWidth vectors hold, by exchanging ever larger squares within it.
-inline void transpose(Vec (&rows)[kWidth]) {
-#if defined(__clang__)  // whose shuffles take constants alone
-  float square[kWidth][kWidth];
-  std::memcpy(square, rows, sizeof square);
-  for (int i = 0; i < kWidth; ++i)
-    for (int j = 0; j < kWidth; ++j) rows[i][j] = square[j][i];
+// Numbers of two vectors, those of the second after those of the first. Only places that the compiler knows are fast.
+template <int... kPlaces>
+FOCAL_TWINS_INLINE Vec pick(Vec first, Vec second, std::integer_sequence<int, kPlaces...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(first, second, kPlaces...);
 #else
-#pragma GCC unroll 4
-  for (int step = 1; step < kWidth; step *= 2) {
-    IntVec upper, lower;
-    for (int lane = 0; lane < kWidth; ++lane) {
-      upper[lane] = lane & step ? kWidth + lane - step : lane;
-      lower[lane] = lane & step ? kWidth + lane : lane + step;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kWidth; ++i) {
-      if (i & step) continue;
-      const Vec first = rows[i], second = rows[i + step];
-      rows[i] = __builtin_shuffle(first, second, upper);
-      rows[i + step] = __builtin_shuffle(first, second, lower);
-    }
-  }
+  return __builtin_shuffle(first, second, IntVec{kPlaces...});
 #endif
 }
+
+// Exchanges squares of kStep x kStep numbers within ever larger squares of a square that kWidth vectors hold.
+template <int kStep, int... kLanes>
+FOCAL_TWINS_INLINE void exchange(Vec (&rows)[kWidth], std::integer_sequence<int, kLanes...> lanes) {
+  constexpr std::integer_sequence<int, (kLanes & kStep ? kWidth + kLanes - kStep : kLanes)...> upper;
+  constexpr std::integer_sequence<int, (kLanes & kStep ? kWidth + kLanes : kLanes + kStep)...> lower;
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; ++i) {
+    if (i & kStep) continue;
+    const Vec first = rows[i], second = rows[i + kStep];
+    rows[i] = pick(first, second, upper);
+    rows[i + kStep] = pick(first, second, lower);
+  }
+  if constexpr (2 * kStep < kWidth) exchange<2 * kStep>(rows, lanes);
+}
+
+// Transposes a square of numbers.
+FOCAL_TWINS_INLINE void transpose(Vec (&rows)[kWidth]) { exchange<1>(rows, std::make_integer_sequence<int, kWidth>()); }
 
 }  // namespace focal_twins

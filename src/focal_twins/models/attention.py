@@ -5,7 +5,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.ops.functional import is_sequence_value_unknown
 
-from focal_twins.models.compiled import NO_BIAS, CompiledAttention, CompiledSelfAttention, KernelLayer
+from focal_twins.models.compiled import NO_BIAS, CompiledSelfAttention, KernelLayer
 from focal_twins.models.gathers import RowGather
 from focal_twins.models.layers import Dense, Dropout, SlicedDense
 
@@ -26,7 +26,6 @@ class GatheredAttention(nn.Cell, KernelLayer):
 
     has_bias = False
     learns_bias = True  # where it has one
-    attends_to_itself = False  # queries and keys are always rows of one matrix
 
     def __init__(self, dim, num_heads, qkv_bias=True, qk_scale=None, attn_drop=0.0, proj_drop=0.0, index=0):
         super().__init__()
@@ -68,8 +67,7 @@ class GatheredAttention(nn.Cell, KernelLayer):
         self.use_kernels(self.library)  # which hold the tables, too
 
     def make_kernel(self, library):
-        kernel = CompiledSelfAttention if self.attends_to_itself else CompiledAttention
-        return kernel(
+        return CompiledSelfAttention(
             library,
             self.query_index,
             self.key_index,
@@ -121,26 +119,24 @@ class GatheredAttention(nn.Cell, KernelLayer):
             scores = self.add_position_bias(scores)
         return ops.softmax(scores, -1)
 
-    def attended(self, queries, tokens):
-        """Do the same as `attend`, but for dropout and the last projection, by a kernel."""
+    def attended(self, tokens):
+        """Do the same as `attend`, but for dropout and the last projection, by a kernel.
+
+        One product computes queries, keys and values of all tokens, also queries of the few that are only keys.
+        """
         bias = NO_BIAS
         if self.has_bias:
             bias = self.position_bias() if self.folded_bias is None else self.folded_bias
-        rows = tokens.reshape((-1, self.dim))
-        if self.attends_to_itself:
-            qkv = self.qkv.product(rows, 0, 3).reshape((-1, tokens.shape[1], 3 * self.dim))
-            return self.kernel(qkv, self.qkv.bias if self.qkv.has_bias else NO_BIAS, bias)
-        q = self.qkv.product(queries.reshape((-1, self.dim)), 0, 1).reshape((-1, *queries.shape[1:]))
-        kv = self.qkv.product(rows, 1, 3).reshape((-1, tokens.shape[1], 2 * self.dim))
-        of_q, of_kv = NO_BIAS, NO_BIAS
-        if self.qkv.has_bias:
-            of_q, of_kv = self.qkv.bias[: self.dim], self.qkv.bias[self.dim :]
-        return self.kernel(q, kv, of_q, of_kv, bias)
+        qkv = self.qkv.product(tokens.reshape((-1, self.dim))).reshape((-1, tokens.shape[1], 3 * self.dim))
+        return self.kernel(qkv, self.qkv.bias if self.qkv.has_bias else NO_BIAS, bias)
 
     def attend(self, queries, tokens, dropout_seed):
-        """Attend from queries [B, L or more, C] to tokens [B, T, C], which the tables number: [B, L, C]."""
+        """Attend from queries [B, L or more, C] to tokens [B, T, C], which the tables number: [B, L, C].
+
+        The queries are the first rows of the tokens.
+        """
         if self.kernel is not None and queries.dtype == ms.float32 and not self.attn_drop.is_active():
-            return self.proj_drop(self.proj(self.attended(queries, tokens)), dropout_seed)
+            return self.proj_drop(self.proj(self.attended(tokens)), dropout_seed)
         weights = self.attn_drop(self.attention_weights(queries, tokens), dropout_seed)
         v = self.qkv(tokens.reshape((-1, self.dim)), 2).reshape((-1, *tokens.shape[1:]))
         weights = weights.reshape((-1, self.num_heads, self.window_area, self.num_keys)).astype(v.dtype)

@@ -26,7 +26,7 @@ from focal_twins.models.gathers import RowGather, with_padding_token
 from focal_twins.models.layers import Dense, Dropout, DropPath, LayerNorm, Mlp, SlicedDense
 from focal_twins.models.registry import ArgumentError, register_family, register_model
 
-QUERIES_AT_A_TIME = 64  # of a kernel, whose scores are to fit the cache
+QUERIES_AT_A_TIME = 64  # of a kernel, at most, whose scores are to fit the cache
 BLOCK_NORM_EPSILON = 1e-6  # of the norms in blocks and the final one; patch embeddings and subsampling have 1e-5
 
 
@@ -43,7 +43,6 @@ class LocallyGroupedAttention(GatheredAttention):
     """
 
     learns_bias = False  # which is a mask
-    attends_to_itself = True
 
     def __init__(self, dim, map_size, num_heads, window_size, attn_drop, proj_drop, index, mask_padding=False):
         super().__init__(dim, num_heads, attn_drop=attn_drop, proj_drop=proj_drop, index=index)
@@ -106,7 +105,8 @@ class GlobalSubsampledAttention(nn.Cell, KernelLayer):
 
     def make_kernel(self, library):
         groups = -(-self.queries // QUERIES_AT_A_TIME)
-        queries = np.arange(groups * QUERIES_AT_A_TIME).reshape(groups, -1)  # those from self.queries on are padding
+        count = -(-self.queries // groups)
+        queries = np.arange(groups * count).reshape(groups, count)  # those from self.queries on are padding
         keys = np.tile(np.arange(self.keys), (groups, 1))
         kind = np.zeros(groups, np.int32)
         return CompiledAttention(
@@ -135,7 +135,7 @@ class GlobalSubsampledAttention(nn.Cell, KernelLayer):
         rows = self.subsampled(x)
         if self.kernel is not None and x.dtype == ms.float32 and not self.attn_drop.is_active():
             q = self.q.product(x).reshape(x.shape)
-            kv = self.kv.product(rows, 0, 2).reshape((-1, self.keys, 2 * self.dim))
+            kv = self.kv.product(rows).reshape((-1, self.keys, 2 * self.dim))
             out = self.kernel(q, kv, self.q.bias, self.kv.bias, NO_BIAS)
             return self.proj_drop(self.proj(out), dropout_seed)
         weights = self.attn_drop(self.attention_weights(x, rows), dropout_seed)
