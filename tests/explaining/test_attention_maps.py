@@ -135,7 +135,7 @@ def test_pooled_keys_stand_for_the_tokens_that_change_them(family):
     def pooled(fine):
         tokens = Tensor(fine)
         tokens = with_padding_token(tokens) if block.padded else tokens
-        return np.concatenate([pool(tokens).asnumpy()[0] for pool in block.pool_layers])
+        return np.concatenate([pool.pooled(tokens).asnumpy()[0] for pool in block.pool_layers])
 
     before = pooled(fine)
     for token in (0, 5, length // 2, length - 1):
@@ -187,7 +187,7 @@ def test_a_window_sees_exactly_the_tokens_that_are_shown(name, window):
     before = results(fine)
     tokens = {*np.random.default_rng(2).permutation(length)[:20].tolist()}
     pool = block.pool_layers[0]
-    tokens |= set(pool.pick.index.asnumpy()[:: pool.parts].tolist())  # of the first part, whose number masked keys have
+    tokens |= set(pool.part_index[0].tolist())  # of the first part, whose number masked keys have
     for token in tokens & set(range(length)):
         changed = fine.copy()
         changed[0, token] += 3

@@ -12,6 +12,7 @@ extern "C" Kernel bias_gelu, bias_gelu_gradient, layer_norm, layer_norm_gradient
 extern "C" Kernel fit_columns, affine, affine_gradient, column_sums, depthwise_convolution, depthwise_convolution_gradient;
 extern "C" Kernel scaled_branch, scaled_branch_gradient, cross_entropy, cross_entropy_gradient;
 extern "C" Kernel sum_of_squares, adamw_update, average_update;
+extern "C" Kernel position_bias, position_bias_gradient, window_pool, window_pool_gradient;
 extern "C" Kernel window_attention, window_attention_gradient, self_attention_gradient;
 extern "C" void focal_twins_set_threads(int);
 
@@ -96,6 +97,23 @@ void depthwise(int64_t batch, int64_t height, int64_t width, int64_t channels, i
   run(depthwise_convolution_gradient, std::move(of_gradient));
 }
 
+void biases_of_positions(int64_t rows, int64_t heads, const Shape& pairs) {
+  const Shape table{rows, heads}, biases{pairs[0], heads, pairs[1], pairs[2]};
+  std::vector<Tensor> inputs = tensors({table, pairs, biases}), of_gradient = tensors({table, pairs, biases, table});
+  inputs[1].end = of_gradient[1].end = rows;
+  run(position_bias, std::move(inputs));
+  run(position_bias_gradient, std::move(of_gradient));
+}
+
+void pooled_windows(const Shape& tokens, int64_t parts, int64_t area) {
+  const Shape weight{1, area}, index{parts, area}, all{tokens[0], tokens[1] + parts, tokens[2]};
+  std::vector<Tensor> inputs = tensors({tokens, weight, {1}, index, all});
+  std::vector<Tensor> of_gradient = tensors({tokens, weight, index, all, tokens, weight, {1}});
+  inputs[3].end = of_gradient[2].end = tokens[1];
+  run(window_pool, std::move(inputs));
+  run(window_pool_gradient, std::move(of_gradient));
+}
+
 void rows_of_logits(const Shape& shape) {
   const Shape height{shape[0]};
   auto inputs = [&] {
@@ -147,6 +165,11 @@ int main() {
     updates({{}, {7}, {3, 5}, {0, 2}, {20001}});
     depthwise(2, 5, 7, 19, 3);
     depthwise(1, 1, 1, 4, 5);
+    biases_of_positions(13, 3, {5, 7, 9});
+    biases_of_positions(1, 1, {1, 1, 1});
+    pooled_windows({2, 20, 19}, 5, 4);
+    pooled_windows({1, 3, 1}, 1, 2);
+    pooled_windows({3, 50, 150}, 9, 7);
     attention(2, 3, 32, 40, 60, 2, 21, 33, true);
     attention(3, 1, 5, 7, 4, 3, 3, 3, true);
     attention(1, 2, 17, 9, 9, 11, 1, 50, false);

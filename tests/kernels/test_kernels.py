@@ -354,6 +354,44 @@ def test_attention_of_special_values(library):
 
 
 @needs_compiler
+@pytest.mark.parametrize(("rows", "heads", "pairs"), [(13, 3, (5, 7, 9)), (1, 1, (1, 1, 1)), (900, 2, (3, 49, 150))])
+def test_position_biases_are_exact(rows, heads, pairs, library, threads):
+    table, gradient = drawn(18, (rows, heads), (pairs[0], heads, *pairs[1:]))
+    index = np.random.default_rng(18).integers(0, rows, pairs).astype(np.int32)
+    (found,) = call(library, "position_bias", [table, index], gradient.shape)
+    np.testing.assert_array_equal(found, table[index].transpose(0, 3, 1, 2))
+    exact = np.zeros(table.shape)
+    np.add.at(exact, index, gradient.transpose(0, 2, 3, 1))
+    (found,) = call(library, "position_bias_gradient", [table, index, gradient], table.shape)
+    assert_within(found, exact, 1e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("shape", "parts", "area"), [((2, 20, 19), 5, 4), ((1, 3, 1), 1, 2), ((3, 50, 150), 9, 7), ((0, 4, 8), 2, 2)]
+)
+def test_pooled_windows_are_exact(shape, parts, area, library, threads):
+    """Some tokens are in several windows, as padding is, and some in none."""
+    tokens, weight, bias = drawn(19, shape, (1, area), (1,))
+    (gradient,) = drawn(20, (shape[0], shape[1] + parts, shape[2]))
+    index = np.random.default_rng(19).integers(0, shape[1], (parts, area)).astype(np.int32)
+    (found,) = call(library, "window_pool", [tokens, weight, bias, index], gradient.shape)
+    np.testing.assert_array_equal(found[:, : shape[1]], tokens)
+    of_windows = tokens.astype(np.float64)[:, index]  # [B, parts, area, C]
+    exact = np.einsum("bpac,a->bpc", of_windows, weight[0]) + bias
+    np.testing.assert_allclose(found[:, shape[1] :], exact, rtol=0, atol=1e-5)
+    given = gradient[:, shape[1] :].astype(np.float64)
+    to_tokens = gradient[:, : shape[1]].astype(np.float64)
+    np.add.at(to_tokens, (slice(None), index), given[:, :, None] * weight[0, :, None])
+    exact = (to_tokens, np.einsum("bpac,bpc->a", of_windows, given)[None], given.sum(keepdims=True).reshape(1))
+    outputs = call(
+        library, "window_pool_gradient", [tokens, weight, index, gradient], *[array.shape for array in exact]
+    )
+    for values, expected in zip(outputs, exact, strict=True):
+        np.testing.assert_allclose(values, expected, rtol=1e-5, atol=2e-4)
+
+
+@needs_compiler
 @pytest.mark.parametrize(
     ("batch", "height", "width", "channels", "side"), [(2, 5, 7, 19, 3), (1, 1, 1, 4, 5), (3, 9, 2, 64, 3)]
 )
@@ -386,7 +424,9 @@ def test_depthwise_convolution_is_exact(batch, height, width, channels, side, li
 @needs_compiler
 def test_threads_change_no_bit(library):
     inputs, gradient = attention_case(*ATTENTION_CASES["focal"])
-    rows, bias, of_rows = drawn(4, (700, 96), (96,), (700, 96))
+    rows, bias, of_rows, of_pairs = drawn(4, (700, 96), (96,), (700, 96), (5, 3, 60, 90))
+    windows = np.arange(100, dtype=np.int32).reshape(25, 4)
+    pairs = (np.arange(5 * 60 * 90, dtype=np.int32) % 700).reshape(5, 60, 90)
     found = []
     for count in (1, 2, 3):
         ctypes.CDLL(str(library)).focal_twins_set_threads(count)
@@ -396,6 +436,11 @@ def test_threads_change_no_bit(library):
                 *[array.shape for array in (*inputs[:2], inputs[4])],
             ),
             *call(library, "bias_gelu_gradient", [rows, bias, of_rows], rows.shape, bias.shape, rows.shape),
+            *call(
+                library, "window_pool_gradient", [rows[None, :675], bias[None, :4], windows, of_rows[None]],
+                (1, 675, 96), (1, 4), (1,),
+            ),
+            *call(library, "position_bias_gradient", [rows[:, :3], pairs, of_pairs], (700, 3)),
         ])  # fmt: skip
     ctypes.CDLL(str(library)).focal_twins_set_threads(1)
     for others in found[1:]:

@@ -217,8 +217,7 @@ def token_covers(block: nn.Cell, length: int) -> list[np.ndarray]:
     if block.padded:
         covers.append(np.array([], int))
     for pool in block.pool_layers:
-        parts = pool.pick.index.asnumpy().reshape(pool.area, pool.parts).T
-        covers += [np.unique(part[part < length]) for part in parts]
+        covers += [np.unique(part[part < length]) for part in pool.part_index]
     return covers
 
 

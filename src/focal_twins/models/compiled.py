@@ -269,6 +269,62 @@ class CompiledSelfAttention(CompiledWindows):
         return to_qkv, self.sum_of(to_qkv, of_qkv), to_bias if self.learns_bias else ops.zeros_like(bias)
 
 
+class CompiledPositionBias(nn.Cell):
+    """Looks up the bias of every pair of query and key in a table (kernels/position_bias.cpp).
+
+    Args:
+        index: [kinds, N, K] rows of the table.
+        num_heads: number of heads.
+    """
+
+    def __init__(self, library, index, num_heads):
+        super().__init__()
+        self.index = Tensor(index.astype(np.int32))
+        kinds, queries, keys = index.shape
+        self.forward = custom(
+            library, "position_bias", lambda table, index: (kinds, num_heads, queries, keys), lambda table, index: table
+        )
+        self.backward = custom(
+            library, "position_bias_gradient", lambda table, index, gradient: table,
+            lambda table, index, gradient: table,
+        )  # fmt: skip
+
+    def construct(self, table):
+        """Map a table [D, heads] to biases [kinds, heads, N, K]."""
+        return self.forward(table, self.index)
+
+    def bprop(self, table, out, gradient):
+        return (self.backward(table, self.index, gradient),)
+
+
+class CompiledWindowPool(nn.Cell):
+    """Puts weighted sums of the tokens of windows behind the tokens [B, T, C] (kernels/window_pool.cpp).
+
+    Args:
+        index: [parts, area] rows of the tokens of each window.
+    """
+
+    def __init__(self, library, index):
+        super().__init__()
+        self.index = Tensor(index.astype(np.int32))
+        parts = len(index)
+        self.forward = custom(
+            library, "window_pool", lambda tokens, weight, bias, index: (tokens[0], tokens[1] + parts, tokens[2]),
+            lambda tokens, weight, bias, index: tokens,
+        )  # fmt: skip
+        self.backward = custom(
+            library, "window_pool_gradient", lambda tokens, weight, index, gradient: (tokens, weight, (1,)),
+            lambda tokens, weight, index, gradient: (tokens, weight, weight),
+        )  # fmt: skip
+
+    def construct(self, tokens, weight, bias):
+        """Weigh by a weight [1, area], and add a bias [1] to the sums: [B, T + parts, C]."""
+        return self.forward(tokens, weight, bias, self.index)
+
+    def bprop(self, tokens, weight, bias, out, gradient):
+        return self.backward(tokens, weight, self.index, gradient)
+
+
 class CompiledDepthwise(nn.Cell):
     """Convolves every channel of the tokens [B, H * W, C] of a map by itself (kernels/depthwise.cpp).
 

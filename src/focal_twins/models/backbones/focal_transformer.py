@@ -28,6 +28,7 @@ from focal_twins.models.backbones.backbone import (
     image_size,
     size_of_pretraining,
 )
+from focal_twins.models.compiled import CompiledPositionBias, CompiledWindowPool, KernelLayer
 from focal_twins.models.convolutions import PatchEmbed, convolution_parameters
 from focal_twins.models.gathers import RowGather, with_padding_token
 from focal_twins.models.layers import WEIGHT_INIT, Dense, Dropout, DropPath, LayerNorm, Mlp
@@ -173,6 +174,7 @@ class FocalAttentionV2(GatheredAttention):
         self.window_size = window_size
         self.shift = shift
         self.levels = levels
+        self.look_up = None
         head_dim = self.head_dim
         self.coord2rpb_all = nn.CellList(
             [nn.SequentialCell(Dense(2, head_dim), nn.ReLU(), Dense(head_dim, num_heads)) for _ in range(levels)]
@@ -221,12 +223,24 @@ class FocalAttentionV2(GatheredAttention):
         names = ["tokens near the window", "pooled tokens, one a window"]
         return [(name, table.shape[1]) for name, table in zip(names, self.key_tables(), strict=False)]
 
+    def use_kernels(self, library):
+        super().use_kernels(library)
+        self.look_up = None
+        if library is not None:
+            first = np.cumsum([0, *(len(values) for values in self.distinct[:-1])])  # of each level in one table
+            index = [places.asnumpy() + start for places, start in zip(self.inverse, first, strict=True)]
+            self.look_up = CompiledPositionBias(library, np.concatenate(index, axis=-1), self.num_heads)
+
     def position_bias(self):
         """Compute the bias of every query-key pair, for every window: [nW, heads, N, K]."""
+        tables = ()
+        for level in range(self.levels):
+            tables = tables + (self.coord2rpb_all[level](self.distinct[level]),)  # [D, heads]
+        if self.look_up is not None and tables[0].dtype == ms.float32:
+            return self.look_up(ops.concat(tables, 0) if self.levels > 1 else tables[0])
         biases = ()
         for level in range(self.levels):
-            values = self.coord2rpb_all[level](self.distinct[level])  # [D, heads]
-            bias = ops.gather(values.transpose((1, 0)), self.inverse[level], 1)  # [heads, nW, N, K_level]
+            bias = ops.gather(tables[level].transpose((1, 0)), self.inverse[level], 1)  # [heads, nW, N, K_level]
             biases = biases + (bias,)
         bias = ops.concat(biases, -1) if self.levels > 1 else biases[0]
         return bias.transpose((1, 0, 2, 3))  # [nW, heads, N, K]
@@ -245,8 +259,10 @@ def key_table_name(level: int) -> str:
     return f"topk_cloest_indice_{level}"
 
 
-class WindowPool(nn.Cell):
+class WindowPool(nn.Cell, KernelLayer):
     """Pools the tokens of each part of a window into one token of a coarse level (pool_layers in the originals).
+
+    The pooled tokens are put behind the others, in one matrix.
 
     "fc" weighs a part's tokens alike in every channel, "conv" each channel by itself, "mean" and "max" learn nothing.
     The original's 1/N initialisation of "fc" is overwritten by N(0, 0.02) afterwards; kept for fidelity.
@@ -258,6 +274,7 @@ class WindowPool(nn.Cell):
     def __init__(self, pool, dim, part_index):
         super().__init__()
         self.pool = pool
+        self.part_index = part_index
         self.parts, self.area = part_index.shape
         self.dim = dim
         self.pick = RowGather(part_index.T)  # first the first token of every part, then the second of every part, ...
@@ -268,10 +285,20 @@ class WindowPool(nn.Cell):
             side = math.isqrt(self.area)
             self.weight, self.bias = convolution_parameters(dim, 1, side)  # [C, 1, side, side], [C]
         self.matmul = ops.BatchMatMul()
+        self.kernel = None
 
-    def construct(self, fine):
-        """Pool tokens [B, L, C] to [B, parts, C]."""
-        tokens = self.pick(fine)  # [B, area * parts, C]
+    def make_kernel(self, library):
+        return CompiledWindowPool(library, self.part_index) if self.pool == "fc" else None
+
+    def construct(self, tokens):
+        """Put the pooled tokens behind tokens [B, T, C], of which they pool the first: [B, T + parts, C]."""
+        if self.kernel is not None and tokens.dtype == ms.float32:
+            return self.kernel(tokens, self.weight, self.bias)
+        return ops.concat((tokens, self.pooled(tokens)), 1)
+
+    def pooled(self, tokens):
+        """Pool tokens [B, T, C] to [B, parts, C]."""
+        tokens = self.pick(tokens)  # [B, area * parts, C]
         if self.pool == "fc":  # a product of matrices: 10 times as fast as weighing and summing
             tokens = tokens.reshape((-1, self.area, self.parts * self.dim))
             # Repeated for each sample, by a sum: ONNX has no OnesLike.
@@ -334,10 +361,9 @@ class FocalBlock(nn.Cell):
         Padding comes after the normalisation and is attended to, as in the original.
         """
         fine = with_padding_token(x) if self.padded else x
-        levels = (fine,)
+        tokens = fine
         for pool in self.pool_layers:
-            levels = levels + (pool(fine),)
-        tokens = ops.concat(levels, 1) if len(levels) > 1 else fine  # [B, T, C]
+            tokens = pool(tokens)
         return self.attn(fine, tokens, dropout_seed)
 
     def construct(self, x, drop_path=None, dropout_seed=None):
