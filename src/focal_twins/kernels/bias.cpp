@@ -20,7 +20,7 @@ FOCAL_TWINS_INLINE Vec distribution(Vec z) {
   value = value * square + 1.59577012f;
   const Vec power = -z * value;
   const Vec result = 1.0f / (1.0f + exponential(power));
-  return power > 88.0f ? Vec{} : result;
+  return power > 88.0f ? Vec{} : result;  // beyond what the exponential takes
 }
 
 // rows [R, C], bias [C] -> gelu [R, C]

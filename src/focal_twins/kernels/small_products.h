@@ -42,6 +42,8 @@ inline void strip(View a, const float* b, int64_t b_row, int64_t depth, float* o
   if constexpr (kVectors > 1) strip<kRows, kVectors - 1>(a, b, b_row, depth, out, out_row, vectors);
 }
 
+// The fewer rows are left, the more vectors of them are summed at a time, for single sums would wait for each other.
+//
 // out = a b: a [rows, depth], b [depth, columns] and out [rows, columns], where `columns` are whole vectors.
 template <int kRows = kTileRows>
 inline void multiply(View a, const float* b, float* out, int64_t rows, int64_t depth, int64_t columns) {
