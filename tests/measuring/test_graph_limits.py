@@ -1,7 +1,8 @@
 """Graphs do not grow unnoticed: operators, and bytes that they write, against tests/reference/graph_limits.yaml.
 
 What makes a model fast here, few operators and few bytes, and what can be counted on any machine. One block a stage of
-the smallest model of each family, at its own size, for training and inference. After a change that is worth it:
+the smallest model of each family, at its own size, for training and inference by operators, and for training by
+compiled kernels. After a change that is worth it:
 pytest tests/measuring/test_graph_limits.py --write-graph-limits, and say in the commit why.
 """
 
@@ -14,8 +15,10 @@ import yaml
 
 from focal_twins.measuring.graph import activation_bytes, compiled_operators, peak_bytes
 from focal_twins.models import create_model
+from focal_twins.models.device_options import set_device_options
 from scripts.benchmark_own import update
 from tests.conftest import ROOT
+from tests.kernels.compiler import needs_compiler
 
 LIMITS = ROOT / "tests/reference/graph_limits.yaml"
 GROWTH = 1.03
@@ -29,8 +32,10 @@ MODELS = {
 def counted(name: str, mode: str) -> dict:
     """Totals of a compiled graph at batch 2, and its operators by kind."""
     model = create_model(name, **MODELS[name])
+    if mode == "train by kernels":
+        set_device_options(model, kernels="compiled")
     images = ms.Tensor(np.zeros((2, 3, 224, 224), np.float32))
-    if mode == "train":
+    if mode.startswith("train"):
         cell, arguments = update(model, model, images)
         operators = compiled_operators(cell, *arguments())
     else:
@@ -54,7 +59,7 @@ def grown(found: dict, limits: dict) -> list[str]:
     return lines
 
 
-@pytest.mark.parametrize("mode", ["infer", "train"])
+@pytest.mark.parametrize("mode", ["infer", "train", pytest.param("train by kernels", marks=needs_compiler)])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_graph_does_not_grow(name, mode, request):
     stored = yaml.safe_load(LIMITS.read_text()) if LIMITS.exists() else {}
