@@ -40,7 +40,7 @@ class Family:
         """
         found: dict[str, inspect.Parameter] = {}
         for constructor in self.build.__mro__:
-            parameters = inspect.signature(constructor).parameters
+            parameters = constructor_parameters(constructor)
             found = {name: p for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD} | found
             if len(found) >= len(parameters) and all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
                 return {name: p for name, p in found.items() if name not in NOT_KEYS}
@@ -49,10 +49,19 @@ class Family:
     @property
     def has_backbone(self) -> bool:
         """Tell whether the family's networks stand on a backbone."""
-        return "backbone" in inspect.signature(self.build).parameters
+        return "backbone" in constructor_parameters(self.build)
 
     def defaults(self) -> dict:
         return {name: parameter.default for name, parameter in self.parameters().items()}
+
+
+def constructor_parameters(build: type[Any]) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a class's constructor by name, also of one that it inherits.
+
+    The signature of the class itself will not do: in Python 3.11.2 it is that of nn.Cell's __new__ where __init__ is
+    inherited.
+    """
+    return dict(list(inspect.signature(build.__init__).parameters.items())[1:])  # without self
 
 
 _FAMILIES: dict[str, Family] = {}
