@@ -19,12 +19,14 @@ void forward(const Arguments& a) {
     for (int64_t row = first; row < end; ++row) {
       const float* from = tokens + row / longer * length * width;
       const int64_t part = row % longer - length;
+      if (part < 0) {
+        std::copy_n(from + row % longer * width, width, out + row * width);
+        continue;
+      }
       each_vector(width, [=](int64_t i, auto n) {
         Vec value{};
-        if (part < 0) value = load(from + row % longer * width + i, n);
-        for (int64_t j = 0; part >= 0 && j < area; ++j)
-          value += load(from + index[part * area + j] * width + i, n) * weight[j];
-        store(out + row * width + i, part < 0 ? value : value + bias, n);
+        for (int64_t j = 0; j < area; ++j) value += load(from + index[part * area + j] * width + i, n) * weight[j];
+        store(out + row * width + i, value + bias, n);
       });
     }
   });
